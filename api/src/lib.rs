@@ -1,1 +1,41 @@
-//! Placeholder.
+//! What crosses a wire: the native API's objects, requests and errors, and (feature `grpc`) the agent protocol.
+//!
+//! Types only, no logic beyond parsing and formatting. Objects are JSON with snake_case keys; fields that a reader
+//! does not know are ignored and absent ones take their default, so neighbours of one release apart understand each
+//! other. Quantities carry their unit in the name: `mem_bytes`, `nano_cpus` (1 CPU = 1,000,000,000), `*_ms`.
+
+mod assignment;
+mod cluster;
+mod error;
+mod ids;
+mod network;
+mod node;
+mod spec;
+mod stack;
+mod task;
+
+pub use assignment::*;
+pub use cluster::*;
+pub use error::*;
+pub use ids::*;
+pub use network::*;
+pub use node::*;
+pub use spec::*;
+pub use stack::*;
+pub use task::*;
+
+/// The agent protocol as generated from `proto/agent.proto`.
+#[cfg(feature = "grpc")]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod grpc {
+    tonic::include_proto!("skein.agent.v1");
+}
+
+/// Highest version of the agent protocol that this build speaks.
+pub const AGENT_PROTOCOL: u32 = 1;
+
+/// Default TCP port of a master: agents and remote users, mutual TLS only.
+pub const DEFAULT_PORT: u16 = 7440;
+
+/// Default unix socket of a master, for the local operator.
+pub const DEFAULT_SOCKET: &str = "/run/skein/master.sock";

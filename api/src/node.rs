@@ -1,0 +1,150 @@
+//! Nodes: what a host is, offers and is labelled with.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{Meta, NodeId, UnixMillis};
+
+/// A host of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Identity, the same for the life of the node's key.
+    pub id: NodeId,
+    /// Common fields.
+    pub meta: Meta,
+    /// Unique in the cluster; the host name at the time of joining.
+    pub name: String,
+    /// What the operator wants of it.
+    pub spec: NodeSpec,
+    /// What the agent last said about the host.
+    pub description: NodeDescription,
+    /// Number of this host in the overlay, unique and never zero: VTEP MAC and next-hop addresses follow from it.
+    pub host_index: u16,
+    /// SHA-256 of the node's public key (SubjectPublicKeyInfo, DER), hex.
+    pub key_digest: String,
+    /// Liveness; memory of the leading master, never stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<NodeStatus>,
+}
+
+/// What the operator wants of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// Labels given by the operator; constraints see them as `node.labels.<key>`. They win over the agent's own.
+    pub labels: BTreeMap<String, String>,
+    /// Whether tasks may be placed or stay here.
+    pub availability: Availability,
+}
+
+/// Whether tasks may be placed on a node (Docker swarm-mode words).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// New tasks may come, present ones stay.
+    #[default]
+    Active,
+    /// No new tasks, present ones stay.
+    Pause,
+    /// No new tasks; present service tasks move away.
+    Drain,
+}
+
+/// Whether the master hears from a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Not heard of since this master started, and the detection period is not over yet.
+    #[default]
+    Unknown,
+    /// Has a session and its heartbeats come.
+    Ready,
+    /// No heartbeat within the detection period.
+    Down,
+}
+
+/// Liveness of a node as the leading master sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// Ready, down or not known yet.
+    pub state: NodeState,
+    /// Since when.
+    pub since: UnixMillis,
+    /// Why, in a few words.
+    pub message: String,
+}
+
+/// What an agent says about its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeDescription {
+    /// The host's name.
+    pub hostname: String,
+    /// Data centre or other place; default is empty.
+    pub site: String,
+    /// Labels from the agent's own configuration.
+    pub labels: BTreeMap<String, String>,
+    /// What the host has.
+    pub capacity: Resources,
+    /// What of it the cluster may use: capacity less `reserve`, or `offer`.
+    pub offered: Resources,
+    /// `linux`.
+    pub os: String,
+    /// As Docker names it: `x86_64`, `aarch64`.
+    pub arch: String,
+    /// Name of the distribution.
+    pub operating_system: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Version of the container engine.
+    pub engine_version: String,
+    /// Labels of the engine.
+    pub engine_labels: BTreeMap<String, String>,
+    /// The engine's storage driver.
+    pub storage_driver: String,
+    /// Volume plugins of the engine.
+    pub volume_plugins: Vec<String>,
+    /// Network plugins of the engine.
+    pub network_plugins: Vec<String>,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Underlay address of the VTEP, if it has IPv4.
+    pub underlay4: Option<Ipv4Addr>,
+    /// Underlay address of the VTEP, if it has IPv6.
+    pub underlay6: Option<Ipv6Addr>,
+    /// UDP port of the VXLAN devices.
+    pub vxlan_port: u16,
+    /// MTU of the underlay interface, bytes.
+    pub underlay_mtu: u32,
+    /// Prefixes that the host routes somewhere itself; no overlay subnet may overlap one.
+    pub routes: Vec<IpNet>,
+}
+
+/// An amount of CPU and memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Billionths of a CPU.
+    pub nano_cpus: u64,
+    /// Bytes.
+    pub mem_bytes: u64,
+}
+
+/// A change of a node's specification; what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeUpdate {
+    /// Labels to set.
+    pub labels_add: BTreeMap<String, String>,
+    /// Labels to remove.
+    pub labels_remove: Vec<String>,
+    /// New availability.
+    pub availability: Option<Availability>,
+}

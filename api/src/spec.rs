@@ -1,0 +1,313 @@
+//! What a user asks for: container, task and service specifications, in the words of Docker's swarm mode.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Resources;
+
+/// How long a container gets between its stop signal and SIGKILL unless it says otherwise (Docker's default).
+pub const DEFAULT_STOP_GRACE_MS: u64 = 10_000;
+
+/// One container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerSpec {
+    /// Image reference as a user writes it.
+    pub image: String,
+    /// Replaces the image's entry point; an empty list clears it.
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's command.
+    pub command: Option<Vec<String>>,
+    /// Environment, sorted by name. `None` unsets a variable of the image.
+    pub env: BTreeMap<String, Option<String>>,
+    /// Labels of the container.
+    pub labels: BTreeMap<String, String>,
+    /// Host name inside; default is the engine's.
+    pub hostname: Option<String>,
+    /// `user[:group]`.
+    pub user: Option<String>,
+    /// Working directory.
+    pub working_dir: Option<String>,
+    /// All capabilities and devices of the host.
+    pub privileged: bool,
+    /// Read-only root file system.
+    pub read_only: bool,
+    /// Run an init that reaps children.
+    pub init: Option<bool>,
+    /// Allocate a terminal.
+    pub tty: bool,
+    /// Keep standard input open.
+    pub stdin_open: bool,
+    /// Capabilities to add.
+    pub cap_add: Vec<String>,
+    /// Capabilities to drop.
+    pub cap_drop: Vec<String>,
+    /// Lines for `/etc/hosts`: `name:address`.
+    pub extra_hosts: Vec<String>,
+    /// Volumes, binds and tmpfs.
+    pub mounts: Vec<Mount>,
+    /// Take the volumes of these services or container tasks; they run on the same host.
+    pub volumes_from: Vec<VolumesFrom>,
+    /// Names by which other services are known inside; they run on the same host.
+    pub links: Vec<Link>,
+    /// Signal that asks the container to stop; default is the image's, then SIGTERM.
+    pub stop_signal: Option<String>,
+    /// Time between the stop signal and SIGKILL; default [`DEFAULT_STOP_GRACE_MS`].
+    pub stop_grace_ms: Option<u64>,
+    /// How the engine finds out whether the container is healthy.
+    pub healthcheck: Option<Healthcheck>,
+    /// Name that the user chose for the container; unique in the cluster, so at most one replica.
+    pub container_name: Option<String>,
+    /// Ports that the container listens on without publishing them (documentation).
+    pub expose: Vec<String>,
+}
+
+/// Something mounted into a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// What it is.
+    pub kind: MountKind,
+    /// Volume name or host path; none for an anonymous volume and for tmpfs.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Absolute path inside.
+    pub target: String,
+    /// Mount read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Size limit of a tmpfs.
+    #[serde(default)]
+    pub tmpfs_size_bytes: Option<u64>,
+}
+
+/// The kinds of [`Mount`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountKind {
+    /// A named or anonymous volume of the engine, local to the host.
+    Volume,
+    /// A path of the host.
+    Bind,
+    /// Memory.
+    Tmpfs,
+}
+
+/// `volumes_from`: whose volumes, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumesFrom {
+    /// Name of a service of the same stack, or of a container task.
+    pub from: String,
+    /// Mount them read-only.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// `links`: a service on the same host, by another name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Name of the service or container task.
+    pub target: String,
+    /// The name inside.
+    pub alias: String,
+}
+
+/// A health check, run by the engine (Docker Engine API, `HealthConfig`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Healthcheck {
+    /// `["CMD", …]`, `["CMD-SHELL", line]` or `["NONE"]`; empty inherits the image's.
+    pub test: Vec<String>,
+    /// Between two checks; 0 inherits.
+    pub interval_ms: u64,
+    /// Of one check; 0 inherits.
+    pub timeout_ms: u64,
+    /// Failures that do not count after the start; 0 inherits.
+    pub start_period_ms: u64,
+    /// Failures in a row until unhealthy; 0 inherits.
+    pub retries: u32,
+}
+
+/// When an ended task is replaced (service) or started again (container task).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartCondition {
+    /// Never.
+    None,
+    /// When it failed.
+    OnFailure,
+    /// Always.
+    #[default]
+    Any,
+}
+
+/// Restart policy (Docker swarm-mode words and defaults).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestartPolicy {
+    /// When.
+    pub condition: RestartCondition,
+    /// Pause before each attempt; default 5 s.
+    pub delay_ms: u64,
+    /// Attempts within `window_ms`; none means no limit.
+    pub max_attempts: Option<u32>,
+    /// Over which time attempts are counted; 0 means for ever.
+    pub window_ms: u64,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        Self { condition: RestartCondition::Any, delay_ms: 5_000, max_attempts: None, window_ms: 0 }
+    }
+}
+
+/// Where a task may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Placement {
+    /// Expressions in either spelling: `node.labels.disk==ssd`, `constraint:disk==ssd`; see docs/placement.md.
+    pub constraints: Vec<String>,
+    /// `affinity:` expressions.
+    pub affinities: Vec<String>,
+    /// How to choose among the nodes that fit; none takes the cluster's default.
+    pub strategy: Option<Strategy>,
+    /// At most this many tasks of the service on one node; 0 means no limit.
+    pub max_replicas_per_node: u32,
+}
+
+/// How to choose among the nodes that fit (Docker Swarm's words).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// The emptiest node.
+    #[default]
+    Spread,
+    /// The fullest node.
+    Binpack,
+    /// Any, by a seeded choice.
+    Random,
+}
+
+/// Reservations steer placement, limits are enforced by the engine. 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResourceRequirements {
+    /// Set aside on the node.
+    pub reservations: Resources,
+    /// Not to be exceeded.
+    pub limits: Resources,
+}
+
+/// Transport protocol of a published port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A port of the container on the host that runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortPublish {
+    /// Transport.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Port inside.
+    pub container_port: u16,
+    /// Port of the host; 0 lets the agent choose a free one of 32768 to 60999.
+    #[serde(default)]
+    pub host_port: u16,
+    /// Address of the host; none means all.
+    #[serde(default)]
+    pub host_ip: Option<IpAddr>,
+}
+
+/// A network that a task is attached to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkAttachment {
+    /// Name or id of the network.
+    pub network: String,
+    /// Further names of the task in that network's DNS.
+    pub aliases: Vec<String>,
+}
+
+/// One task: a container and what the cluster must know about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TaskSpec {
+    /// The container.
+    pub container: ContainerSpec,
+    /// Reservations and limits.
+    pub resources: ResourceRequirements,
+    /// What happens when it ends.
+    pub restart: RestartPolicy,
+    /// Where it may run.
+    pub placement: Placement,
+    /// Networks, in the order in which they become interfaces; none: the engine's default bridge.
+    pub networks: Vec<NetworkAttachment>,
+    /// Published ports.
+    pub ports: Vec<PortPublish>,
+}
+
+/// How many tasks a service has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceMode {
+    /// This many.
+    Replicated(u32),
+    /// One on every node that fits.
+    Global,
+}
+
+impl Default for ServiceMode {
+    fn default() -> Self {
+        Self::Replicated(1)
+    }
+}
+
+/// Condition of a dependency (Compose specification, `depends_on`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyCondition {
+    /// All its tasks run.
+    #[default]
+    ServiceStarted,
+    /// All its tasks are healthy.
+    ServiceHealthy,
+    /// All its tasks ended with 0.
+    ServiceCompletedSuccessfully,
+}
+
+/// A service that must be there first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dependency {
+    /// Full name of the service in the cluster (`<stack>_<service>`).
+    pub service: String,
+    /// What to wait for.
+    pub condition: DependencyCondition,
+}
+
+/// A service: a task specification and how many of it shall run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceSpec {
+    /// Unique in the cluster; services of a stack are `<stack>_<service>`.
+    pub name: String,
+    /// Labels of the service.
+    pub labels: BTreeMap<String, String>,
+    /// Stack that it belongs to.
+    pub stack: Option<String>,
+    /// Name within the stack: its DNS name in the stack's networks. Empty: same as `name`.
+    pub short_name: String,
+    /// Each task.
+    pub task: TaskSpec,
+    /// How many.
+    pub mode: ServiceMode,
+    /// What must be there before the first task starts.
+    pub depends_on: Vec<Dependency>,
+}
