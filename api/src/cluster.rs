@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Meta, Resources, TaskSpec, TokenId, UnixMillis};
+use crate::{ApiError, Meta, Resources, TaskSpec, TokenId, UnixMillis};
 
 /// A join token as the cluster keeps it; the secret is stored as a hash only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,4 +151,38 @@ pub struct CertBundle {
     pub key_pem: String,
     /// PEM.
     pub ca_pem: String,
+}
+
+/// Name in a master's certificate, which clients verify whatever address they dialled.
+pub const MASTER_NAME: &str = "skein-master";
+
+/// A join token, taken apart: `SKEIN-1-<SHA-256 of the CA, 64 hex>-<id, 12 hex>-<secret, 32 hex>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinToken {
+    /// SHA-256 of the CA certificate (DER), hex: the joining host trusts this CA and no other.
+    pub ca_sha256: String,
+    /// Public part.
+    pub id: String,
+    /// Secret part.
+    pub secret: String,
+}
+
+impl JoinToken {
+    /// Reads a token's text.
+    ///
+    /// # Errors
+    /// `token_malformed`.
+    pub fn parse(text: &str) -> Result<Self, ApiError> {
+        let hex = |part: &str, length: usize| part.len() == length && part.bytes().all(|b| b.is_ascii_hexdigit());
+        let parts: Vec<&str> = text.trim().split('-').collect();
+        match parts[..] {
+            ["SKEIN", "1", ca, id, secret] if hex(ca, 64) && hex(id, 12) && hex(secret, 32) => Ok(Self {
+                ca_sha256: ca.to_owned(),
+                id: id.to_owned(),
+                secret: secret.to_owned(),
+            }),
+            _ => Err(ApiError::new("token_malformed", "this is not a join token: SKEIN-1-<64 hex>-<12 hex>-<32 hex>")
+                .with_hint("copy the whole line that skein token create printed")),
+        }
+    }
 }

@@ -5,8 +5,11 @@
 //! other. Quantities carry their unit in the name: `mem_bytes`, `nano_cpus` (1 CPU = 1,000,000,000), `*_ms`.
 
 mod assignment;
+#[cfg(feature = "client")]
+pub mod client;
 mod cluster;
 mod error;
+pub mod frame;
 mod ids;
 mod network;
 mod node;

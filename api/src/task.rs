@@ -142,6 +142,10 @@ pub struct Task {
     pub run: u64,
     /// Not before this time; the pause between restarts.
     pub not_before: UnixMillis,
+    /// How many tasks of this slot ended before this one within the restart policy's window; 0 for the first.
+    pub attempt: u32,
+    /// Start of that window.
+    pub attempts_since: UnixMillis,
 }
 
 /// A named volume, local to the host that made it first.

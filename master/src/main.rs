@@ -1,2 +1,179 @@
-//! Placeholder.
-fn main() {}
+//! `skein-master`: keeps the desired state of a cluster, schedules, and serves its API.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use skein_master::{
+    agents::Agents,
+    broker::Broker,
+    cluster::Cluster,
+    config::{Config, LogFormat, Overrides},
+    http, pki,
+    server::{Server, bind_unix},
+    store::{self, EmbeddedStore, Store},
+    tls,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Exit code of a wrong configuration (`EX_USAGE` of sysexits.h).
+const EXIT_CONFIG: u8 = 64;
+
+/// How long connections may take to end.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[derive(Parser)]
+#[command(version, about = "Skein's master: keeps the desired state, schedules, serves the API", long_about = None)]
+struct Cli {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(subcommand)]
+    command: Option<Cmd>,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Run (the default).
+    Run,
+    /// Check the configuration and say what it means.
+    CheckConfig,
+    /// Restore a backup into an empty data directory. The master must not run.
+    Restore {
+        /// A file that `skein backup` wrote.
+        file: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = match Config::load(&cli.overrides) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, EXIT_CONFIG),
+    };
+    init_log(config.log_format);
+    let result = match cli.command {
+        None | Some(Cmd::Run) => run(config),
+        Some(Cmd::CheckConfig) => {
+            say(&format!("configuration is valid: {config:#?}"));
+            Ok(())
+        }
+        Some(Cmd::Restore { file }) => restore(&config, &file),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error.as_ref(), 1),
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "what the command was asked for")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+/// Prints an error with its causes, and the hint of a store's failure.
+#[allow(clippy::print_stderr, reason = "the process ends with this message")]
+fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
+    eprint!("error: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprint!(": {cause}");
+        source = cause.source();
+    }
+    eprintln!();
+    if let Some(hint) = error.downcast_ref::<store::StoreError>().and_then(store::StoreError::hint) {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(code)
+}
+
+fn init_log(format: LogFormat) {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn restore(config: &Config, file: &std::path::Path) -> anyhow::Result<()> {
+    let reader = std::fs::File::open(file).with_context(|| format!("failed to open {}", file.display()))?;
+    let summary = store::restore(std::io::BufReader::new(reader), &config.data_dir)?;
+    say(&format!("restored into {}: {summary:?}", config.data_dir.display()));
+    Ok(())
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    // Everything that can be refused is looked at before the store changes.
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("failed to create data_dir {}", config.data_dir.display()))?;
+    let embedded = EmbeddedStore::open(&config.data_dir)?;
+    let store: Arc<dyn Store> = Arc::new(embedded.clone());
+    let unix = bind_unix(&config.socket)?;
+    let tcp = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("failed to listen on {}", config.listen))?;
+    let shutdown = CancellationToken::new();
+    let (cluster, handle) = Cluster::start(store.clone(), config.settings()).await?;
+    let ca = Arc::new(cluster.ca()?);
+    let broker = Broker::default();
+    let agents = Agents { cluster: handle.clone(), ca: ca.clone(), broker: broker.clone() };
+    let api = http::Api { cluster: handle, ca: ca.clone(), broker, store: embedded.clone() };
+    let server = Server::new(http::router(api, agents), shutdown.clone());
+    let resolver = Arc::new(tls::Resolver::new(&ca, &config.names)?);
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls::server_config(&ca, resolver.clone())?));
+    let cluster = tokio::spawn(cluster.run(shutdown.clone()));
+    server.listen_tls(tcp, acceptor);
+    server.listen_unix(unix);
+    server.tasks.spawn(renew_certificate(resolver, ca, config.names.clone(), shutdown.clone()));
+    tracing::info!(listen = %config.listen, socket = %config.socket.display(), "master ready");
+
+    wait_for_signal().await?;
+    tracing::info!("shutting down");
+    shutdown.cancel();
+    server.tasks.close();
+    if tokio::time::timeout(DRAIN, server.tasks.wait()).await.is_err() {
+        tracing::warn!("some connections did not end in time");
+    }
+    cluster.await?;
+    embedded.close().await?;
+    // A socket that nobody serves would only make the next start look twice.
+    let _ = std::fs::remove_file(&config.socket);
+    Ok(())
+}
+
+async fn wait_for_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // Cancel-safe: a signal that came is not lost with the other's future.
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// Makes a new certificate for the listener at half of the present one's life.
+async fn renew_certificate(
+    resolver: Arc<tls::Resolver>,
+    ca: Arc<pki::Ca>,
+    names: Vec<String>,
+    shutdown: CancellationToken,
+) {
+    let half = std::time::Duration::from_secs(pki::MASTER_LIFETIME.whole_seconds().unsigned_abs() / 2);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(half) => {}
+        }
+        if let Err(error) = resolver.renew(&ca, &names) {
+            tracing::error!(error = format!("{error:#}"), "failed to renew the listener's certificate");
+        }
+    }
+}

@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The pure core of the master: given the state, a request and the time, what changes.
+//!
+//! Knows no tokio, no socket, no file and no clock, iterates over no hash map, and takes its randomness as a seed: the
+//! same calls give the same changes, in production, in a simulation and in a question about "what if".
+//!
+//! - [`model`]: the objects and lookups over them
+//! - [`core`]: the verbs: execute, settle, take what was staged, take what agents are to be told
+//! - `admit`, `workloads`, `networks`, `reports`: what each request changes
+//! - `orchestrator`: what follows from it: tasks, replacements, placement, removal
+//! - [`scheduler`]: filters and strategies over bitset indexes
+//! - [`dispatch`]: the documents of each agent
+//! - [`liveness`]: who is heard of
+
+mod admit;
+mod check;
+pub mod command;
+pub mod core;
+pub mod dispatch;
+pub mod liveness;
+mod lookup;
+mod meta;
+pub mod model;
+mod networks;
+mod orchestrator;
+mod placement;
+mod reports;
+pub mod rng;
+pub mod scheduler;
+mod workloads;
+
+pub use crate::{
+    admit::check_clock,
+    command::{Command, Context, Now, Reply},
+    core::{Core, Settings},
+};

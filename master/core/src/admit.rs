@@ -1,0 +1,230 @@
+//! Who belongs to the cluster: tokens, joining, describing and removing nodes.
+
+use skein_api::{
+    ApiError, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, Token, TokenCreate, TokenId, UnixMillis,
+};
+
+use crate::{
+    command::{Context, Decision, Reply},
+    core::Core,
+    lookup::not_found,
+    meta,
+    model::{Change, Cluster, Key, Kind, Object, RemovedNode, block_id},
+    rng::Rng,
+};
+
+/// How far a joining host's clock may be off. Certificates are valid for 24 h, their renewal starts at half of it,
+/// and times in listings come from hosts: five minutes disturb none of these, more is a host to be mended first.
+const CLOCK_SKEW_MAX_MS: u64 = 5 * 60 * 1_000;
+
+/// Longest lifetime of a token: a year.
+const TOKEN_TTL_S_MAX: u64 = 365 * 24 * 3_600;
+
+/// Refuses a host whose clock is far off.
+///
+/// # Errors
+/// `clock_off`, saying how far and in which direction.
+pub fn check_clock(host: UnixMillis, master: UnixMillis) -> Result<(), ApiError> {
+    let (ahead, off_ms) = (host > master, host.0.abs_diff(master.0));
+    if off_ms <= CLOCK_SKEW_MAX_MS {
+        return Ok(());
+    }
+    let direction = if ahead { "ahead of" } else { "behind" };
+    let message = format!("the host's clock is {} s {direction} the master's; at most 300 s are allowed", off_ms / 1_000);
+    Err(ApiError::new("clock_off", message).with_hint("set the host's clock, for example: chronyc makestep"))
+}
+
+impl Core {
+    pub(crate) fn init_cluster(&self, cluster: &Cluster) -> Decision {
+        if self.model.cluster.is_some() {
+            return Err(ApiError::new("conflict", "the cluster is there already"));
+        }
+        Ok((vec![Change::Upsert(Object::Cluster(Box::new(cluster.clone())))], Reply::Done))
+    }
+
+    pub(crate) fn join(
+        &self,
+        token: &TokenId,
+        secret_sha256: &str,
+        key_digest: &str,
+        description: &NodeDescription,
+        clock: UnixMillis,
+        ctx: &Context,
+    ) -> Decision {
+        let now = ctx.now.wall;
+        let known = self.model.tokens.get(token).filter(|t| t.secret_sha256 == secret_sha256);
+        let Some(token) = known else {
+            return Err(ApiError::new("token_unknown", format!("join token {token} is not one of this cluster's"))
+                .with_hint("skein token create"));
+        };
+        check_clock(clock, now)?;
+        if let Some(node) = self.model.nodes.values().find(|n| n.key_digest == key_digest) {
+            // The answer to an earlier attempt was lost: the same key is the same node, and uses no more of the token.
+            return Ok((Vec::new(), Reply::Node(node.id.clone())));
+        }
+        if token.expires_at <= now {
+            let ago_s = now.since_ms(token.expires_at) / 1_000;
+            return Err(ApiError::new("token_expired", format!("join token {} expired {ago_s} s ago", token.id))
+                .with_hint("skein token create"));
+        }
+        if token.uses >= token.uses_max {
+            let message = format!("join token {} was for {} hosts, which have joined", token.id, token.uses_max);
+            return Err(ApiError::new("token_used_up", message).with_hint("skein token create --uses N"));
+        }
+        let name = &description.hostname;
+        check_name("node", name)?;
+        if let Some(other) = self.model.node_named(name) {
+            let message = format!("a node named {name} is there already ({})", other.id.short());
+            return Err(ApiError::new("name_taken", message)
+                .with_hint(format!("skein node rm {name}, or join with: skein-agent join --name OTHER")));
+        }
+        let cluster = self.model.cluster.clone().ok_or_else(|| ApiError::new("not_ready", "no cluster yet"))?;
+        let host_index = self.free_host_index(cluster.last_host_index)?;
+        let node = Node {
+            id: NodeId::new(Rng::new(ctx.seed).id()),
+            meta: meta::created(ctx),
+            name: name.clone(),
+            spec: NodeSpec { labels: token.node_labels.clone(), ..NodeSpec::default() },
+            description: description.clone(),
+            host_index,
+            key_digest: key_digest.to_owned(),
+            status: None,
+        };
+        let id = node.id.clone();
+        let used = Token { uses: token.uses + 1, meta: meta::changed(&token.meta, ctx, false), ..token.clone() };
+        let changes = vec![
+            Change::Upsert(Object::Cluster(Box::new(Cluster { last_host_index: host_index, ..cluster }))),
+            Change::Upsert(Object::Token(used)),
+            Change::Upsert(Object::Node(Box::new(node))),
+        ];
+        Ok((changes, Reply::Node(id)))
+    }
+
+    /// The next host index after the last one given, skipping those in use; 1 to 65,534.
+    fn free_host_index(&self, last: u16) -> Result<u16, ApiError> {
+        let used: std::collections::BTreeSet<u16> = self.model.nodes.values().map(|n| n.host_index).collect();
+        let following = (last.saturating_add(1)..u16::MAX).chain(1..=last);
+        following
+            .into_iter()
+            .find(|index| *index != 0 && !used.contains(index))
+            .ok_or_else(|| ApiError::new("cluster_full", "the overlay numbers at most 65,534 hosts"))
+    }
+
+    pub(crate) fn describe(&self, node: &NodeId, description: &NodeDescription, ctx: &Context) -> Decision {
+        let Some(known) = self.model.nodes.get(node) else {
+            return Err(not_found("node", node.as_str(), "node ls"));
+        };
+        if known.description == *description {
+            return Ok((Vec::new(), Reply::Done));
+        }
+        let node = Node {
+            description: description.clone(),
+            meta: meta::changed(&known.meta, ctx, false),
+            ..known.clone()
+        };
+        Ok((vec![Change::Upsert(Object::Node(Box::new(node)))], Reply::Done))
+    }
+
+    pub(crate) fn node_update(&self, reference: &str, update: &NodeUpdate, ctx: &Context) -> Decision {
+        let known = self.model.find_node(reference)?;
+        let mut spec = known.spec.clone();
+        for (key, value) in &update.labels_add {
+            check_label(key)?;
+            spec.labels.insert(key.clone(), value.clone());
+        }
+        for key in &update.labels_remove {
+            if spec.labels.remove(key).is_none() {
+                return Err(ApiError::new("not_found", format!("node {} has no label {key:?}", known.name))
+                    .with_hint(format!("skein node inspect {}", known.name)));
+            }
+        }
+        spec.availability = update.availability.unwrap_or(spec.availability);
+        if spec == known.spec {
+            return Ok((Vec::new(), Reply::Node(known.id.clone())));
+        }
+        let node = Node { spec, meta: meta::changed(&known.meta, ctx, true), ..known.clone() };
+        let id = node.id.clone();
+        Ok((vec![Change::Upsert(Object::Node(Box::new(node)))], Reply::Node(id)))
+    }
+
+    pub(crate) fn node_remove(&self, reference: &str, force: bool, ctx: &Context) -> Decision {
+        let node = self.model.find_node(reference)?;
+        if self.is_ready(&node.id) && !force {
+            return Err(ApiError::new("node_ready", format!("node {} is ready and may run tasks", node.name))
+                .with_hint(format!("skein node drain {0}, then skein node rm --force {0}", node.name)));
+        }
+        let mut changes = vec![
+            Change::Delete(Key { kind: Kind::Node, id: node.id.to_string() }),
+            Change::Upsert(Object::RemovedNode(RemovedNode {
+                id: node.id.clone(),
+                name: node.name.clone(),
+                key_digest: node.key_digest.clone(),
+                removed_at: ctx.now.wall,
+            })),
+        ];
+        let delete = |kind, id| Change::Delete(Key { kind, id });
+        // What lived on the host is gone with it: service tasks are replaced, container tasks and volumes end.
+        changes.extend(self.model.node_tasks(&node.id).map(|t| delete(Kind::Task, t.id.to_string())));
+        let blocks = self.model.blocks.values().filter(|b| b.node == node.id);
+        changes.extend(blocks.map(|b| delete(Kind::Block, block_id(&b.network, b.index))));
+        let volumes = self.model.volumes.values().filter(|v| v.node == node.id);
+        changes.extend(volumes.map(|v| delete(Kind::Volume, v.id.to_string())));
+        Ok((changes, Reply::Node(node.id.clone())))
+    }
+
+    pub(crate) fn token_create(
+        &self,
+        id: &TokenId,
+        secret_sha256: &str,
+        request: &TokenCreate,
+        ctx: &Context,
+    ) -> Decision {
+        if request.ttl_s == 0 || request.ttl_s > TOKEN_TTL_S_MAX {
+            return Err(ApiError::new("bad_request", format!("ttl_s {} is not 1 to {TOKEN_TTL_S_MAX}", request.ttl_s)));
+        }
+        if request.uses == 0 {
+            return Err(ApiError::new("bad_request", "uses must be at least 1"));
+        }
+        for key in request.node_labels.keys() {
+            check_label(key)?;
+        }
+        let token = Token {
+            id: id.clone(),
+            meta: meta::created(ctx),
+            secret_sha256: secret_sha256.to_owned(),
+            expires_at: ctx.now.wall.plus_ms(request.ttl_s * 1_000),
+            uses_max: request.uses,
+            uses: 0,
+            node_labels: request.node_labels.clone(),
+        };
+        Ok((vec![Change::Upsert(Object::Token(token))], Reply::Done))
+    }
+
+    pub(crate) fn token_revoke(&self, id: &TokenId) -> Decision {
+        if !self.model.tokens.contains_key(id) {
+            return Err(not_found("token", id.as_str(), "token ls"));
+        }
+        Ok((vec![Change::Delete(Key { kind: Kind::Token, id: id.to_string() })], Reply::Done))
+    }
+}
+
+/// Longest name: a DNS label.
+const NAME_MAX: usize = 63;
+
+/// Refuses names that DNS, the engine or a shell would trip over: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
+pub(crate) fn check_name(kind: &str, name: &str) -> Result<(), ApiError> {
+    let body = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let valid = name.len() <= NAME_MAX
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(body);
+    if valid {
+        return Ok(());
+    }
+    let message = format!("{kind} name {name:?} is not letters, digits, `_`, `.` and `-`, 1 to {NAME_MAX} of them");
+    Err(ApiError::new("bad_name", message))
+}
+
+fn check_label(key: &str) -> Result<(), ApiError> {
+    let valid = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/'));
+    if valid { Ok(()) } else { Err(ApiError::new("bad_name", format!("label key {key:?} is not valid"))) }
+}

@@ -1,0 +1,311 @@
+//! The core: model, scheduler index, liveness and the work that is due, behind four verbs.
+//!
+//! ```text
+//! execute(command) ─┐                                   ┌─> take_staged() -> the shell commits
+//! liveness, tick ───┴─> stage(change): model, index,  ──┤
+//! settle() ─────────┘   dirty marks, dispatch marks     └─> take_dispatch() after the commit
+//! ```
+//!
+//! A change is applied to memory when it is decided, and leaves the core only after the shell has made it durable:
+//! replies, events and assignments wait for the commit, reads are served between commits. When a commit fails the
+//! shell throws the core away and loads a new one from the store, so memory never runs ahead of what was promised.
+//! This way one commit carries a command together with everything that follows from it (its tasks, their placement),
+//! and a batch of commands with one fsync.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_api::{ApiError, Node, NodeId, NodeState, NodeStatus, ServiceId, Strategy, TaskId, TaskState, UnixMillis};
+
+use crate::{
+    command::{Command, Context, Decision, Now, Reply},
+    dispatch::Dispatch,
+    liveness::Liveness,
+    model::{Change, Key, Kind, Model, Object},
+    placement,
+    scheduler::{NodeFacts, Scheduler},
+};
+
+/// Settings that decisions depend on.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Used where neither service nor task names a strategy.
+    pub strategy: Strategy,
+    /// Subnets for networks that name none are cut from this.
+    pub subnet_pool: ipnet::Ipv4Net,
+    /// Prefix length of such a subnet.
+    pub subnet_prefix: u8,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Spread,
+            subnet_pool: "10.64.0.0/10".parse().expect("a valid prefix"),
+            // 1,024 networks of 4,096 addresses each.
+            subnet_prefix: 20,
+        }
+    }
+}
+
+/// Decides everything; knows no clock, socket or file.
+#[derive(Clone, Debug)]
+pub struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) model: Model,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) liveness: Liveness,
+    pub(crate) dispatch: Dispatch,
+    staged: Vec<Change>,
+    /// Services to look at in the next [`Core::settle`].
+    pub(crate) dirty_services: BTreeSet<ServiceId>,
+    /// Tasks without a node.
+    pub(crate) pending: BTreeSet<TaskId>,
+    /// Something changed that may let a pending task be placed.
+    pub(crate) wake_pending: bool,
+    /// Tasks to look at for removal.
+    pub(crate) reap: BTreeSet<TaskId>,
+    /// When services with a pause before their next attempt are due, by wall clock.
+    pub(crate) timers: BTreeSet<(UnixMillis, ServiceId)>,
+}
+
+impl Core {
+    /// A core over the objects of a store. Nodes count as unknown until a whole detection period has passed from
+    /// `now`: a restarted master calls no node lost before it could have heard of it.
+    pub fn load(settings: Settings, objects: Vec<Object>, now: Now) -> Self {
+        let mut core = Self {
+            settings,
+            model: Model::default(),
+            scheduler: Scheduler::default(),
+            liveness: Liveness::new(now),
+            dispatch: Dispatch::default(),
+            staged: Vec::new(),
+            dirty_services: BTreeSet::new(),
+            pending: BTreeSet::new(),
+            wake_pending: true,
+            reap: BTreeSet::new(),
+            timers: BTreeSet::new(),
+        };
+        let mut objects = objects;
+        objects.sort_by_key(|o| o.key());
+        for object in objects {
+            core.note(&Change::Upsert(object));
+        }
+        core.dirty_services = core.model.services.keys().cloned().collect();
+        core.reap = core.model.tasks.keys().cloned().collect();
+        core
+    }
+
+    /// The state, to read.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The placement index, to read.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// Decides a command without changing anything.
+    ///
+    /// # Errors
+    /// The refusal, as the user shall see it.
+    pub fn decide(&self, command: &Command, ctx: &Context) -> Decision {
+        use Command as C;
+        match command {
+            C::InitCluster(cluster) => self.init_cluster(cluster),
+            C::Join { token, secret_sha256, key_digest, description, clock } => {
+                self.join(token, secret_sha256, key_digest, description, *clock, ctx)
+            }
+            C::Describe { node, description } => self.describe(node, description, ctx),
+            C::NodeUpdate { node, update } => self.node_update(node, update, ctx),
+            C::NodeRemove { node, force } => self.node_remove(node, *force, ctx),
+            C::TokenCreate { id, secret_sha256, request } => self.token_create(id, secret_sha256, request, ctx),
+            C::TokenRevoke(id) => self.token_revoke(id),
+            C::NetworkCreate(spec) => self.network_create(spec, ctx),
+            C::NetworkRemove(reference) => self.network_remove(reference),
+            C::StackApply(apply) => self.stack_apply(apply, ctx),
+            C::StackRemove { name, volumes, dry_run } => self.stack_remove(name, *volumes, *dry_run, ctx),
+            C::ServiceRemove(reference) => self.service_remove(reference, ctx),
+            C::ContainerCreate(create) => self.container_create(create, ctx),
+            C::ContainerStop(reference) => self.container_stop(reference, ctx),
+            C::ContainerStart(reference) => self.container_start(reference, ctx),
+            C::ContainerRemove { task, force } => self.container_remove(task, *force, ctx),
+            C::Reports { node, reports } => self.reports(node, reports, ctx),
+        }
+    }
+
+    /// Decides a command and stages what it changes.
+    ///
+    /// # Errors
+    /// The refusal; then nothing was staged.
+    pub fn execute(&mut self, command: &Command, ctx: &Context) -> Result<Reply, ApiError> {
+        let (changes, reply) = self.decide(command, ctx)?;
+        for change in changes {
+            self.stage(change);
+        }
+        Ok(reply)
+    }
+
+    /// Applies a change to memory and keeps it for the next commit.
+    pub(crate) fn stage(&mut self, change: Change) {
+        self.note(&change);
+        self.staged.push(change);
+    }
+
+    /// What was staged since the last call: for each object its last change, in the order of keys.
+    pub fn take_staged(&mut self) -> Vec<Change> {
+        let mut last: BTreeMap<Key, Change> = BTreeMap::new();
+        for change in std::mem::take(&mut self.staged) {
+            last.insert(change.key(), change);
+        }
+        last.into_values().collect()
+    }
+
+    /// The shell committed `keys` at `revision`.
+    pub fn committed(&mut self, changes: &[Change], revision: u64) {
+        for change in changes {
+            let Change::Upsert(object) = change else { continue };
+            let mut object = object.clone();
+            set_revision(&mut object, revision);
+            self.model.apply(&Change::Upsert(object));
+        }
+    }
+
+    /// Applies a change to the model, the index and the lists of work.
+    fn note(&mut self, change: &Change) {
+        let before = self.model.apply(change);
+        let key = change.key();
+        match key.kind {
+            Kind::Node => self.note_node(&NodeId::new(&key.id)),
+            Kind::Task => self.note_task(&TaskId::new(&key.id), before.as_ref()),
+            Kind::Service => {
+                self.dirty_services.insert(ServiceId::new(&key.id));
+                self.wake_pending = true;
+            }
+            Kind::Volume => self.wake_pending = true,
+            Kind::Cluster | Kind::RemovedNode | Kind::Token | Kind::Network | Kind::Block => {}
+        }
+        self.dispatch.note(&self.model, &key, before.as_ref());
+    }
+
+    fn note_node(&mut self, id: &NodeId) {
+        match self.model.nodes.get(id) {
+            Some(node) => {
+                self.liveness.ensure(id);
+                let facts = NodeFacts::new(node, self.liveness.is_ready(id));
+                self.scheduler.apply_node(facts);
+            }
+            None => {
+                self.liveness.remove(id);
+                self.scheduler.remove_node(id);
+                self.dispatch.remove_node(id);
+            }
+        }
+        self.wake_pending = true;
+        self.mark_node_services(id);
+    }
+
+    /// Services that may want to do something about a changed node: those with tasks there, and global ones.
+    fn mark_node_services(&mut self, id: &NodeId) {
+        let with_tasks = self.model.node_tasks(id).filter_map(|t| t.service.clone());
+        self.dirty_services.extend(with_tasks);
+        let global = self.model.services.values().filter(|s| s.spec.mode == skein_api::ServiceMode::Global);
+        self.dirty_services.extend(global.map(|s| s.id.clone()));
+        self.reap.extend(self.model.node_tasks(id).map(|t| t.id.clone()));
+    }
+
+    fn note_task(&mut self, id: &TaskId, before: Option<&Object>) {
+        if let Some(Object::Task(task)) = before {
+            self.dirty_services.extend(task.service.clone());
+        }
+        let Some(task) = self.model.tasks.get(id) else {
+            self.pending.remove(id);
+            self.scheduler.remove_task(id);
+            self.wake_pending = true;
+            return;
+        };
+        self.dirty_services.extend(task.service.clone());
+        if task.node.is_none() && task.desired_state == TaskState::Running && !task.status.state.is_terminal() {
+            self.pending.insert(id.clone());
+        } else {
+            self.pending.remove(id);
+        }
+        match placement::placed(&self.model, task) {
+            Some(placed) => self.scheduler.apply_task(placed),
+            None => self.scheduler.remove_task(id),
+        }
+        // A task that ended frees what others wait for; one that runs may be what others depend on.
+        self.wake_pending = true;
+        if task.status.state.is_terminal() || task.desired_state > TaskState::Running {
+            self.reap.insert(id.clone());
+        }
+    }
+
+    /// The agent of `node` has a session now.
+    pub fn session_opened(&mut self, node: &NodeId, now: Now) {
+        self.liveness.heard(node, now);
+        self.refresh_liveness(node, now);
+    }
+
+    /// A heartbeat of `node` came.
+    pub fn heartbeat(&mut self, node: &NodeId, now: Now) {
+        self.liveness.heard(node, now);
+        self.refresh_liveness(node, now);
+    }
+
+    /// Looks at clocks: nodes that were silent for too long, and attempts that are due.
+    pub fn tick(&mut self, now: Now) {
+        for node in self.liveness.overdue(now) {
+            self.refresh_liveness(&node, now);
+        }
+        while let Some((due, service)) = self.timers.first().cloned() {
+            if due > now.wall {
+                break;
+            }
+            self.timers.pop_first();
+            self.dirty_services.insert(service);
+            self.wake_pending = true;
+        }
+    }
+
+    fn refresh_liveness(&mut self, node: &NodeId, now: Now) {
+        if self.liveness.refresh(node, now) && self.model.nodes.contains_key(node) {
+            self.note_node(node);
+            self.dispatch.note_liveness(node);
+        }
+    }
+
+    /// Liveness of a node.
+    pub fn node_status(&self, node: &NodeId) -> NodeStatus {
+        self.liveness.status(node)
+    }
+
+    /// A node with its liveness.
+    pub fn node_view(&self, node: &Node) -> Node {
+        Node { status: Some(self.liveness.status(&node.id)), ..node.clone() }
+    }
+
+    /// Is the node known to be reachable?
+    pub fn is_ready(&self, node: &NodeId) -> bool {
+        self.liveness.status(node).state == NodeState::Ready
+    }
+
+    /// Checks every invariant over the whole state; for tests, the simulation and `skein debug check`.
+    pub fn check(&self) -> Vec<String> {
+        crate::check::check(self)
+    }
+}
+
+fn set_revision(object: &mut Object, revision: u64) {
+    let meta = match object {
+        Object::Cluster(_) | Object::RemovedNode(_) => return,
+        Object::Node(o) => &mut o.meta,
+        Object::Token(o) => &mut o.meta,
+        Object::Network(o) => &mut o.meta,
+        Object::Block(o) => &mut o.meta,
+        Object::Volume(o) => &mut o.meta,
+        Object::Service(o) => &mut o.meta,
+        Object::Task(o) => &mut o.meta,
+    };
+    meta.revision = revision;
+}

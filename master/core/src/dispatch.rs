@@ -1,0 +1,338 @@
+//! What each agent shall be told: a set of documents per node, kept as what changed since it was last told.
+//!
+//! Each node has a sequence of generations. [`Dispatch::take`] turns what changed into the next one; an agent that
+//! acknowledges generation `g` has everything up to it in its ledger. A node that comes with another chain (another
+//! master, a lost ledger) or another generation gets everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_api::{
+    Assignment, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, NodeId, PeerAssignment, Task,
+    TaskAssignment, TaskId, TaskState,
+};
+
+use crate::{
+    core::Core,
+    model::{Key, Kind, Model, Object},
+    placement,
+};
+
+/// VXLAN over IPv4: outer Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348, section 5).
+const OVERHEAD4: u32 = 50;
+/// VXLAN over IPv6: 20 more.
+const OVERHEAD6: u32 = 70;
+/// Assumed where a host did not say: Ethernet.
+const MTU_DEFAULT: u32 = 1_500;
+/// IPv6 does not work below (RFC 8200, section 5).
+const MTU_MIN: u32 = 1_280;
+
+/// What changed for one node since it was last told.
+#[derive(Clone, Debug, Default)]
+struct Queue {
+    generation: u64,
+    /// Keys of documents to look at again.
+    dirty: BTreeSet<String>,
+    full: bool,
+    acked: u64,
+}
+
+/// A set of documents to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// This is everything.
+    pub full: bool,
+    /// Generation that it builds on.
+    pub base: u64,
+    /// Generation that it makes.
+    pub generation: u64,
+    /// Documents that are now so.
+    pub upserts: Vec<Assignment>,
+    /// Keys of documents that are gone.
+    pub removes: Vec<String>,
+}
+
+/// What each node has to be told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dispatch {
+    queues: BTreeMap<NodeId, Queue>,
+}
+
+impl Dispatch {
+    fn queue(&mut self, node: &NodeId) -> &mut Queue {
+        self.queues.entry(node.clone()).or_insert(Queue { full: true, ..Queue::default() })
+    }
+
+    fn mark(&mut self, node: &NodeId, key: String) {
+        let queue = self.queue(node);
+        if !queue.full {
+            queue.dirty.insert(key);
+        }
+    }
+
+    fn mark_members(&mut self, model: &Model, network: &NetworkId, key: &str, except: Option<&NodeId>) {
+        for node in model.members(network).filter(|n| Some(*n) != except) {
+            self.mark(node, key.to_owned());
+        }
+    }
+
+    fn mark_full(&mut self, node: &NodeId) {
+        let queue = self.queue(node);
+        queue.full = true;
+        queue.dirty.clear();
+    }
+
+    pub(crate) fn remove_node(&mut self, node: &NodeId) {
+        self.queues.remove(node);
+    }
+
+    /// Liveness is in no document today: names of a lost host's containers go with their tasks.
+    pub(crate) fn note_liveness(&mut self, _node: &NodeId) {}
+
+    /// Finds the documents that a change touches. `model` is the state after it.
+    pub(crate) fn note(&mut self, model: &Model, key: &Key, before: Option<&Object>) {
+        match key.kind {
+            Kind::Task => self.note_task(model, &TaskId::new(&key.id), before),
+            Kind::Block => self.note_block(model, key, before),
+            Kind::Network => {
+                let id = NetworkId::new(&key.id);
+                self.mark_members(model, &id, &format!("network/{id}"), None);
+            }
+            Kind::Node => self.note_node(model, &NodeId::new(&key.id), before),
+            Kind::Cluster | Kind::RemovedNode | Kind::Token | Kind::Volume | Kind::Service => {}
+        }
+    }
+
+    fn note_task(&mut self, model: &Model, id: &TaskId, before: Option<&Object>) {
+        let old = match before {
+            Some(Object::Task(task)) => Some(&**task),
+            _ => None,
+        };
+        for task in old.into_iter().chain(model.tasks.get(id)) {
+            if let Some(node) = &task.node
+                && model.nodes.contains_key(node)
+            {
+                self.mark(node, format!("task/{id}"));
+            }
+            for network in model.task_networks(task) {
+                self.mark_members(model, &network, &format!("endpoint/{network}/{id}"), None);
+            }
+        }
+    }
+
+    fn note_block(&mut self, model: &Model, key: &Key, before: Option<&Object>) {
+        let Some((network, index)) = key.id.rsplit_once('/') else { return };
+        let network = NetworkId::new(network);
+        let index = index.parse().unwrap_or(u32::MAX);
+        let old = match before {
+            Some(Object::Block(block)) => Some(block.node.clone()),
+            _ => None,
+        };
+        let new = model.blocks.get(&(network.clone(), index)).map(|b| b.node.clone());
+        for node in old.iter().chain(&new) {
+            let only_one = model.node_blocks(&network, node).count() <= 1;
+            if !model.nodes.contains_key(node) {
+                self.remove_node(node);
+            } else if only_one {
+                // It has just become a member, or is none any more: all of the network's documents come or go.
+                self.mark_full(node);
+            } else {
+                self.mark(node, format!("network/{network}"));
+            }
+            self.mark_members(model, &network, &format!("peer/{network}/{node}"), Some(node));
+        }
+    }
+
+    fn note_node(&mut self, model: &Model, id: &NodeId, before: Option<&Object>) {
+        let Some(node) = model.nodes.get(id) else { return };
+        self.queue(id);
+        let old = match before {
+            Some(Object::Node(old)) => &old.description,
+            _ => return,
+        };
+        let new = &node.description;
+        let networks: Vec<NetworkId> = model.node_networks(id).cloned().collect();
+        if (old.underlay4, old.underlay6) != (new.underlay4, new.underlay6) {
+            for network in &networks {
+                self.mark_members(model, network, &format!("peer/{network}/{id}"), Some(id));
+            }
+        }
+        if old.underlay_mtu != new.underlay_mtu || old.underlay4.is_some() != new.underlay4.is_some() {
+            for network in &networks {
+                self.mark_members(model, network, &format!("network/{network}"), None);
+            }
+        }
+    }
+}
+
+impl Core {
+    /// A session of `node` begins with what its ledger holds. `same_chain`: its ledger belongs to this core.
+    pub fn dispatch_open(&mut self, node: &NodeId, same_chain: bool, generation: u64) {
+        let queue = self.dispatch.queue(node);
+        if !same_chain || queue.generation != generation {
+            queue.full = true;
+            queue.dirty.clear();
+        }
+    }
+
+    /// Nodes that have something to be told.
+    pub fn dispatch_due(&self) -> Vec<NodeId> {
+        let due = |q: &Queue| q.full || !q.dirty.is_empty();
+        self.dispatch.queues.iter().filter(|(_, q)| due(q)).map(|(n, _)| n.clone()).collect()
+    }
+
+    /// What a node is to be told next; `None` when nothing.
+    pub fn dispatch_take(&mut self, node: &NodeId) -> Option<Batch> {
+        let queue = self.dispatch.queues.get_mut(node)?;
+        let (full, dirty) = (std::mem::take(&mut queue.full), std::mem::take(&mut queue.dirty));
+        if !full && dirty.is_empty() {
+            return None;
+        }
+        let base = queue.generation;
+        queue.generation += 1;
+        let generation = queue.generation;
+        let keys = if full { self.all_keys(node) } else { dirty };
+        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        for key in keys {
+            match self.document(node, &key) {
+                Some(document) => upserts.push(document),
+                None => removes.push(key),
+            }
+        }
+        Some(Batch { full, base, generation, upserts, removes })
+    }
+
+    /// The agent has everything up to `generation` in its ledger.
+    pub fn dispatch_acked(&mut self, node: &NodeId, generation: u64) {
+        if let Some(queue) = self.dispatch.queues.get_mut(node) {
+            queue.acked = queue.acked.max(generation.min(queue.generation));
+        }
+    }
+
+    fn all_keys(&self, node: &NodeId) -> BTreeSet<String> {
+        let model = &self.model;
+        let mut keys: BTreeSet<String> = model.node_tasks(node).map(|t| format!("task/{}", t.id)).collect();
+        for network in model.node_networks(node) {
+            keys.insert(format!("network/{network}"));
+            keys.extend(model.members(network).filter(|n| *n != node).map(|n| format!("peer/{network}/{n}")));
+            keys.extend(model.network_tasks(network).map(|t| format!("endpoint/{network}/{}", t.id)));
+        }
+        keys
+    }
+
+    /// A document as `node` shall have it now; `None` when it shall not. A host sees only its own tasks, the networks
+    /// that it has blocks of, and who else is in these.
+    pub fn document(&self, node: &NodeId, key: &str) -> Option<Assignment> {
+        let mut parts = key.split('/');
+        let (kind, first, second) = (parts.next()?, parts.next()?, parts.next());
+        if kind == "task" {
+            let task = self.model.tasks.get(&TaskId::new(first)).filter(|t| t.node.as_ref() == Some(node))?;
+            return Some(Assignment::Task(Box::new(self.task_document(task))));
+        }
+        let id = NetworkId::new(first);
+        let network = self.model.networks.get(&id).filter(|n| self.model.is_member(&n.id, node))?;
+        match (kind, second) {
+            ("network", None) => Some(Assignment::Network(self.network_document(network, node)?)),
+            ("peer", Some(peer)) => Some(Assignment::Peer(self.peer_document(network, &NodeId::new(peer))?)),
+            ("endpoint", Some(task)) => {
+                let task = self.model.tasks.get(&TaskId::new(task))?;
+                Some(Assignment::Endpoint(self.endpoint_document(network, task)?))
+            }
+            _ => None,
+        }
+    }
+
+    fn task_document(&self, task: &Task) -> TaskAssignment {
+        let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
+        let from = task.spec.container.volumes_from.iter().filter_map(|v| {
+            let there = placement::live_tasks_of(&self.model, &v.from);
+            let one = there.into_iter().find(|t| t.node == task.node)?;
+            Some((one.id.clone(), v.read_only))
+        });
+        TaskAssignment {
+            id: task.id.clone(),
+            name: task.name.clone(),
+            service: task.service.clone(),
+            service_name: service.map(|s| s.spec.name.clone()),
+            stack: service.and_then(|s| s.spec.stack.clone()),
+            slot: task.slot,
+            spec: task.spec.clone(),
+            networks: self.model.task_networks(task),
+            volumes_from: from.collect(),
+            desired_state: task.desired_state,
+            run: task.run,
+        }
+    }
+
+    fn network_document(&self, network: &Network, node: &NodeId) -> Option<NetworkAssignment> {
+        let host = self.model.nodes.get(node)?;
+        Some(NetworkAssignment {
+            id: network.id.clone(),
+            name: network.spec.name.clone(),
+            vni: network.vni,
+            subnet4: network.subnet4,
+            subnet6: network.subnet6,
+            gateway4: network.gateway4(),
+            gateway6: network.gateway6(),
+            mtu: self.mtu(&network.id),
+            internal: network.spec.internal,
+            attachable: network.spec.attachable,
+            host_index: host.host_index,
+            blocks: self.model.node_blocks(&network.id, node).map(|b| b.block4).collect(),
+        })
+    }
+
+    /// The least MTU of the members' underlays, less the encapsulation.
+    fn mtu(&self, network: &NetworkId) -> u32 {
+        let members: Vec<_> = self.model.members(network).filter_map(|n| self.model.nodes.get(n)).collect();
+        let known = members.iter().map(|n| n.description.underlay_mtu).filter(|mtu| *mtu > 0);
+        let underlay = known.min().unwrap_or(MTU_DEFAULT);
+        let v4_only = members.iter().all(|n| n.description.underlay4.is_some());
+        (underlay.saturating_sub(if v4_only { OVERHEAD4 } else { OVERHEAD6 })).max(MTU_MIN)
+    }
+
+    fn peer_document(&self, network: &Network, peer: &NodeId) -> Option<PeerAssignment> {
+        let host = self.model.nodes.get(peer).filter(|_| self.model.is_member(&network.id, peer))?;
+        Some(PeerAssignment {
+            network: network.id.clone(),
+            node: peer.clone(),
+            host_index: host.host_index,
+            underlay4: host.description.underlay4,
+            underlay6: host.description.underlay6,
+            blocks: self.model.node_blocks(&network.id, peer).map(|b| b.block4).collect(),
+        })
+    }
+
+    fn endpoint_document(&self, network: &Network, task: &Task) -> Option<EndpointAssignment> {
+        let node = task.node.clone()?;
+        let address = task.status.addresses.iter().find(|a| a.network == network.id)?;
+        if task.status.state.is_terminal() {
+            return None;
+        }
+        let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
+        let attachment = task.spec.networks.iter().find(|a| a.network == network.id.as_str());
+        let mut names = vec![task.name.clone()];
+        names.extend(task.spec.container.container_name.clone());
+        names.extend(task.spec.container.hostname.clone());
+        let mut shared_names: Vec<String> = attachment.map(|a| a.aliases.clone()).unwrap_or_default();
+        if let Some(service) = service {
+            let short = &service.spec.short_name;
+            let short = if short.is_empty() { &service.spec.name } else { short };
+            shared_names.extend([short.clone(), service.spec.name.clone(), format!("tasks.{short}")]);
+        }
+        for names in [&mut names, &mut shared_names] {
+            names.sort();
+            names.dedup();
+        }
+        let running = task.status.state == TaskState::Running && task.desired_state == TaskState::Running;
+        Some(EndpointAssignment {
+            network: network.id.clone(),
+            task: task.id.clone(),
+            node,
+            names,
+            shared_names,
+            v4: address.v4,
+            v6: address.v6,
+            healthy: running && task.status.health.is_none_or(|h| h == Health::Healthy),
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! Finding objects by what a user typed: a name, an id, or a unique prefix of one.
+
+use std::fmt::Display;
+
+use skein_api::{ApiError, Network, Node, Service, Task, TaskState};
+
+use crate::{core::Core, model::Model};
+
+/// Shortest prefix of an id that counts as a reference.
+const MIN_PREFIX: usize = 4;
+
+/// A refusal because something is not there.
+pub(crate) fn not_found(kind: &str, reference: &str, list: &str) -> ApiError {
+    ApiError::new("not_found", format!("no {kind} {reference:?}")).with_hint(format!("skein {list}"))
+}
+
+/// Picks the one item whose name or id is `reference`, or whose id starts with it.
+fn pick<'a, T, I: Display + 'a>(
+    items: impl Iterator<Item = &'a T> + Clone,
+    reference: &str,
+    id: impl Fn(&T) -> I,
+    name: impl Fn(&T) -> &str,
+    kind: &str,
+    list: &str,
+) -> Result<&'a T, ApiError> {
+    let exact = items.clone().find(|i| name(i) == reference || id(i).to_string() == reference);
+    if let Some(item) = exact {
+        return Ok(item);
+    }
+    let mut found = items.filter(|i| reference.len() >= MIN_PREFIX && id(i).to_string().starts_with(reference));
+    match (found.next(), found.next()) {
+        (Some(item), None) => Ok(item),
+        (Some(_), Some(_)) => {
+            Err(ApiError::new("ambiguous", format!("more than one {kind} starts with {reference:?}")))
+        }
+        (None, _) => Err(not_found(kind, reference, list)),
+    }
+}
+
+impl Model {
+    /// The node that a user means.
+    ///
+    /// # Errors
+    /// None or more than one.
+    pub fn find_node(&self, reference: &str) -> Result<&Node, ApiError> {
+        pick(self.nodes.values(), reference, |n| n.id.clone(), |n| &n.name, "node", "node ls")
+    }
+
+    /// The network that a user means.
+    ///
+    /// # Errors
+    /// None or more than one.
+    pub fn find_network(&self, reference: &str) -> Result<&Network, ApiError> {
+        pick(self.networks.values(), reference, |n| n.id.clone(), |n| &n.spec.name, "network", "network ls")
+    }
+
+    /// The service that a user means.
+    ///
+    /// # Errors
+    /// None or more than one.
+    pub fn find_service(&self, reference: &str) -> Result<&Service, ApiError> {
+        pick(self.services.values(), reference, |s| s.id.clone(), |s| &s.spec.name, "service", "service ls")
+    }
+
+    /// The task that a user means: by id, or the newest of that name, live ones first; the container name of a
+    /// compose file counts too.
+    ///
+    /// # Errors
+    /// None or more than one.
+    pub fn find_task(&self, reference: &str) -> Result<&Task, ApiError> {
+        let named = self.tasks.values().filter(|t| {
+            t.name == reference || t.spec.container.container_name.as_deref() == Some(reference)
+        });
+        let rank = |t: &&Task| {
+            let live = !t.status.state.is_terminal() && t.desired_state == TaskState::Running;
+            (live, t.status.state == TaskState::Running, t.meta.created_at, t.id.clone())
+        };
+        if let Some(task) = named.max_by_key(rank) {
+            return Ok(task);
+        }
+        pick(self.tasks.values(), reference, |t| t.id.clone(), |t| &t.name, "task", "ps --all")
+    }
+}
+
+impl Core {
+    /// A service task may be shown by a user, but only a container task may be stopped, started and removed alone.
+    pub(crate) fn container_task(&self, reference: &str) -> Result<&Task, ApiError> {
+        let task = self.model.find_task(reference)?;
+        match task.service.as_ref().and_then(|s| self.model.services.get(s)) {
+            None => Ok(task),
+            Some(service) => Err(ApiError::new(
+                "service_task",
+                format!("task {} belongs to service {}, which would replace it", task.name, service.spec.name),
+            )
+            .with_hint(format!("skein service rm {}", service.spec.name))),
+        }
+    }
+}

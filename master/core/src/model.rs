@@ -1,0 +1,437 @@
+//! The cluster's state in memory: typed objects by id, with the lookups that decisions need.
+//!
+//! Owns nothing but data. Changed only through [`Model::apply`], which keeps the secondary indexes; what a change
+//! means is decided elsewhere. All maps are ordered, so that every walk over them is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use skein_api::{
+    Block, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, Token, TokenId, Volume, VolumeId,
+};
+
+/// Settings of the whole cluster, made once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cluster {
+    /// Identity.
+    pub id: String,
+    /// The 40 random bits of the cluster's ULA prefix `fdXX:XXXX:XXXX::/48` (RFC 4193, section 3.2.2).
+    pub ula_global_id: u64,
+    /// PEM of the CA certificate.
+    pub ca_certificate_pem: String,
+    /// PEM of the CA's private key.
+    pub ca_key_pem: String,
+    /// Highest VNI that was ever given; VNIs are not used again until the range wraps.
+    pub last_vni: u32,
+    /// Highest host index that was ever given.
+    pub last_host_index: u16,
+}
+
+/// A node that was removed: its key is refused for as long as a certificate of it could be valid.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RemovedNode {
+    /// The node.
+    pub id: NodeId,
+    /// Its name then.
+    pub name: String,
+    /// SHA-256 of its public key, hex.
+    pub key_digest: String,
+    /// When.
+    pub removed_at: skein_api::UnixMillis,
+}
+
+/// Kinds of objects; part of a key in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Cluster,
+    Node,
+    RemovedNode,
+    Token,
+    Network,
+    Block,
+    Volume,
+    Service,
+    Task,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 9] = [
+        Self::Cluster,
+        Self::Node,
+        Self::RemovedNode,
+        Self::Token,
+        Self::Network,
+        Self::Block,
+        Self::Volume,
+        Self::Service,
+        Self::Task,
+    ];
+
+    /// The kind as the store and events name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cluster => "cluster",
+            Self::Node => "node",
+            Self::RemovedNode => "removed-node",
+            Self::Token => "token",
+            Self::Network => "network",
+            Self::Block => "block",
+            Self::Volume => "volume",
+            Self::Service => "service",
+            Self::Task => "task",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.as_str() == name)
+    }
+}
+
+/// Identity of an object in the store.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Kind.
+    pub kind: Kind,
+    /// Id within the kind.
+    pub id: String,
+}
+
+/// Any object of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Object {
+    Cluster(Box<Cluster>),
+    Node(Box<Node>),
+    RemovedNode(RemovedNode),
+    Token(Token),
+    Network(Box<Network>),
+    Block(Block),
+    Volume(Volume),
+    Service(Box<Service>),
+    Task(Box<Task>),
+}
+
+/// Id of a block: its network and position.
+pub fn block_id(network: &NetworkId, index: u32) -> String {
+    format!("{network}/{index}")
+}
+
+impl Object {
+    /// The object's key.
+    pub fn key(&self) -> Key {
+        let (kind, id) = match self {
+            Self::Cluster(_) => (Kind::Cluster, "cluster".to_owned()),
+            Self::Node(o) => (Kind::Node, o.id.to_string()),
+            Self::RemovedNode(o) => (Kind::RemovedNode, o.id.to_string()),
+            Self::Token(o) => (Kind::Token, o.id.to_string()),
+            Self::Network(o) => (Kind::Network, o.id.to_string()),
+            Self::Block(o) => (Kind::Block, block_id(&o.network, o.index)),
+            Self::Volume(o) => (Kind::Volume, o.id.to_string()),
+            Self::Service(o) => (Kind::Service, o.id.to_string()),
+            Self::Task(o) => (Kind::Task, o.id.to_string()),
+        };
+        Key { kind, id }
+    }
+
+    /// The object as the store keeps it.
+    pub fn encode(&self) -> Vec<u8> {
+        let json = match self {
+            Self::Cluster(o) => serde_json::to_vec(o),
+            Self::Node(o) => serde_json::to_vec(&Node { status: None, ..(**o).clone() }),
+            Self::RemovedNode(o) => serde_json::to_vec(o),
+            Self::Token(o) => serde_json::to_vec(o),
+            Self::Network(o) => serde_json::to_vec(o),
+            Self::Block(o) => serde_json::to_vec(o),
+            Self::Volume(o) => serde_json::to_vec(o),
+            Self::Service(o) => serde_json::to_vec(o),
+            Self::Task(o) => serde_json::to_vec(o),
+        };
+        json.expect("the objects have string keys only, so they are JSON")
+    }
+
+    /// Reads what [`Self::encode`] wrote, by this release or a neighbour.
+    ///
+    /// # Errors
+    /// When the bytes are not an object of that kind.
+    pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        Ok(match kind {
+            Kind::Cluster => Self::Cluster(serde_json::from_slice(bytes)?),
+            Kind::Node => Self::Node(serde_json::from_slice(bytes)?),
+            Kind::RemovedNode => Self::RemovedNode(serde_json::from_slice(bytes)?),
+            Kind::Token => Self::Token(serde_json::from_slice(bytes)?),
+            Kind::Network => Self::Network(serde_json::from_slice(bytes)?),
+            Kind::Block => Self::Block(serde_json::from_slice(bytes)?),
+            Kind::Volume => Self::Volume(serde_json::from_slice(bytes)?),
+            Kind::Service => Self::Service(serde_json::from_slice(bytes)?),
+            Kind::Task => Self::Task(serde_json::from_slice(bytes)?),
+        })
+    }
+
+    /// The object as events and the API show it: without secrets.
+    pub fn public_json(&self) -> Option<serde_json::Value> {
+        match self {
+            Self::Cluster(_) | Self::RemovedNode(_) => None,
+            Self::Token(t) => serde_json::to_value(Token { secret_sha256: String::new(), ..t.clone() }).ok(),
+            other => serde_json::from_slice(&other.encode()).ok(),
+        }
+    }
+}
+
+/// One change of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The object is now this.
+    Upsert(Object),
+    /// The object is gone.
+    Delete(Key),
+}
+
+impl Change {
+    /// Which object it is about.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Upsert(o) => o.key(),
+            Self::Delete(k) => k.clone(),
+        }
+    }
+}
+
+/// The cluster's objects and the lookups over them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    /// Settings; `None` only before the cluster was made.
+    pub cluster: Option<Cluster>,
+    /// Nodes by id.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Nodes that were removed.
+    pub removed_nodes: BTreeMap<NodeId, RemovedNode>,
+    /// Join tokens.
+    pub tokens: BTreeMap<TokenId, Token>,
+    /// Networks by id.
+    pub networks: BTreeMap<NetworkId, Network>,
+    /// Blocks by network and position.
+    pub blocks: BTreeMap<(NetworkId, u32), Block>,
+    /// Volumes by id.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Services by id.
+    pub services: BTreeMap<ServiceId, Service>,
+    /// Tasks by id.
+    pub tasks: BTreeMap<TaskId, Task>,
+    service_tasks: BTreeMap<ServiceId, BTreeSet<TaskId>>,
+    node_tasks: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    network_tasks: BTreeMap<NetworkId, BTreeSet<TaskId>>,
+    members: BTreeMap<NetworkId, BTreeMap<NodeId, BTreeSet<u32>>>,
+    network_names: BTreeMap<String, NetworkId>,
+    service_names: BTreeMap<String, ServiceId>,
+    volume_names: BTreeMap<String, VolumeId>,
+}
+
+impl Model {
+    /// Applies one change and returns what was there before. Idempotent.
+    pub fn apply(&mut self, change: &Change) -> Option<Object> {
+        match change {
+            Change::Upsert(object) => self.upsert(object.clone()),
+            Change::Delete(key) => self.delete(key),
+        }
+    }
+
+    fn upsert(&mut self, object: Object) -> Option<Object> {
+        match object {
+            Object::Cluster(o) => self.cluster.replace(*o).map(|o| Object::Cluster(Box::new(o))),
+            Object::Node(o) => self.nodes.insert(o.id.clone(), *o).map(|o| Object::Node(Box::new(o))),
+            Object::RemovedNode(o) => self.removed_nodes.insert(o.id.clone(), o).map(Object::RemovedNode),
+            Object::Token(o) => self.tokens.insert(o.id.clone(), o).map(Object::Token),
+            Object::Network(o) => {
+                self.network_names.insert(o.spec.name.clone(), o.id.clone());
+                self.networks.insert(o.id.clone(), *o).map(|o| Object::Network(Box::new(o)))
+            }
+            Object::Block(o) => {
+                let before = self.delete(&Key { kind: Kind::Block, id: block_id(&o.network, o.index) });
+                self.members
+                    .entry(o.network.clone())
+                    .or_default()
+                    .entry(o.node.clone())
+                    .or_default()
+                    .insert(o.index);
+                self.blocks.insert((o.network.clone(), o.index), o);
+                before
+            }
+            Object::Volume(o) => {
+                self.volume_names.insert(o.name.clone(), o.id.clone());
+                self.volumes.insert(o.id.clone(), o).map(Object::Volume)
+            }
+            Object::Service(o) => {
+                self.service_names.insert(o.spec.name.clone(), o.id.clone());
+                self.services.insert(o.id.clone(), *o).map(|o| Object::Service(Box::new(o)))
+            }
+            Object::Task(o) => {
+                let before = self.remove_task(&o.id);
+                self.index_task(&o);
+                self.tasks.insert(o.id.clone(), *o);
+                before
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &Key) -> Option<Object> {
+        let id = &key.id;
+        match key.kind {
+            Kind::Cluster => self.cluster.take().map(|o| Object::Cluster(Box::new(o))),
+            Kind::Node => self.nodes.remove(&NodeId::new(id)).map(|o| Object::Node(Box::new(o))),
+            Kind::RemovedNode => self.removed_nodes.remove(&NodeId::new(id)).map(Object::RemovedNode),
+            Kind::Token => self.tokens.remove(&TokenId::new(id)).map(Object::Token),
+            Kind::Network => {
+                let network = self.networks.remove(&NetworkId::new(id))?;
+                self.network_names.remove(&network.spec.name);
+                Some(Object::Network(Box::new(network)))
+            }
+            Kind::Block => {
+                let (network, index) = id.rsplit_once('/')?;
+                let block = self.blocks.remove(&(NetworkId::new(network), index.parse().ok()?))?;
+                if let Some(nodes) = self.members.get_mut(&block.network) {
+                    if let Some(indexes) = nodes.get_mut(&block.node) {
+                        indexes.remove(&block.index);
+                        if indexes.is_empty() {
+                            nodes.remove(&block.node);
+                        }
+                    }
+                    if nodes.is_empty() {
+                        self.members.remove(&block.network);
+                    }
+                }
+                Some(Object::Block(block))
+            }
+            Kind::Volume => {
+                let volume = self.volumes.remove(&VolumeId::new(id))?;
+                self.volume_names.remove(&volume.name);
+                Some(Object::Volume(volume))
+            }
+            Kind::Service => {
+                let service = self.services.remove(&ServiceId::new(id))?;
+                self.service_names.remove(&service.spec.name);
+                Some(Object::Service(Box::new(service)))
+            }
+            Kind::Task => self.remove_task(&TaskId::new(id)),
+        }
+    }
+
+    fn index_task(&mut self, task: &Task) {
+        if let Some(service) = &task.service {
+            self.service_tasks.entry(service.clone()).or_default().insert(task.id.clone());
+        }
+        if let Some(node) = &task.node {
+            self.node_tasks.entry(node.clone()).or_default().insert(task.id.clone());
+        }
+        for network in self.task_networks(task) {
+            self.network_tasks.entry(network).or_default().insert(task.id.clone());
+        }
+    }
+
+    fn remove_task(&mut self, id: &TaskId) -> Option<Object> {
+        fn drop_from<K: Ord>(map: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: &TaskId) {
+            if let Some(set) = map.get_mut(key) {
+                set.remove(id);
+                if set.is_empty() {
+                    map.remove(key);
+                }
+            }
+        }
+        let task = self.tasks.remove(id)?;
+        if let Some(service) = &task.service {
+            drop_from(&mut self.service_tasks, service, id);
+        }
+        if let Some(node) = &task.node {
+            drop_from(&mut self.node_tasks, node, id);
+        }
+        for network in self.task_networks(&task) {
+            drop_from(&mut self.network_tasks, &network, id);
+        }
+        Some(Object::Task(Box::new(task)))
+    }
+
+    /// The networks of a task, resolved, in its order; names that no longer exist are left out.
+    pub fn task_networks(&self, task: &Task) -> Vec<NetworkId> {
+        task.spec.networks.iter().filter_map(|a| self.network(&a.network)).map(|n| n.id.clone()).collect()
+    }
+
+    /// A network by name or id.
+    pub fn network(&self, reference: &str) -> Option<&Network> {
+        let id = self.network_names.get(reference).cloned().unwrap_or_else(|| NetworkId::new(reference));
+        self.networks.get(&id)
+    }
+
+    /// A service by its full name.
+    pub fn service_named(&self, name: &str) -> Option<&Service> {
+        self.services.get(self.service_names.get(name)?)
+    }
+
+    /// A volume by name.
+    pub fn volume_named(&self, name: &str) -> Option<&Volume> {
+        self.volumes.get(self.volume_names.get(name)?)
+    }
+
+    /// A node by name.
+    pub fn node_named(&self, name: &str) -> Option<&Node> {
+        self.nodes.values().find(|n| n.name == name)
+    }
+
+    /// All tasks of a service, by id.
+    pub fn service_tasks(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
+        self.service_tasks.get(service).into_iter().flatten().map(|id| &self.tasks[id])
+    }
+
+    /// All tasks on a node, by id.
+    pub fn node_tasks(&self, node: &NodeId) -> impl Iterator<Item = &Task> {
+        self.node_tasks.get(node).into_iter().flatten().map(|id| &self.tasks[id])
+    }
+
+    /// All tasks that name a network, by id.
+    pub fn network_tasks(&self, network: &NetworkId) -> impl Iterator<Item = &Task> {
+        self.network_tasks.get(network).into_iter().flatten().map(|id| &self.tasks[id])
+    }
+
+    /// The nodes that own blocks of a network.
+    pub fn members(&self, network: &NetworkId) -> impl Iterator<Item = &NodeId> {
+        self.members.get(network).into_iter().flat_map(|nodes| nodes.keys())
+    }
+
+    /// The networks that a node owns blocks of.
+    pub fn node_networks(&self, node: &NodeId) -> impl Iterator<Item = &NetworkId> {
+        self.members.iter().filter(move |(_, nodes)| nodes.contains_key(node)).map(|(network, _)| network)
+    }
+
+    /// A node's blocks of a network, in order.
+    pub fn node_blocks(&self, network: &NetworkId, node: &NodeId) -> impl Iterator<Item = &Block> {
+        self.members
+            .get(network)
+            .and_then(|nodes| nodes.get(node))
+            .into_iter()
+            .flatten()
+            .map(|index| &self.blocks[&(network.clone(), *index)])
+    }
+
+    /// Is the node owner of a block of the network?
+    pub fn is_member(&self, network: &NetworkId, node: &NodeId) -> bool {
+        self.members.get(network).is_some_and(|nodes| nodes.contains_key(node))
+    }
+
+    /// All objects, in the order of [`Kind`] and id.
+    pub fn objects(&self) -> Vec<Object> {
+        let mut all: Vec<Object> = Vec::new();
+        all.extend(self.cluster.iter().cloned().map(|o| Object::Cluster(Box::new(o))));
+        all.extend(self.nodes.values().cloned().map(|o| Object::Node(Box::new(o))));
+        all.extend(self.removed_nodes.values().cloned().map(Object::RemovedNode));
+        all.extend(self.tokens.values().cloned().map(Object::Token));
+        all.extend(self.networks.values().cloned().map(|o| Object::Network(Box::new(o))));
+        all.extend(self.blocks.values().cloned().map(Object::Block));
+        all.extend(self.volumes.values().cloned().map(Object::Volume));
+        all.extend(self.services.values().cloned().map(|o| Object::Service(Box::new(o))));
+        all.extend(self.tasks.values().cloned().map(|o| Object::Task(Box::new(o))));
+        all
+    }
+}

@@ -1,0 +1,210 @@
+//! Filters over the index: which nodes pass, as bitsets.
+//!
+//! Owns the meaning of each filter on sets; `naive.rs` says the same node by node. It must not know strategies.
+//! Costs: `==` on one attribute is one posting; a glob or regex looks at each *distinct* value once; amounts look at
+//! the nodes that are still in the running; ports, replicas and affinities at the nodes that have such a task.
+//! Pure, no tasks, no channels.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Scheduler,
+    bits::{Bits, NodeIdx, Posting},
+    expr::{NodeKey, Pattern},
+    facts::{HostAddr, NodeAttr, TaskAttr},
+    request::{Filter, Request},
+};
+
+/// Copies of the request that are to be counted as placed although they are not in the index.
+pub(super) type Copies = BTreeMap<NodeIdx, u32>;
+
+/// A request against the present state.
+pub(super) struct Evaluation<'a> {
+    pub(super) scheduler: &'a Scheduler,
+    pub(super) request: &'a Request,
+    pub(super) hard: Vec<Filter<'a>>,
+    pub(super) soft: Vec<Filter<'a>>,
+}
+
+impl<'a> Evaluation<'a> {
+    pub(super) fn new(scheduler: &'a Scheduler, request: &'a Request) -> Self {
+        Self { scheduler, request, hard: request.filters(), soft: request.soft_filters() }
+    }
+
+    /// Nodes that pass every hard filter.
+    pub(super) fn fitting(&self) -> Bits {
+        let mut left = self.scheduler.index.nodes.clone();
+        for filter in &self.hard {
+            left = self.passing(filter, left);
+            if left.is_empty() {
+                break;
+            }
+        }
+        left
+    }
+
+    /// Nodes that pass the hard filters that look at what a node is, not at its state and load.
+    pub(super) fn allowed(&self) -> Bits {
+        let lasting = self.hard.iter().filter(|filter| filter.is_lasting());
+        lasting.fold(self.scheduler.index.nodes.clone(), |left, filter| self.passing(filter, left))
+    }
+
+    /// Narrows `fitting` by the soft expressions in their order; one that would leave nothing is given up.
+    pub(super) fn preferred(&self, fitting: Bits) -> Bits {
+        self.soft.iter().fold(fitting, |left, filter| {
+            let narrowed = self.passing(filter, left.clone());
+            if narrowed.is_empty() { left } else { narrowed }
+        })
+    }
+
+    /// The members of `within` that pass.
+    pub(super) fn passing(&self, filter: &Filter<'_>, mut within: Bits) -> Bits {
+        let index = &self.scheduler.index;
+        match filter {
+            Filter::Health => within.and(&index.ready),
+            Filter::Availability => within.and(&index.active),
+            Filter::Pinned(pin) => {
+                let nodes = pin.nodes.iter().filter_map(|id| self.scheduler.position(id));
+                within.and(&nodes.collect());
+            }
+            Filter::Constraint(constraint) => {
+                keep(&mut within, &self.nodes_matching(&constraint.key, &constraint.pattern), constraint.negated);
+            }
+            Filter::Affinity(affinity) => {
+                keep(&mut within, &self.nodes_with_task(&affinity.key, &affinity.pattern), affinity.negated);
+            }
+            Filter::Platform(platform) => {
+                for (attr, value) in [(NodeAttr::Os, &platform.os), (NodeAttr::Arch, &platform.arch)] {
+                    if !value.is_empty() {
+                        within.and(&self.nodes_with(&attr, value));
+                    }
+                }
+            }
+            Filter::VolumePlugin(name) => within.and(&self.nodes_with(&NodeAttr::VolumePlugin, name)),
+            Filter::NetworkPlugin(name) => within.and(&self.nodes_with(&NodeAttr::NetworkPlugin, name)),
+            Filter::Cpu(_) | Filter::Memory(_) => {
+                return within.iter().filter(|i| self.has_room(filter, *i, 0)).collect();
+            }
+            Filter::Port(port) => {
+                let wanted = HostAddr::of(port);
+                for (idx, claimed) in index.claims(port.protocol, port.host_port) {
+                    if claimed.overlaps(wanted) {
+                        within.remove(idx);
+                    }
+                }
+            }
+            Filter::MaxReplicas { service, max } => {
+                for (idx, count) in index.service(service).into_iter().flatten() {
+                    if count >= max {
+                        within.remove(*idx);
+                    }
+                }
+            }
+        }
+        within
+    }
+
+    /// The members of `within` that pass when `copies` of the request are counted as placed.
+    pub(super) fn passing_with(&self, filter: &Filter<'_>, within: &Bits, copies: &Copies) -> Bits {
+        let mut passing = self.passing(filter, within.clone());
+        for (idx, count) in copies.iter().filter(|(idx, _)| within.contains(**idx)) {
+            let passes = self.passes_with(filter, passing.contains(*idx), *idx, *count);
+            passing.assign(*idx, passes);
+        }
+        passing
+    }
+
+    /// Whether a node passes with `copies` of the request on it; `without` tells whether it passes with none.
+    ///
+    /// A copy changes its own node only: it takes amounts, ports and a replica, and it may be what an affinity
+    /// looks for. This is what makes batches cheap.
+    pub(super) fn passes_with(&self, filter: &Filter<'_>, without: bool, idx: NodeIdx, copies: u32) -> bool {
+        if copies == 0 {
+            return without;
+        }
+        match filter {
+            Filter::Cpu(_) | Filter::Memory(_) => self.has_room(filter, idx, copies),
+            // A claim conflicts with itself.
+            Filter::Port(_) => false,
+            Filter::MaxReplicas { max, .. } => self.replicas(idx, copies) < *max,
+            Filter::Affinity(affinity) if self.request.matches_itself(affinity) => !affinity.negated,
+            _ => without,
+        }
+    }
+
+    /// Whether one more fits beside what is there and `copies`.
+    fn has_room(&self, filter: &Filter<'_>, idx: NodeIdx, copies: u32) -> bool {
+        let load = self.scheduler.index.load(idx);
+        let fits = |amount: u64, used: u128, offered: u64| {
+            used + u128::from(amount) * (u128::from(copies) + 1) <= u128::from(offered)
+        };
+        match filter {
+            Filter::Cpu(amount) => fits(*amount, load.nano_cpus, load.offered.nano_cpus),
+            Filter::Memory(amount) => fits(*amount, load.mem_bytes, load.offered.mem_bytes),
+            _ => true,
+        }
+    }
+
+    /// Tasks of the request's own service on a node, with `copies` more; 0 for a request without a service.
+    pub(super) fn replicas(&self, idx: NodeIdx, copies: u32) -> u32 {
+        let Some(service) = &self.request.service else { return 0 };
+        let counts = self.scheduler.index.service(service);
+        counts.and_then(|counts| counts.get(&idx)).copied().unwrap_or(0).saturating_add(copies)
+    }
+
+    fn nodes_matching(&self, key: &NodeKey, pattern: &Pattern) -> Bits {
+        let mut found = Bits::default();
+        match key {
+            NodeKey::Any(attrs) => attrs.iter().for_each(|attr| self.add_matching(attr, pattern, &mut found)),
+            NodeKey::First(attrs) => {
+                // Backwards: an earlier attribute hides the later ones on the nodes that have it.
+                for attr in attrs.iter().rev() {
+                    if let Some(values) = self.scheduler.index.values(attr) {
+                        values.present.take_from(&mut found);
+                    }
+                    self.add_matching(attr, pattern, &mut found);
+                }
+            }
+        }
+        found
+    }
+
+    fn add_matching(&self, attr: &NodeAttr, pattern: &Pattern, found: &mut Bits) {
+        let Some(values) = self.scheduler.index.values(attr) else { return };
+        match pattern {
+            Pattern::Exact(value) => values.by_value.get(value).into_iter().for_each(|posting| posting.add_to(found)),
+            _ => {
+                let matching = values.by_value.iter().filter(|(value, _)| pattern.matches(value));
+                matching.for_each(|(_, posting): (_, &Posting)| posting.add_to(found));
+            }
+        }
+    }
+
+    fn nodes_with(&self, attr: &NodeAttr, value: &str) -> Bits {
+        let mut found = Bits::default();
+        if let Some(posting) = self.scheduler.index.values(attr).and_then(|values| values.by_value.get(value)) {
+            posting.add_to(&mut found);
+        }
+        found
+    }
+
+    fn nodes_with_task(&self, attr: &TaskAttr, pattern: &Pattern) -> Bits {
+        let Some(values) = self.scheduler.index.task_values(attr) else { return Bits::default() };
+        match pattern {
+            Pattern::Exact(value) => values.get(value).into_iter().flat_map(|counts| counts.keys().copied()).collect(),
+            _ => {
+                let matching = values.iter().filter(|(value, _)| pattern.matches(value));
+                matching.flat_map(|(_, counts)| counts.keys().copied()).collect()
+            }
+        }
+    }
+}
+
+/// Keeps what is in `matching`, or with `negated` what is not.
+fn keep(within: &mut Bits, matching: &Bits, negated: bool) {
+    if negated {
+        within.and_not(matching);
+    } else {
+        within.and(matching);
+    }
+}

@@ -1,0 +1,212 @@
+//! The scheduler: filter, rank, place, explain.
+//!
+//! Owns the node table, the bitset index over it and the decision where a task goes. It follows the model: the core
+//! applies every changed node and task, in any order and as often as it likes. It must not know services' rollouts,
+//! restart policies, dependencies between tasks or anything that is not a fact about nodes and placed tasks; what
+//! depends on other objects (where a volume lives) comes in with the request as a set of nodes and a reason.
+//!
+//! Pure and deterministic: no clock, no hash map, random choice only by the caller's seed, ties go to the lower
+//! position. Positions are given out in the order in which nodes come, lowest free one first, so equal histories
+//! give equal decisions, on any machine.
+//!
+//! ```text
+//! facts.rs    NodeFacts, Placed: what there is to know      expr.rs     `node.labels.disk==ssd` -> Constraint
+//! bits.rs     NodeIdx, Bits, Posting: sets of nodes         request.rs  TaskSpec -> Request: the filters in order
+//! index.rs    postings, loads, ports, counts                eval.rs     filters on sets
+//! rank.rs     strategies                                    batch.rs    many equal tasks -> (node, count) runs
+//! explain.rs  counts per filter, sentences                  naive.rs    the same by plain loops: the oracle
+//! ```
+//!
+//! No tasks, no channels. What users read about it is docs/placement.md.
+
+mod batch;
+mod bits;
+mod eval;
+mod explain;
+mod expr;
+mod facts;
+mod index;
+pub mod naive;
+mod rank;
+mod request;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_api::{NodeId, TaskId};
+
+pub use self::{
+    batch::Batch,
+    bits::NodeIdx,
+    explain::{FilterTally, Findings, Rejection},
+    expr::{ConstraintError, EXPRESSION_CHARS_MAX},
+    facts::{NodeFacts, Placed},
+    rank::batch_seed,
+    request::{
+        EXPRESSIONS_MAX, Expressions, FilterKind, Pin, Request, expressions_from_env, expressions_from_labels,
+        is_expression_variable,
+    },
+};
+use self::{
+    bits::Bits,
+    eval::{Copies, Evaluation},
+    index::Index,
+};
+
+/// The node table with its index. Cloning gives an independent copy for questions of the form "what if".
+#[derive(Clone, Debug, Default)]
+pub struct Scheduler {
+    /// By position; free ones are none.
+    table: Vec<Option<NodeFacts>>,
+    /// Free positions below the table's length.
+    free: BTreeSet<NodeIdx>,
+    positions: BTreeMap<NodeId, NodeIdx>,
+    /// Also those whose node is not known (yet).
+    tasks: BTreeMap<TaskId, Placed>,
+    by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    index: Index,
+}
+
+impl Scheduler {
+    /// An empty cluster.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Enters a node or replaces its facts. Idempotent. A node keeps its position until it is removed; tasks that
+    /// were applied before their node count from now on.
+    pub fn apply_node(&mut self, facts: NodeFacts) {
+        if let Some(idx) = self.positions.get(&facts.id).copied() {
+            let before = self.table[idx.index()].replace(facts).expect("a known node has its position");
+            let after = self.table[idx.index()].as_ref().expect("replaced just now");
+            if before != *after {
+                self.index.update_node(idx, &before, after);
+            }
+            return;
+        }
+        let idx = self.free.pop_first().unwrap_or_else(|| NodeIdx::from_index(self.table.len()));
+        if idx.index() == self.table.len() {
+            self.table.push(None);
+        }
+        self.index.add_node(idx, &facts);
+        for task in self.by_node.get(&facts.id).into_iter().flatten() {
+            self.index.add_task(idx, &self.tasks[task]);
+        }
+        self.positions.insert(facts.id.clone(), idx);
+        self.table[idx.index()] = Some(facts);
+    }
+
+    /// Takes a node out and frees its position. Idempotent. Its tasks stay known, and count again should it return.
+    pub fn remove_node(&mut self, id: &NodeId) {
+        let Some(idx) = self.positions.remove(id) else { return };
+        let facts = self.table[idx.index()].take().expect("a known node has its position");
+        for task in self.by_node.get(id).into_iter().flatten() {
+            self.index.remove_task(idx, &self.tasks[task]);
+        }
+        self.index.remove_node(idx, &facts);
+        self.free.insert(idx);
+    }
+
+    /// Enters a task that holds its place, or replaces what is known of it. Idempotent.
+    pub fn apply_task(&mut self, task: Placed) {
+        if self.tasks.get(&task.task) == Some(&task) {
+            return;
+        }
+        self.remove_task(&task.task);
+        if let Some(idx) = self.positions.get(&task.node) {
+            self.index.add_task(*idx, &task);
+        }
+        self.by_node.entry(task.node.clone()).or_default().insert(task.task.clone());
+        self.tasks.insert(task.task.clone(), task);
+    }
+
+    /// Takes a task out: it ended or lost its place. Idempotent.
+    pub fn remove_task(&mut self, id: &TaskId) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        if let Some(idx) = self.positions.get(&task.node) {
+            self.index.remove_task(*idx, &task);
+        }
+        let siblings = self.by_node.get_mut(&task.node).expect("every task is listed under its node");
+        siblings.remove(id);
+        if siblings.is_empty() {
+            self.by_node.remove(&task.node);
+        }
+    }
+
+    /// The node for one task. `seed` decides under the strategy random, and is not used by the others.
+    ///
+    /// Nothing is taken: apply the task for the next decision to see it.
+    ///
+    /// # Errors
+    /// No node passes the hard filters; counts per filter.
+    pub fn place(&self, request: &Request, seed: u64) -> Result<NodeId, Rejection> {
+        let evaluation = Evaluation::new(self, request);
+        match self.choose(&evaluation, evaluation.fitting(), seed) {
+            Some(idx) => Ok(self.id_at(idx).clone()),
+            None => Err(Rejection::of(&evaluation, &Copies::new())),
+        }
+    }
+
+    /// Every node that passes the hard filters, by position: where a global service gets tasks.
+    pub fn fitting(&self, request: &Request) -> Vec<NodeId> {
+        let fitting = Evaluation::new(self, request).fitting();
+        fitting.iter().map(|idx| self.id_at(idx).clone()).collect()
+    }
+
+    /// Nodes that meet pins, hard constraints, platform and plugins, whatever their state and load, by position:
+    /// where a running task may stay after labels changed, and where a global service belongs.
+    pub fn allowed(&self, request: &Request) -> Vec<NodeId> {
+        let allowed = Evaluation::new(self, request).allowed();
+        allowed.iter().map(|idx| self.id_at(idx).clone()).collect()
+    }
+
+    /// Whether [`Scheduler::allowed`] has any node: whether waiting can help at all.
+    pub fn constraints_can_be_met(&self, request: &Request) -> bool {
+        !Evaluation::new(self, request).allowed().is_empty()
+    }
+
+    /// What is known of a node.
+    pub fn node(&self, id: &NodeId) -> Option<&NodeFacts> {
+        self.position(id).and_then(|idx| self.at(idx))
+    }
+
+    /// Where a node stands in the table.
+    pub fn position(&self, id: &NodeId) -> Option<NodeIdx> {
+        self.positions.get(id).copied()
+    }
+
+    /// Rebuilds the index from the facts and compares; O(nodes + tasks). One sentence for each part that differs,
+    /// which is a bug; empty when all is well.
+    pub fn check(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        let mut rebuilt = Index::default();
+        for (at, facts) in self.table.iter().enumerate() {
+            let idx = NodeIdx::from_index(at);
+            match facts {
+                Some(facts) => rebuilt.add_node(idx, facts),
+                None if self.free.contains(&idx) => {}
+                None => broken.push(format!("scheduler: position {at} is neither taken nor free")),
+            }
+        }
+        for task in self.tasks.values() {
+            if let Some(idx) = self.positions.get(&task.node) {
+                rebuilt.add_task(*idx, task);
+            }
+        }
+        let parts = self.index.differences(&rebuilt);
+        broken.extend(parts.into_iter().map(|part| format!("scheduler: a rebuilt index differs in {part}")));
+        broken
+    }
+
+    /// Soft expressions, then the strategy.
+    fn choose(&self, evaluation: &Evaluation<'_>, fitting: Bits, seed: u64) -> Option<NodeIdx> {
+        rank::choose(evaluation, &evaluation.preferred(fitting), seed)
+    }
+
+    fn at(&self, idx: NodeIdx) -> Option<&NodeFacts> {
+        self.table.get(idx.index()).and_then(Option::as_ref)
+    }
+
+    fn id_at(&self, idx: NodeIdx) -> &NodeId {
+        &self.at(idx).expect("the index only holds positions of nodes").id
+    }
+}

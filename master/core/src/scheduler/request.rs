@@ -1,0 +1,436 @@
+//! What a task asks for, compiled once: parsed expressions, amounts and ports, and the filters in their order.
+//!
+//! Owns the order of the filters and how each is named to a user. It must not know which nodes there are. Pure, no
+//! tasks, no channels.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use skein_api::{NodeId, PortPublish, Protocol, Resources, ServiceId, Strategy, TaskId, TaskSpec};
+
+use super::{
+    expr::{Affinity, Constraint, ConstraintError, list_error, parse_affinity, parse_constraint},
+    facts::{HostAddr, Placed, TaskAttr, image_names},
+};
+
+/// Expressions of one request, constraints and affinities together: the soft ones are bits of a `u64` in a rank.
+pub const EXPRESSIONS_MAX: usize = 64;
+
+/// Labels of a container that hold expressions as a JSON list (Docker Swarm's names).
+const CONSTRAINTS_LABEL: &str = "com.docker.swarm.constraints";
+const AFFINITIES_LABEL: &str = "com.docker.swarm.affinities";
+
+/// Prefixes of environment variables that are expressions.
+const CONSTRAINT_PREFIX: &str = "constraint:";
+const AFFINITY_PREFIX: &str = "affinity:";
+
+/// A task's needs, ready for any number of placements. Compile once per specification, not once per task.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub(super) service: Option<ServiceId>,
+    pub(super) pins: Vec<Pin>,
+    pub(super) constraints: Vec<Constraint>,
+    pub(super) affinities: Vec<Affinity>,
+    pub(super) soft: Vec<Soft>,
+    pub(super) platform: Option<Platform>,
+    pub(super) volume_plugins: BTreeSet<String>,
+    pub(super) network_plugins: BTreeSet<String>,
+    pub(super) reservations: Resources,
+    /// With a fixed host port, each claim once.
+    pub(super) ports: Vec<PortPublish>,
+    /// 0: no limit.
+    pub(super) max_replicas: u32,
+    pub(super) strategy: Strategy,
+    pub(super) image: String,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// A set of nodes of which one must be taken, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pin {
+    /// Ids that no node has are allowed; an empty set fits nowhere.
+    pub nodes: BTreeSet<NodeId>,
+    /// In a few words: `volume pgdata lives there`, `volumes_from web runs there`.
+    pub reason: String,
+}
+
+/// An expression that is given up when no node would be left.
+#[derive(Clone, Debug)]
+pub(super) enum Soft {
+    Constraint(Constraint),
+    Affinity(Affinity),
+}
+
+impl Soft {
+    fn filter(&self) -> Filter<'_> {
+        match self {
+            Self::Constraint(constraint) => Filter::Constraint(constraint),
+            Self::Affinity(affinity) => Filter::Affinity(affinity),
+        }
+    }
+}
+
+/// What an image runs on; an empty part means any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Platform {
+    pub(super) os: String,
+    pub(super) arch: String,
+}
+
+impl Request {
+    /// Compiles a task's needs.
+    ///
+    /// Expressions come from the placement, from the container's environment and from its labels
+    /// ([`expressions_from_env`], [`expressions_from_labels`]); the same expression twice counts once.
+    /// `service` is the service whose replicas are counted; `default` is the cluster's strategy. A `pin` ties the
+    /// task to nodes; [`Request::pinned`] adds more.
+    ///
+    /// # Errors
+    /// The first expression that does not parse, or one above [`EXPRESSIONS_MAX`].
+    pub fn compile(
+        spec: &TaskSpec,
+        service: Option<ServiceId>,
+        pin: Option<Pin>,
+        default: Strategy,
+    ) -> Result<Self, ConstraintError> {
+        let from_env = expressions_from_env(&spec.container.env);
+        let from_labels = expressions_from_labels(&spec.container.labels)?;
+        let mut request = Self {
+            service,
+            pins: pin.into_iter().collect(),
+            constraints: Vec::new(),
+            affinities: Vec::new(),
+            soft: Vec::new(),
+            platform: None,
+            volume_plugins: BTreeSet::new(),
+            network_plugins: BTreeSet::new(),
+            reservations: spec.resources.reservations,
+            ports: Vec::new(),
+            max_replicas: spec.placement.max_replicas_per_node,
+            strategy: spec.placement.strategy.unwrap_or(default),
+            image: spec.container.image.clone(),
+            labels: spec.container.labels.clone(),
+        };
+        for text in spec.placement.constraints.iter().chain(&from_env.constraints).chain(&from_labels.constraints) {
+            request.check_count(false, text)?;
+            request.add_constraint(parse_constraint(text)?);
+        }
+        for text in spec.placement.affinities.iter().chain(&from_env.affinities).chain(&from_labels.affinities) {
+            request.check_count(true, text)?;
+            request.add_affinity(parse_affinity(text)?);
+        }
+        for port in spec.ports.iter().filter(|port| port.host_port != 0) {
+            if !request.ports.iter().any(|known| claim(known) == claim(port)) {
+                request.ports.push(*port);
+            }
+        }
+        Ok(request)
+    }
+
+    fn check_count(&self, affinity: bool, text: &str) -> Result<(), ConstraintError> {
+        if self.constraints.len() + self.affinities.len() + self.soft.len() < EXPRESSIONS_MAX {
+            return Ok(());
+        }
+        Err(list_error(affinity, text, 1, format!("no more than {EXPRESSIONS_MAX} expressions in all")))
+    }
+
+    fn add_constraint(&mut self, constraint: Constraint) {
+        let known_soft = |soft: &Soft| matches!(soft, Soft::Constraint(known) if *known == constraint);
+        if self.constraints.contains(&constraint) || self.soft.iter().any(known_soft) {
+            return;
+        }
+        if constraint.soft {
+            self.soft.push(Soft::Constraint(constraint));
+        } else {
+            self.constraints.push(constraint);
+        }
+    }
+
+    fn add_affinity(&mut self, affinity: Affinity) {
+        let known_soft = |soft: &Soft| matches!(soft, Soft::Affinity(known) if *known == affinity);
+        if self.affinities.contains(&affinity) || self.soft.iter().any(known_soft) {
+            return;
+        }
+        if affinity.soft {
+            self.soft.push(Soft::Affinity(affinity));
+        } else {
+            self.affinities.push(affinity);
+        }
+    }
+
+    /// Only these nodes. Each call is a filter of its own, so that an explanation counts them apart.
+    pub fn pinned(mut self, pin: Pin) -> Self {
+        self.pins.push(pin);
+        self
+    }
+
+    /// Only nodes of this platform; an empty part means any. Architectures by either name (`x86_64`, `amd64`).
+    pub fn on_platform(mut self, os: impl Into<String>, arch: impl Into<String>) -> Self {
+        let platform = Platform { os: os.into(), arch: arch.into() };
+        self.platform = Some(platform).filter(|p| !p.os.is_empty() || !p.arch.is_empty());
+        self
+    }
+
+    /// Only nodes whose engine has this volume plugin.
+    pub fn with_volume_plugin(mut self, name: impl Into<String>) -> Self {
+        self.volume_plugins.insert(name.into());
+        self
+    }
+
+    /// Only nodes whose engine has this network plugin.
+    pub fn with_network_plugin(mut self, name: impl Into<String>) -> Self {
+        self.network_plugins.insert(name.into());
+        self
+    }
+
+    /// The strategy that chooses among the nodes that fit.
+    pub fn strategy(&self) -> Strategy {
+        self.strategy
+    }
+
+    /// What such a task sets aside on its node.
+    pub fn reservations(&self) -> Resources {
+        self.reservations
+    }
+
+    /// The task that such a request becomes on `node` under this name.
+    pub fn placed(&self, task: TaskId, name: String, node: NodeId) -> Placed {
+        Placed {
+            task,
+            node,
+            service: self.service.clone(),
+            name,
+            image: self.image.clone(),
+            labels: self.labels.clone(),
+            reservations: self.reservations,
+            ports: self.ports.clone(),
+        }
+    }
+
+    /// Whether a task of this request on a node makes an affinity match there. Names are not known before a task
+    /// has one, so affinities to a container do not see the request's own tasks.
+    pub(super) fn matches_itself(&self, affinity: &Affinity) -> bool {
+        match &affinity.key {
+            TaskAttr::Container => false,
+            TaskAttr::Image => image_names(&self.image).iter().any(|name| affinity.pattern.matches(name)),
+            TaskAttr::Label(key) => self.labels.get(key).is_some_and(|value| affinity.pattern.matches(value)),
+        }
+    }
+
+    /// The hard filters in their order. Those that ask for nothing are left out.
+    pub(super) fn filters(&self) -> Vec<Filter<'_>> {
+        let mut filters = vec![Filter::Health, Filter::Availability];
+        filters.extend(self.pins.iter().map(Filter::Pinned));
+        filters.extend(self.constraints.iter().map(Filter::Constraint));
+        filters.extend(self.affinities.iter().map(Filter::Affinity));
+        filters.extend(self.platform.iter().map(Filter::Platform));
+        filters.extend(self.volume_plugins.iter().map(|name| Filter::VolumePlugin(name)));
+        filters.extend(self.network_plugins.iter().map(|name| Filter::NetworkPlugin(name)));
+        if self.reservations.nano_cpus > 0 {
+            filters.push(Filter::Cpu(self.reservations.nano_cpus));
+        }
+        if self.reservations.mem_bytes > 0 {
+            filters.push(Filter::Memory(self.reservations.mem_bytes));
+        }
+        filters.extend(self.ports.iter().map(Filter::Port));
+        if let (Some(service), true) = (&self.service, self.max_replicas > 0) {
+            filters.push(Filter::MaxReplicas { service, max: self.max_replicas });
+        }
+        filters
+    }
+
+    /// The soft expressions as filters, in the order in which they are tried.
+    pub(super) fn soft_filters(&self) -> Vec<Filter<'_>> {
+        self.soft.iter().map(Soft::filter).collect()
+    }
+}
+
+/// What two entries for the same claim have in common.
+fn claim(port: &PortPublish) -> (Protocol, u16, HostAddr) {
+    (port.protocol, port.host_port, HostAddr::of(port))
+}
+
+/// Which rule took nodes away; the text beside it says with what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FilterKind {
+    /// The node is not ready.
+    Health,
+    /// The node is paused or drained.
+    Availability,
+    /// A volume or a dependency lives elsewhere.
+    Pinned,
+    /// A constraint expression.
+    Constraint,
+    /// An affinity expression.
+    Affinity,
+    /// Operating system or architecture.
+    Platform,
+    /// A volume or network plugin.
+    Plugin,
+    /// CPU or memory.
+    Resources,
+    /// A port of the host.
+    Port,
+    /// Replicas of the service per node.
+    MaxReplicas,
+}
+
+/// One filter of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Filter<'a> {
+    Health,
+    Availability,
+    Pinned(&'a Pin),
+    Constraint(&'a Constraint),
+    Affinity(&'a Affinity),
+    Platform(&'a Platform),
+    VolumePlugin(&'a str),
+    NetworkPlugin(&'a str),
+    Cpu(u64),
+    Memory(u64),
+    Port(&'a PortPublish),
+    MaxReplicas { service: &'a ServiceId, max: u32 },
+}
+
+impl Filter<'_> {
+    /// Whether this follows from what a node *is* rather than from its state and load, so that a node that does not
+    /// pass now will only pass after someone changed its labels or the specification.
+    pub(super) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Pinned(_) | Self::Constraint(_) | Self::Platform(_) => true,
+            Self::VolumePlugin(_) | Self::NetworkPlugin(_) => true,
+            Self::Health | Self::Availability | Self::Affinity(_) => false,
+            Self::Cpu(_) | Self::Memory(_) | Self::Port(_) | Self::MaxReplicas { .. } => false,
+        }
+    }
+
+    pub(super) fn kind(&self) -> FilterKind {
+        match self {
+            Self::Health => FilterKind::Health,
+            Self::Availability => FilterKind::Availability,
+            Self::Pinned(_) => FilterKind::Pinned,
+            Self::Constraint(_) => FilterKind::Constraint,
+            Self::Affinity(_) => FilterKind::Affinity,
+            Self::Platform(_) => FilterKind::Platform,
+            Self::VolumePlugin(_) | Self::NetworkPlugin(_) => FilterKind::Plugin,
+            Self::Cpu(_) | Self::Memory(_) => FilterKind::Resources,
+            Self::Port(_) => FilterKind::Port,
+            Self::MaxReplicas { .. } => FilterKind::MaxReplicas,
+        }
+    }
+}
+
+impl fmt::Display for Filter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Health => f.write_str("node is ready"),
+            Self::Availability => f.write_str("node is active"),
+            Self::Pinned(pin) => f.write_str(&pin.reason),
+            Self::Constraint(constraint) => write!(f, "constraint {constraint}"),
+            Self::Affinity(affinity) => write!(f, "affinity {affinity}"),
+            Self::Platform(Platform { os, arch }) if arch.is_empty() => write!(f, "platform {os}"),
+            Self::Platform(Platform { os, arch }) if os.is_empty() => write!(f, "platform {arch}"),
+            Self::Platform(Platform { os, arch }) => write!(f, "platform {os}/{arch}"),
+            Self::VolumePlugin(name) => write!(f, "volume plugin {name}"),
+            Self::NetworkPlugin(name) => write!(f, "network plugin {name}"),
+            Self::Cpu(nano_cpus) => write!(f, "cpu reservation {}", Cpus(*nano_cpus)),
+            Self::Memory(bytes) => write!(f, "memory reservation {}", Bytes(*bytes)),
+            Self::Port(port) => write!(f, "host port {}", HostPort(port)),
+            Self::MaxReplicas { max, .. } => write!(f, "max replicas per node {max}"),
+        }
+    }
+}
+
+/// CPUs as users write them: `1.5`.
+struct Cpus(u64);
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NANOS: u64 = 1_000_000_000;
+        let fraction = format!("{:09}", self.0 % NANOS);
+        match fraction.trim_end_matches('0') {
+            "" => write!(f, "{}", self.0 / NANOS),
+            fraction => write!(f, "{}.{fraction}", self.0 / NANOS),
+        }
+    }
+}
+
+/// Bytes in the largest binary unit that shows them exactly, so that two different amounts never read the same.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        match units.into_iter().find(|(_, size)| self.0 > 0 && self.0.is_multiple_of(*size)) {
+            Some((unit, size)) => write!(f, "{} {unit}", self.0 / size),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+/// A published port as users write it: `80/tcp`, `10.0.0.1:53/udp`.
+struct HostPort<'a>(&'a PortPublish);
+
+impl fmt::Display for HostPort<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.host_ip {
+            None => {}
+            Some(IpAddr::V4(ip)) => write!(f, "{ip}:")?,
+            Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:")?,
+        }
+        let protocol = match self.0.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{}/{protocol}", self.0.host_port)
+    }
+}
+
+/// Expressions found outside the placement.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expressions {
+    /// With their prefix, as written.
+    pub constraints: Vec<String>,
+    /// With their prefix, as written.
+    pub affinities: Vec<String>,
+}
+
+/// The expressions in a container's environment (Docker Swarm: `-e constraint:disk==ssd`).
+///
+/// An environment is split at the first `=`, so the variable `constraint:disk` has the value `=ssd`; put together
+/// again it is the expression. A variable without a value is an incomplete expression and is returned as such, so
+/// that compiling it fails rather than ignoring it.
+pub fn expressions_from_env(env: &BTreeMap<String, Option<String>>) -> Expressions {
+    let mut found = Expressions::default();
+    for (name, value) in env {
+        let list = match name {
+            _ if name.starts_with(CONSTRAINT_PREFIX) => &mut found.constraints,
+            _ if name.starts_with(AFFINITY_PREFIX) => &mut found.affinities,
+            _ => continue,
+        };
+        list.push(value.as_ref().map_or_else(|| name.clone(), |value| format!("{name}={value}")));
+    }
+    found
+}
+
+/// Whether a variable of this name steers placement and is not meant for the process in the container.
+pub fn is_expression_variable(name: &str) -> bool {
+    name.starts_with(CONSTRAINT_PREFIX) || name.starts_with(AFFINITY_PREFIX)
+}
+
+/// The expressions in a container's labels (Docker Swarm: `com.docker.swarm.constraints='["disk==ssd"]'`).
+///
+/// # Errors
+/// A label of that name that is not a JSON list of strings; the column is within the label's value.
+pub fn expressions_from_labels(labels: &BTreeMap<String, String>) -> Result<Expressions, ConstraintError> {
+    let list = |label: &str, affinity| match labels.get(label) {
+        None => Ok(Vec::new()),
+        Some(json) => serde_json::from_str::<Vec<String>>(json).map_err(|err| {
+            list_error(affinity, json, err.column(), format!("a JSON list of strings in the label {label}"))
+        }),
+    };
+    Ok(Expressions { constraints: list(CONSTRAINTS_LABEL, false)?, affinities: list(AFFINITIES_LABEL, true)? })
+}

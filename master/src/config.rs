@@ -1,0 +1,186 @@
+//! The master's configuration: file, then environment, then flags; read and checked once.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use master_core::Settings;
+use serde::Deserialize;
+use skein_api::{DEFAULT_PORT, DEFAULT_SOCKET, Strategy};
+
+/// Where a configuration is read from unless a flag says otherwise. It need not be there.
+pub const DEFAULT_FILE: &str = "/etc/skein/master.toml";
+
+/// What `skein-master` runs with.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Store and keys; only root may read it.
+    pub data_dir: PathBuf,
+    /// TCP address for agents and remote users; mutual TLS only.
+    pub listen: SocketAddr,
+    /// Unix socket for the local operator.
+    pub socket: PathBuf,
+    /// Further names and addresses of this master, for its certificate.
+    pub names: Vec<String>,
+    /// Strategy where a service names none.
+    pub strategy: Strategy,
+    /// Subnets for networks that name none are cut from this.
+    pub subnet_pool: Ipv4Net,
+    /// Prefix length of such a subnet, 16 to 28.
+    pub subnet_prefix: u8,
+    /// `text` or `json`.
+    pub log_format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let settings = Settings::default();
+        Self {
+            data_dir: "/var/lib/skein/master".into(),
+            listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT)),
+            socket: DEFAULT_SOCKET.into(),
+            names: Vec::new(),
+            strategy: settings.strategy,
+            subnet_pool: settings.subnet_pool,
+            subnet_prefix: settings.subnet_prefix,
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// Values from flags and environment; each wins over the file's.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Overrides {
+    /// Configuration file (TOML).
+    #[arg(long, env = "SKEIN_MASTER_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Directory of the store.
+    #[arg(long, env = "SKEIN_MASTER_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// TCP address for agents and remote users.
+    #[arg(long, env = "SKEIN_MASTER_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Unix socket for the local operator.
+    #[arg(long, env = "SKEIN_MASTER_SOCKET")]
+    pub socket: Option<PathBuf>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to read configuration file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a configuration; the message names key, line and column.
+    #[error("failed to parse configuration file {path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong where.
+        message: String,
+    },
+    /// A value is out of range.
+    #[error("configuration key `{key}`: {message}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads the file (a missing default one counts as empty), lays `overrides` over it, and checks the result.
+    ///
+    /// # Errors
+    /// The first key that is wrong.
+    pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
+        let path = overrides.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+        let mut config = match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text)
+                .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && overrides.config.is_none() => Self::default(),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        if let Some(v) = &overrides.data_dir {
+            config.data_dir.clone_from(v);
+        }
+        if let Some(v) = overrides.listen {
+            config.listen = v;
+        }
+        if let Some(v) = &overrides.socket {
+            config.socket.clone_from(v);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let bad = |key, message: String| Err(ConfigError::Value { key, message });
+        if !self.data_dir.is_absolute() {
+            return bad("data_dir", format!("{} is not an absolute path", self.data_dir.display()));
+        }
+        if !self.socket.is_absolute() {
+            return bad("socket", format!("{} is not an absolute path", self.socket.display()));
+        }
+        if !(16..=28).contains(&self.subnet_prefix) {
+            return bad("subnet_prefix", format!("{} is not 16 to 28", self.subnet_prefix));
+        }
+        if self.subnet_pool.prefix_len() > self.subnet_prefix {
+            let message = format!("{} is smaller than one subnet of /{}", self.subnet_pool, self.subnet_prefix);
+            return bad("subnet_pool", message);
+        }
+        Ok(())
+    }
+
+    /// The part that decisions depend on.
+    pub fn settings(&self) -> Settings {
+        Settings { strategy: self.strategy, subnet_pool: self.subnet_pool.trunc(), subnet_prefix: self.subnet_prefix }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let file = std::env::temp_dir().join(format!("skein-config-{}-{}", std::process::id(), text.len()));
+        std::fs::write(&file, text).expect("the temporary directory can be written");
+        let result = Config::load(&Overrides { config: Some(file.clone()), ..Overrides::default() });
+        std::fs::remove_file(&file).expect("just written");
+        let found = match result {
+            Ok(config) => format!("ok {} {}", config.subnet_pool, config.subnet_prefix),
+            Err(e) => e.to_string().replace(&file.display().to_string(), "FILE"),
+        };
+        assert!(found.contains(expected), "{found}\ndoes not contain\n{expected}");
+    }
+
+    #[test]
+    fn a_wrong_key_is_named() {
+        check("", "ok 10.64.0.0/10 20");
+        check("subnet_pool = \"10.0.0.0/8\"\nsubnet_prefix = 24", "ok 10.0.0.0/8 24");
+        check("subnet_prefix = 30", "configuration key `subnet_prefix`: 30 is not 16 to 28");
+        check("data_dir = \"x\"", "configuration key `data_dir`: x is not an absolute path");
+        check("strategy = \"fast\"", "unknown variant `fast`, expected one of `spread`, `binpack`, `random`");
+        check("listne = \"[::]:1\"", "unknown field `listne`");
+    }
+}

@@ -1,0 +1,17 @@
+//! The master's shell: everything of `skein-master` that touches disk, network or clock. Decisions live in `master-core`.
+//!
+//! - [`cluster`]: the one loop; owns the core and writes the store
+//! - [`store`]: typed objects with revisions, durable before anybody sees them
+//! - [`server`]: listeners; [`tls`] and [`pki`]: who is at the other end
+//! - [`agents`]: the agent protocol; [`http`]: the native API; [`broker`]: logs and exec between the two
+//! - [`config`]: file, environment, flags
+
+pub mod agents;
+pub mod broker;
+pub mod cluster;
+pub mod config;
+pub mod http;
+pub mod pki;
+pub mod server;
+pub mod store;
+pub mod tls;

@@ -1,0 +1,196 @@
+//! The two listeners: TCP with mutual TLS for agents and remote users, a unix socket for the local operator.
+//!
+//! One HTTP service behind both. Tasks: one per listener, one per connection, all in one `JoinSet`-like tracker; each
+//! connection has a token that cuts it.
+
+use std::{
+    io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use crate::pki::{self, Identity};
+
+/// Connections at a time. Agents have one each (10,000), users a few; the rest is room.
+const CONNECTIONS_MAX: usize = 16_384;
+
+/// A handshake takes two round trips; a client that is slower holds a place that others need.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A peer that answers no ping for this long is gone, whatever TCP still believes.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Who is at the other end, and how to end it. In the extensions of every request.
+#[derive(Clone, Debug)]
+pub struct ConnInfo {
+    /// Who.
+    pub identity: Identity,
+    /// Cuts the connection.
+    pub cancel: CancellationToken,
+}
+
+/// Serves connections until cancelled.
+#[derive(Clone)]
+pub struct Server {
+    /// What answers requests.
+    pub router: Router,
+    /// Ends everything.
+    pub shutdown: CancellationToken,
+    /// Connections and listeners.
+    pub tasks: TaskTracker,
+    /// Room for connections.
+    places: Arc<Semaphore>,
+}
+
+impl Server {
+    /// A server without listeners.
+    pub fn new(router: Router, shutdown: CancellationToken) -> Self {
+        Self { router, shutdown, tasks: TaskTracker::new(), places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+    }
+
+    /// Serves one connection until its end, or until it is cut.
+    async fn serve<S>(self, stream: S, identity: Identity)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let cancel = self.shutdown.child_token();
+        let info = ConnInfo { identity, cancel: cancel.clone() };
+        let service = self.router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(info.clone());
+            request.map(axum::body::Body::new)
+        });
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE);
+        builder.http1().timer(TokioTimer::new());
+        let connection =
+            builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+        tokio::select! {
+            result = connection => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+            }
+            // Dropping the connection closes it: requests in flight end with it.
+            () = cancel.cancelled() => {}
+        }
+    }
+
+    /// Accepts mutual TLS on `listener`.
+    pub fn listen_tls(&self, listener: TcpListener, acceptor: TlsAcceptor) {
+        let server = self.clone();
+        self.tasks.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    () = server.shutdown.cancelled() => break,
+                    accepted = listener.accept() => accepted,
+                };
+                let Ok((stream, peer)) = accepted else {
+                    // Out of descriptors, most likely: wait until some are free.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let Ok(place) = server.places.clone().try_acquire_owned() else {
+                    tracing::warn!(%peer, "connection refused, all places are taken");
+                    continue;
+                };
+                let (server, acceptor) = (server.clone(), acceptor.clone());
+                server.tasks.clone().spawn(async move {
+                    let _place = place;
+                    // Small messages both ways: Nagle would only delay them. A socket that refuses is broken anyway.
+                    let _ = stream.set_nodelay(true);
+                    match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+                        Ok(Ok(tls)) => {
+                            let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
+                            let identity = match certificate {
+                                None => Some(Identity::Anonymous),
+                                Some(certificate) => pki::identity(certificate),
+                            };
+                            match identity {
+                                Some(identity) => server.serve(tls, identity).await,
+                                None => tracing::warn!(%peer, "connection refused, its certificate names no role"),
+                            }
+                        }
+                        Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
+                        Err(_) => tracing::debug!(%peer, "handshake took too long"),
+                    }
+                });
+            }
+        });
+    }
+
+    /// Accepts the local operator on `listener`.
+    pub fn listen_unix(&self, listener: UnixListener) {
+        let server = self.clone();
+        self.tasks.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    () = server.shutdown.cancelled() => break,
+                    accepted = listener.accept() => accepted,
+                };
+                let Ok((stream, _)) = accepted else {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let uid = stream.peer_cred().map(|c| c.uid()).unwrap_or(u32::MAX);
+                server.tasks.clone().spawn(server.clone().serve(stream, Identity::Local(uid)));
+            }
+        });
+    }
+}
+
+/// A failure to listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another process serves the socket.
+    #[error("failed to listen on {0}: another process serves it")]
+    Served(PathBuf),
+    /// The path is taken by something that is not a socket.
+    #[error("failed to listen on {0}: there is a file that is not a socket")]
+    NotASocket(PathBuf),
+    /// Anything else.
+    #[error("failed to listen on {path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Listens on a unix socket that only root (or the process's user) may use. A socket that a dead process left is
+/// replaced, one that is served is not.
+///
+/// # Errors
+/// As [`BindError`] says.
+pub fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
+    let io = |source| BindError::Io { path: path.to_owned(), source };
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(io)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => return Err(BindError::Served(path.to_owned())),
+        Ok(_) => std::fs::remove_file(path).map_err(io)?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(io)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
+    Ok(listener)
+}
