@@ -1,2 +1,396 @@
-//! Placeholder.
-fn main() {}
+//! `skein-agent`: runs a host's containers and its part of the overlay as a master wants them.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use skein_agent::{
+    config::{Config, LogFormat, Overrides},
+    dns::UpstreamSource,
+    engine::{Engine, EngineConfig},
+    executor::Executor,
+    host::{self, Host},
+    identity::{self, IdentityDir, Membership},
+    ledger::Ledger,
+    overlay::{OverlayConfig, OverlayHandle, OverlayTask},
+    plugin::{self, PluginServer},
+    session::{self, Ended, Session},
+};
+use netlib::{Kernel as _, linux::LinuxKernel};
+use skein_api::{DEFAULT_PORT, JoinToken, grpc};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Exit code of a wrong configuration (`EX_USAGE` of sysexits.h).
+const EXIT_CONFIG: u8 = 64;
+
+/// Exit code after removal from the cluster, so that a service manager does not start the agent again.
+const EXIT_REMOVED: u8 = 3;
+
+/// Grace of containers when the host leaves its cluster.
+const LEAVE_GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Parser)]
+#[command(version, about = "Skein's agent: runs a host's containers and overlay", long_about = None)]
+struct Cli {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Make this host a node of a cluster.
+    Join(JoinArgs),
+    /// Run.
+    Run,
+    /// Stop this host's tasks, remove everything of Skein's from it, and forget the cluster. The agent must not run.
+    Leave,
+    /// Check the configuration and say what it means.
+    CheckConfig,
+}
+
+#[derive(clap::Args)]
+struct JoinArgs {
+    /// Address of the master, `host[:port]`; may be given several times.
+    #[arg(long, required = true)]
+    master: Vec<String>,
+    /// Join token, as `skein token create` printed it.
+    #[arg(long, env = "SKEIN_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// File with the join token.
+    #[arg(long, conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// Name of the node; default is the host's.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = match Config::load(&cli.overrides) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, EXIT_CONFIG),
+    };
+    init_log(config.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let result = match cli.command {
+        Cmd::Join(args) => runtime.block_on(join(config, args)),
+        Cmd::Run => runtime.block_on(run(config)),
+        Cmd::Leave => runtime.block_on(leave(config)),
+        Cmd::CheckConfig => {
+            say(&format!("configuration is valid: {config:#?}"));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => fail(error.as_ref(), 1),
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "what the command was asked for")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+#[allow(clippy::print_stderr, reason = "the process ends with this message")]
+fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
+    eprintln!("error: {}", session::chain(error));
+    ExitCode::from(code)
+}
+
+fn init_log(format: LogFormat) {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// `host`, `host:port`, `[v6]:port` or a bare IPv6 address, with the default port where there is none.
+fn with_port(master: &str) -> String {
+    if let Ok(address) = master.parse::<IpAddr>() {
+        return SocketAddr::new(address, DEFAULT_PORT).to_string();
+    }
+    let has_port = master.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if has_port { master.to_owned() } else { format!("{master}:{DEFAULT_PORT}") }
+}
+
+fn hostname() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("failed to read the host's name")?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+fn engine(config: &Config, membership: Option<&Membership>) -> Engine {
+    let (cluster, node) = membership.map_or(("", ""), |m| (&m.cluster, &m.node));
+    let engine = EngineConfig::new(&config.engine_socket, cluster, node);
+    Engine::new(EngineConfig { cgroup_parent: config.cgroup_parent.clone(), ..engine })
+}
+
+fn host(config: &Config, name: String, engine: &Engine, masters: &[String]) -> anyhow::Result<Host> {
+    let underlay = host::underlay(config, masters).context("failed to find the underlay address")?;
+    let kernel = LinuxKernel::try_new(&config.netns_dir).context("failed to open netlink")?;
+    Ok(Host { config: config.clone(), name, engine: engine.clone(), underlay, kernel: Arc::new(kernel) })
+}
+
+async fn join(config: Config, args: JoinArgs) -> anyhow::Result<ExitCode> {
+    // Everything is looked at before anything changes, on this host or on the master.
+    let identity = IdentityDir::new(&config.state_dir);
+    if let Some(known) = identity.membership()? {
+        bail!("this host is already node {} ({}) of a cluster; hint: skein-agent leave", known.name, known.node);
+    }
+    let token = match (&args.token, &args.token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(file)) => {
+            std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?
+        }
+        (None, None) => bail!("no token; hint: --token or --token-file, from skein token create"),
+    };
+    let token = token.trim().to_owned();
+    let pin = JoinToken::parse(&token).map_err(|e| anyhow::anyhow!("{e}; hint: {}", e.hint.as_deref().unwrap_or("")))?;
+    let engine = engine(&config, None);
+    engine.ping().await?;
+    let masters: Vec<String> = args.master.iter().map(|m| with_port(m)).collect();
+    let name = match args.name.or_else(|| config.name.clone()) {
+        Some(name) => name,
+        None => hostname()?,
+    };
+    let description = host(&config, name.clone(), &engine, &masters)?.describe().await?;
+    let mut failures = Vec::new();
+    for master in &masters {
+        let mut client = match identity::connect(master, identity::pinned_tls(&pin.ca_sha256)?).await {
+            Ok(client) => client,
+            Err(error) => {
+                failures.push(error.to_string());
+                continue;
+            }
+        };
+        let key = identity.ensure_key()?;
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let request = grpc::JoinRequest {
+            token: token.clone(),
+            csr_der: identity::signing_request(&key)?,
+            description_json: serde_json::to_vec(&description)?,
+            clock_unix_ms: u64::try_from(clock.as_millis()).unwrap_or(u64::MAX),
+        };
+        let answer = match client.join(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => bail!("the master at {master} refused: {}", status.message()),
+        };
+        let membership =
+            Membership { node: answer.node_id, masters: masters.clone(), cluster: pin.ca_sha256, name: name.clone() };
+        identity.store(&answer.certificate_pem, &answer.ca_pem, Some(&membership))?;
+        say(&format!("joined as {name} ({}); now: skein-agent run", membership.node));
+        return Ok(ExitCode::SUCCESS);
+    }
+    bail!("{}", failures.join("; "))
+}
+
+/// The parts that serve the engine: network and plugin.
+struct Network {
+    overlay: OverlayHandle,
+    overlay_task: OverlayTask,
+    plugin: PluginServer,
+}
+
+fn network(config: &Config, underlay: host::Underlay) -> anyhow::Result<Network> {
+    let overlay_config = OverlayConfig {
+        underlay4: underlay.v4,
+        underlay6: underlay.v6,
+        vxlan_port: config.vxlan_port,
+        netns_dir: config.netns_dir.clone(),
+        state_dir: config.state_dir.clone(),
+    };
+    let names = listen_fd_names();
+    let handed_over = plugin::socket::handed_over(&mut listenfd::ListenFd::from_env(), names.as_deref())?;
+    let listener = match handed_over {
+        Some(listener) => listener,
+        None => plugin::socket::bind(&config.plugin_socket)?,
+    };
+    let store = Arc::new(overlay_config.open_store()?);
+    let resolvers = UpstreamSource::File("/etc/resolv.conf".into());
+    let (overlay, overlay_task) = OverlayHandle::try_start(overlay_config, store, resolvers)?;
+    let plugin = PluginServer::try_start(listener, overlay.clone())?;
+    Ok(Network { overlay, overlay_task, plugin })
+}
+
+/// `LISTEN_FDNAMES` of sd_listen_fds(3); listenfd(1) reads the others. Read before anything else looks at them.
+#[allow(clippy::disallowed_methods, reason = "part of the hand-over protocol, not configuration")]
+fn listen_fd_names() -> Option<String> {
+    std::env::var("LISTEN_FDNAMES").ok()
+}
+
+fn member(config: &Config) -> anyhow::Result<(IdentityDir, Membership)> {
+    let identity = IdentityDir::new(&config.state_dir);
+    match identity.membership()? {
+        Some(membership) => Ok((identity, membership)),
+        None => bail!(
+            "this host has not joined a cluster ({} has no identity); hint: skein-agent join --master HOST --token TOKEN",
+            config.state_dir.display()
+        ),
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let (identity, membership) = member(&config)?;
+    let ledger = Ledger::open(&config.state_dir.join("ledger"))?;
+    if let Some(damage) = ledger.damage() {
+        tracing::error!(damage, "ledger was damaged, the master will send everything again");
+    }
+    let engine = engine(&config, Some(&membership));
+    let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
+    let mut network = network(&config, host.underlay)?;
+    if let Some(parent) = &config.cgroup_parent
+        && let Some(_limit) = &config.offer.memory
+    {
+        let mem_bytes = config.offer.resources("offer")?.mem_bytes;
+        host::limit_cgroup(parent, mem_bytes).with_context(|| format!("failed to limit cgroup {parent}"))?;
+    }
+    let shutdown = CancellationToken::new();
+    let settings = agent_core::Settings {
+        image_unused_ms: (config.image_retention_hours > 0).then(|| u64::from(config.image_retention_hours) * 3_600_000),
+    };
+    let side = Arc::new(network.overlay.clone());
+    let (executor, handle) = Executor::new(engine.clone(), ledger.clone(), side, settings);
+    let description = first_description(&host, &shutdown).await?;
+    let (description_tx, description) = watch::channel(description);
+    let session = Session {
+        membership,
+        identity,
+        ledger,
+        overlay: network.overlay.clone(),
+        engine,
+        reports: handle.reports().clone(),
+        description,
+    };
+    let executor = tokio::spawn(executor.run(shutdown.clone()));
+    let follow = tokio::spawn(host.follow(description_tx, shutdown.clone()));
+    let session = session.run(shutdown.clone());
+    tracing::info!("agent ready");
+    let ended = tokio::select! {
+        ended = session => ended,
+        signal = wait_for_signal() => { signal?; Ended::Shutdown }
+        () = network.overlay_task.ended() => bail!("the network part ended by itself, which is a bug"),
+        () = network.plugin.ended() => bail!("the plugin's server ended by itself, which is a bug"),
+    };
+    tracing::info!(reason = %ended, "agent ends, containers go on");
+    shutdown.cancel();
+    executor.await?;
+    follow.await?;
+    Ok(match ended {
+        Ended::Shutdown => ExitCode::SUCCESS,
+        Ended::Removed(_) => ExitCode::from(EXIT_REMOVED),
+    })
+}
+
+/// The host's first description; an engine that is not up yet is waited for.
+async fn first_description(
+    host: &Host,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<skein_api::NodeDescription> {
+    let mut signal = Box::pin(wait_for_signal());
+    loop {
+        match host.describe().await {
+            Ok(description) => return Ok(description),
+            Err(error) => tracing::warn!(error = session::chain(error.as_ref()), "waiting for the engine"),
+        }
+        tokio::select! {
+            result = &mut signal => {
+                result?;
+                shutdown.cancel();
+                bail!("ended while waiting for the engine");
+            }
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+async fn wait_for_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // Cancel-safe: a signal that came is not lost with the other's future.
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+async fn leave(config: Config) -> anyhow::Result<ExitCode> {
+    let (identity, membership) = member(&config)?;
+    let ledger = Ledger::open(&config.state_dir.join("ledger"))?;
+    let engine = engine(&config, Some(&membership));
+    engine.ping().await?;
+    let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
+    // The engine asks the plugin when networks go, so it must be served.
+    let network = network(&config, host.underlay)?;
+    let mut failures = Vec::new();
+    let mut note = |what: String, result: Result<(), String>| match result {
+        Ok(()) => say(&format!("removed {what}")),
+        Err(error) => failures.push(format!("{what}: {error}")),
+    };
+    for id in engine.list().await? {
+        let removed = async {
+            engine.stop(&id, LEAVE_GRACE).await?;
+            engine.remove(&id).await
+        };
+        note(format!("container {id}"), removed.await.map_err(|e| session::chain(&e)));
+    }
+    for (id, known) in engine.networks().await? {
+        let removed = engine.remove_network(&known.engine_id).await;
+        note(format!("engine network {id}"), removed.map_err(|e| session::chain(&e)));
+    }
+    let removed = network.overlay.apply(Vec::new(), Vec::new(), Vec::new()).await;
+    note("overlay networks".to_owned(), removed.map_err(|e| session::chain(&e)));
+    drop(network);
+    let kernel = host.kernel.clone();
+    let removed = tokio::task::spawn_blocking(move || {
+        for id in kernel.networks()? {
+            netlib::driver::remove_network(&*kernel, &id)?;
+        }
+        kernel.remove_host_rules()
+    });
+    note("host rules".to_owned(), removed.await?.map_err(|e| session::chain(&e)));
+    if !failures.is_empty() {
+        bail!("some things could not be removed, the host is still a member: {}", failures.join("; "));
+    }
+    ledger.clear()?;
+    drop(ledger);
+    identity.remove()?;
+    for part in ["ledger", "network"] {
+        let dir = config.state_dir.join(part);
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("failed to remove {}", dir.display()))?;
+        }
+    }
+    say(&format!("left the cluster; now, on a master: skein node rm {}", membership.name));
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masters_get_the_default_port() {
+        let check = |given: &str, expected: &str| assert_eq!(with_port(given), expected);
+        check("master", "master:7440");
+        check("master:99", "master:99");
+        check("10.0.0.1", "10.0.0.1:7440");
+        check("fd00::1", "[fd00::1]:7440");
+        check("[fd00::1]:99", "[fd00::1]:99");
+    }
+}

@@ -402,8 +402,15 @@ impl Cluster {
             old.cancel.cancel();
         }
         let same_chain = chain == self.chain;
-        self.core.dispatch_open(&node, same_chain, generation);
+        let current = self.core.dispatch_open(&node, same_chain, generation);
         self.core.session_opened(&node, now(self.started));
+        if current {
+            // The agent's ledger is complete; it waits for this word before it removes what it does not know.
+            let assignments = grpc::Assignments { chain, base: generation, generation, ..Default::default() };
+            let body = grpc::master_message::Body::Assignments(assignments);
+            // The queue is new: there is room.
+            let _ = self.sessions[&node].tx.try_send(Ok(grpc::MasterMessage { body: Some(body) }));
+        }
         tracing::info!(%node, same_chain, generation, "session opened");
         let _ = reply.send(number);
     }

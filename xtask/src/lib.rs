@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Automation of this repository: set-up, checks, the lab, the demo.
+//!
+//! A library as well as a program, since the end-to-end tests run in the same lab and check the same needs. Modules:
+//! - [`cli`]: the commands of `cargo xtask`; the one place where they are wired
+//! - [`cluster`]: a real cluster in a lab
+//! - [`lab`]: several hosts with an engine each, on this machine
+//! - [`setup`]: what a host needs, and its installation
+//! - [`test`](mod@test): what CI runs, in order
+//! - [`tidy`]: rules of this repository that no other tool checks
+//! - [`ui`]: lines on standard error
+
+pub mod cli;
+pub mod cluster;
+pub mod lab;
+pub mod setup;
+pub mod test;
+pub mod tidy;
+pub mod ui;

@@ -165,13 +165,15 @@ impl Dispatch {
 }
 
 impl Core {
-    /// A session of `node` begins with what its ledger holds. `same_chain`: its ledger belongs to this core.
-    pub fn dispatch_open(&mut self, node: &NodeId, same_chain: bool, generation: u64) {
+    /// A session of `node` begins with what its ledger holds. `same_chain`: its ledger belongs to this core. True when
+    /// nothing needs to be told.
+    pub fn dispatch_open(&mut self, node: &NodeId, same_chain: bool, generation: u64) -> bool {
         let queue = self.dispatch.queue(node);
         if !same_chain || queue.generation != generation {
             queue.full = true;
             queue.dirty.clear();
         }
+        !queue.full && queue.dirty.is_empty()
     }
 
     /// Nodes that have something to be told.

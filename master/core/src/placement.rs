@@ -142,7 +142,7 @@ impl Core {
             let node = task.node.as_ref().and_then(|n| self.model.nodes.get(n));
             if let Some(node) = node {
                 explanation.summary = format!("runs on {}; now: {}", node.name, explanation.summary);
-            } else if !task.status.message.is_empty() {
+            } else if !task.status.message.is_empty() && task.status.message != explanation.summary {
                 explanation.summary = format!("{}; {}", task.status.message, explanation.summary);
             }
         }

@@ -349,9 +349,10 @@ fn a_batch_fills_by_water_level_and_explains_the_rest() {
     let batch = scheduler.place_batch(&compile(&reserving(CPU, 0)), 9, 0);
     assert_eq!((batch.placed, batch.runs), (5, vec![(id("small"), 1), (id("big"), 4)]));
     assert_eq!(batch.rejection.unwrap().summary(), "no node fits: 2 nodes; cpu reservation 1 took 2");
-    // Without a service there are no own replicas to keep even: two on the big one leave it as full as one on the small.
+    // Without a service there are no own replicas to keep even: three on the big one leave it emptier than one on
+    // the small one.
     let loose = Request::compile(&reserving(CPU / 2, 0), None, None, Strategy::Spread).unwrap();
-    assert_eq!(scheduler.place_batch(&loose, 4, 0).runs, [(id("big"), 4)]);
+    assert_eq!(scheduler.place_batch(&loose, 3, 0).runs, [(id("big"), 3)]);
     let none = scheduler.place_batch(&compile(&TaskSpec::default()), 0, 0);
     assert_eq!((none.placed, none.runs.len(), none.rejection), (0, 0, None));
 }

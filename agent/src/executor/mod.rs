@@ -1,0 +1,503 @@
+//! The loop that makes the engine's containers what the ledger says.
+//!
+//! Owns what was observed of the engine, the memory of the core, and the actions in flight. It decides nothing:
+//! `agent_core::reconcile` does, and its plan is carried out as it stands; what fails is left to the next plan. It must
+//! not know the master's session, the kernel or the disk's format.
+//!
+//! Tasks: [`Executor::run`] is one, and owns in a [`JoinSet`] the engine's event stream and one task per action.
+//! Channels: ledger changes and [`ExecutorHandle::wake`] wake it, events come by an `mpsc` of [`EVENTS_BUFFERED`] (a
+//! full one holds the engine's stream back), words of progress by one of [`PROGRESS_BUFFERED`] (a full one drops them).
+//! Reports leave through [`Reports`], figures through a `watch` of [`ExecutorStatus`].
+//!
+//! It looks at single containers when an event or an action was about them, and at everything every
+//! [`RESYNC_PERIOD`], at start, and whenever the engine's events begin anew.
+
+mod actions;
+mod network;
+mod ports;
+mod reports;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use agent_core::{
+    Action, ActionError, ActionKey, ActionKind, Desired, ImageUse, Memory, Observed, Outcome, TaskLocal, Updates,
+    reconcile,
+};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use skein_api::{Assignment, TaskId, UnixMillis};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::{Id, JoinError, JoinSet},
+    time::Instant,
+};
+
+use self::{
+    actions::{Sight, Tools},
+    ports::PortChooser,
+};
+pub use agent_core::Settings;
+/// What [`Executor::run`] ends by.
+pub use tokio_util::sync::CancellationToken;
+
+pub use self::{network::NetworkSide, ports::RANGE as HOST_PORT_RANGE, reports::Reports};
+use crate::{
+    engine::{Engine, EngineError, EngineEvent},
+    ledger::{Ledger, LedgerState},
+};
+
+/// How often everything is looked at, event or not.
+pub const RESYNC_PERIOD: Duration = Duration::from_secs(30);
+/// Preparations (with their pulls) at a time: more only share the same disk and line.
+pub const CREATES_MAX: usize = 8;
+/// Stops at a time: they mostly wait for a grace period.
+pub const STOPS_MAX: usize = 64;
+/// Other actions at a time.
+pub const OTHERS_MAX: usize = 8;
+/// Containers inspected at a time.
+const INSPECTS_MAX: usize = 8;
+/// Events that wait: an engine that starts 100 containers at once makes about 300.
+const EVENTS_BUFFERED: usize = 512;
+/// Words of progress that wait.
+const PROGRESS_BUFFERED: usize = 64;
+/// An engine that failed to answer is looked at again after this.
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
+/// A disk that refused is tried again after this: each try writes the whole ledger.
+const REPAIR_PERIOD: Duration = Duration::from_secs(30);
+/// How long actions may go on when the agent is told to end. What is cut off is found and finished by the next agent.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// Where the core's memory of tasks is in the ledger.
+const TASK_PREFIX: &str = "executor/task/";
+/// Where its memory of images is.
+const IMAGE_PREFIX: &str = "executor/image/";
+
+/// Figures and troubles of the executor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecutorStatus {
+    /// Rounds of looking and planning since the start.
+    pub rounds: u64,
+    /// Actions begun since the start.
+    pub actions: u64,
+    /// Containers of ours.
+    pub containers: usize,
+    /// Engine networks of ours.
+    pub networks: usize,
+    /// Actions that have not ended.
+    pub in_flight: usize,
+    /// Nothing to do by the last plan, on a fresh look.
+    pub settled: bool,
+    /// What fails, in words.
+    pub failures: Vec<String>,
+}
+
+/// What others hold of a running executor. Cheap to clone.
+#[derive(Clone)]
+pub struct ExecutorHandle {
+    reports: Reports,
+    wake: Arc<Notify>,
+    status: watch::Receiver<ExecutorStatus>,
+}
+
+impl ExecutorHandle {
+    /// Reports for the master.
+    pub fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
+    /// Figures; changes with every round.
+    pub fn status(&self) -> watch::Receiver<ExecutorStatus> {
+        self.status.clone()
+    }
+
+    /// Looks at everything now: something outside changed that no event tells.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
+/// The executor. See the module's text.
+pub struct Executor<N> {
+    tools: Arc<Tools<N>>,
+    ledger: Ledger,
+    settings: Settings,
+    reports: Reports,
+    wake: Arc<Notify>,
+    status_tx: watch::Sender<ExecutorStatus>,
+    progress_rx: mpsc::Receiver<(TaskId, String)>,
+    memory: Memory,
+    observed: Observed,
+    look: Look,
+    running: JoinSet<Finished>,
+    in_flight: BTreeMap<Id, Action>,
+    /// Ended, and kept as in flight until what they did was looked at.
+    ended: Vec<ActionKey>,
+    /// What the ends of actions changed in the memory; written with the next plan.
+    unwritten: BTreeMap<String, Option<Value>>,
+    stale: bool,
+    next_repair: Instant,
+}
+
+/// What must be looked at before the next plan.
+#[derive(Default)]
+struct Look {
+    everything: bool,
+    networks: bool,
+    containers: BTreeSet<String>,
+}
+
+impl Look {
+    fn is_empty(&self) -> bool {
+        !self.everything && !self.networks && self.containers.is_empty()
+    }
+}
+
+type Finished = (Result<Outcome, ActionError>, Option<String>);
+
+impl<N: NetworkSide> Executor<N> {
+    /// An executor over these parts; it does nothing before [`Executor::run`]. The last statuses of all tasks are in its
+    /// reports at once.
+    pub fn new(engine: Engine, ledger: Ledger, network: Arc<N>, settings: Settings) -> (Self, ExecutorHandle) {
+        let (progress_tx, progress_rx) = mpsc::channel(PROGRESS_BUFFERED);
+        let (status_tx, status) = watch::channel(ExecutorStatus::default());
+        let reports = Reports::default();
+        let wake = Arc::new(Notify::new());
+        let handle = ExecutorHandle { reports: reports.clone(), wake: wake.clone(), status };
+        let memory = Memory {
+            tasks: stored::<TaskLocal>(&ledger, TASK_PREFIX).map(|(k, v)| (TaskId::new(k), v)).collect(),
+            images: stored::<ImageUse>(&ledger, IMAGE_PREFIX).collect(),
+            ..Default::default()
+        };
+        let assignments = ledger.assignments();
+        for (task, local) in &memory.tasks {
+            if assignments.contains_key(&format!("task/{task}")) {
+                reports.put(local.report(task));
+            }
+        }
+        let tools = Tools { engine, network, ports: PortChooser::default(), progress_tx };
+        let executor = Self {
+            tools: Arc::new(tools),
+            ledger,
+            settings,
+            reports,
+            wake,
+            status_tx,
+            progress_rx,
+            memory,
+            observed: Observed::default(),
+            look: Look { everything: true, ..Default::default() },
+            running: JoinSet::new(),
+            in_flight: BTreeMap::new(),
+            ended: Vec::new(),
+            unwritten: BTreeMap::new(),
+            stale: true,
+            next_repair: Instant::now(),
+        };
+        (executor, handle)
+    }
+
+    /// Works until `shutdown`, then lets actions end for 10 s. Containers go on.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let (events_tx, mut events_rx) = mpsc::channel(EVENTS_BUFFERED);
+        let engine = self.tools.engine.clone();
+        let mut helpers = JoinSet::new();
+        helpers.spawn(async move { engine.events(events_tx).await });
+        let mut ledger_changed = self.ledger.changed();
+        let mut next_resync = Instant::now() + RESYNC_PERIOD;
+        loop {
+            let wake_at = self.round().await;
+            let mut until = next_resync;
+            if let Some(pause) = wake_at {
+                until = until.min(Instant::now() + pause);
+            }
+            // Every branch is cancel-safe: channels, a notification, a set of tasks and a timer.
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                event = events_rx.recv() => {
+                    self.take_event(event);
+                    while let Ok(event) = events_rx.try_recv() {
+                        self.take_event(Some(event));
+                    }
+                }
+                Some((task, words)) = self.progress_rx.recv() => {
+                    self.observed.progress.insert(task, words);
+                }
+                Some(ended) = self.running.join_next_with_id() => self.take_end(ended),
+                changed = ledger_changed.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                () = self.wake.notified() => self.look.everything = true,
+                () = tokio::time::sleep_until(until) => {
+                    if Instant::now() >= next_resync {
+                        self.look.everything = true;
+                    }
+                }
+            }
+            if self.look.everything {
+                next_resync = Instant::now() + RESYNC_PERIOD;
+            }
+        }
+        let drained = async {
+            while let Some(ended) = self.running.join_next_with_id().await {
+                self.take_end(ended);
+            }
+        };
+        if tokio::time::timeout(SHUTDOWN_GRACE, drained).await.is_err() {
+            tracing::warn!("actions were cut off; the next agent finishes them");
+        }
+        let unwritten = std::mem::take(&mut self.unwritten);
+        self.persist(unwritten).await;
+    }
+
+    fn take_event(&mut self, event: Option<EngineEvent>) {
+        match event {
+            Some(EngineEvent::Container(id)) => {
+                self.look.containers.insert(id);
+            }
+            // The stream only ends with us; looking at everything is right in any case.
+            Some(EngineEvent::Resync) | None => self.look.everything = true,
+        }
+    }
+
+    fn take_end(&mut self, ended: Result<(Id, Finished), JoinError>) {
+        let (id, (result, container)) = match ended {
+            Ok((id, finished)) => (id, finished),
+            Err(error) => {
+                let message = if error.is_panic() { "the action panicked" } else { "the action was cut off" };
+                (error.id(), (Err(ActionError { message: message.into(), fatal: false }), None))
+            }
+        };
+        let Some(action) = self.in_flight.remove(&id) else { return };
+        let key = action.key();
+        match &result {
+            Ok(_) => tracing::debug!(?action, "action done"),
+            Err(error) => tracing::warn!(?action, error = error.message, fatal = error.fatal, "action failed"),
+        }
+        match &action {
+            Action::EnsureEngineNetwork { .. } | Action::RemoveEngineNetwork { .. } => self.look.networks = true,
+            Action::StartContainer { container, .. }
+            | Action::StopContainer { container, .. }
+            | Action::RemoveContainer { container, .. } => {
+                self.look.containers.insert(container.clone());
+            }
+            Action::CreateContainer { task } => {
+                self.observed.progress.remove(task);
+                match container {
+                    Some(id) => {
+                        self.look.containers.insert(id);
+                    }
+                    // It may have been made all the same.
+                    None => self.look.everything = true,
+                }
+            }
+            Action::ReleaseTask { .. } | Action::RemoveImage { .. } => {}
+        }
+        let updates = self.memory.record(&action, &result, now());
+        self.ended.push(key);
+        self.unwritten.extend(puts(&updates, &Memory::default()));
+    }
+
+    /// Looks, plans, remembers, reports, begins actions. The answer is how long the next round may wait.
+    async fn round(&mut self) -> Option<Duration> {
+        if let Err(error) = self.observe().await {
+            if !self.stale {
+                tracing::warn!(%error, "engine cannot be looked at");
+            }
+            self.stale = true;
+            self.look.everything = true;
+            self.say(false, Some(error.to_string()));
+            return Some(RETRY_PERIOD);
+        }
+        self.stale = false;
+        for key in self.ended.drain(..) {
+            self.observed.in_flight.remove(&key);
+        }
+        let assignments = self.ledger.assignments();
+        let desired = Desired { assignments: &assignments, confirmed: self.ledger.is_confirmed() };
+        let now = now();
+        let plan = reconcile(&desired, &self.observed, now, &self.memory, &self.settings);
+        // On disk before it is done, and before the master hears of it.
+        let mut unwritten = std::mem::take(&mut self.unwritten);
+        unwritten.extend(puts(&plan.updates, &self.memory));
+        self.persist(unwritten).await;
+        self.memory.apply(&plan);
+        for report in &plan.reports {
+            tracing::info!(
+                task = %report.task, run = report.run, state = ?report.status.state, message = report.status.message,
+                "task changed"
+            );
+            self.reports.put(report.clone());
+        }
+        let settled = plan.is_empty() && self.running.is_empty();
+        for action in plan.actions {
+            self.begin(action, &assignments);
+        }
+        self.repair_ledger().await;
+        self.say(settled, None);
+        plan.wake_at.map(|at| Duration::from_millis(at.since_ms(now)))
+    }
+
+    fn say(&self, settled: bool, trouble: Option<String>) {
+        let failures = self.memory.failures.values().map(|f| f.message.clone());
+        self.status_tx.send_modify(|s| {
+            s.rounds += 1;
+            s.containers = self.observed.containers.len();
+            s.networks = self.observed.networks.len();
+            s.in_flight = self.running.len();
+            s.settled = settled;
+            s.failures = trouble.into_iter().chain(failures).collect();
+        });
+    }
+
+    /// Brings `observed` up to date with what `look` names.
+    async fn observe(&mut self) -> Result<(), EngineError> {
+        if self.look.is_empty() {
+            return Ok(());
+        }
+        let engine = &self.tools.engine;
+        if self.look.everything || self.look.networks {
+            self.observed.networks = engine.networks().await?;
+        }
+        let ids: BTreeSet<String> = if self.look.everything {
+            let ids: BTreeSet<String> = engine.list().await?.into_iter().collect();
+            self.observed.containers.retain(|id, _| ids.contains(id));
+            ids
+        } else {
+            self.look.containers.clone()
+        };
+        let networks = &self.observed.networks;
+        let mut looks = futures_util::stream::iter(ids)
+            .map(|id| async move { (engine.inspect(&id, networks).await, id) })
+            .buffer_unordered(INSPECTS_MAX);
+        let mut seen = Vec::new();
+        while let Some((found, id)) = looks.next().await {
+            seen.push((id, found?));
+        }
+        drop(looks);
+        for (id, found) in seen {
+            match found {
+                Some(found) => {
+                    self.observed.containers.insert(found.container.id.clone(), found.container);
+                }
+                None => {
+                    self.observed.containers.remove(&id);
+                }
+            }
+        }
+        self.look = Look::default();
+        Ok(())
+    }
+
+    fn begin(&mut self, action: Action, assignments: &BTreeMap<String, Assignment>) {
+        let class = |kind| match kind {
+            ActionKind::CreateContainer => (0, CREATES_MAX),
+            ActionKind::StopContainer => (1, STOPS_MAX),
+            _ => (2, OTHERS_MAX),
+        };
+        let (mine, max) = class(action.kind());
+        // Those that find no room are in the next plan, which the end of any action brings about.
+        if self.in_flight.values().filter(|a| class(a.kind()).0 == mine).count() >= max {
+            return;
+        }
+        let sight = self.sight(&action, assignments);
+        let tools = self.tools.clone();
+        tracing::debug!(?action, "action begins");
+        self.observed.in_flight.insert(action.key(), action.kind());
+        self.status_tx.send_modify(|s| s.actions += 1);
+        let spawned = {
+            let action = action.clone();
+            self.running.spawn(async move { tools.execute(&action, sight).await })
+        };
+        self.in_flight.insert(spawned.id(), action);
+    }
+
+    fn sight(&self, action: &Action, assignments: &BTreeMap<String, Assignment>) -> Sight {
+        let assignment = match action.key() {
+            ActionKey::Task(task) => match assignments.get(&format!("task/{task}")) {
+                Some(Assignment::Task(task)) => Some((**task).clone()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let container_of = |task: &TaskId| self.observed.containers.values().find(|c| c.task == *task);
+        let volumes_from = assignment.iter().flat_map(|a| &a.volumes_from);
+        Sight {
+            volumes_from: volumes_from.filter_map(|(t, ro)| Some((container_of(t)?.id.clone(), *ro))).collect(),
+            networks: self.observed.networks.clone(),
+            used_ports: self
+                .observed
+                .containers
+                .values()
+                .flat_map(|c| &c.ports)
+                .map(|p| (p.protocol, p.host_port))
+                .collect(),
+            assignment,
+        }
+    }
+
+    async fn persist(&self, puts: BTreeMap<String, Option<Value>>) {
+        if puts.is_empty() {
+            return;
+        }
+        let ledger = self.ledger.clone();
+        let written = tokio::task::spawn_blocking(move || ledger.put_locals(puts)).await;
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::debug!("memory is ahead of the ledger");
+        }
+    }
+
+    async fn repair_ledger(&mut self) {
+        if *self.ledger.state().borrow() == LedgerState::Durable || Instant::now() < self.next_repair {
+            return;
+        }
+        self.next_repair = Instant::now() + REPAIR_PERIOD;
+        let ledger = self.ledger.clone();
+        let repaired = tokio::task::spawn_blocking(move || ledger.repair()).await;
+        if matches!(repaired, Ok(Ok(()))) {
+            tracing::info!("ledger was written anew");
+        }
+    }
+}
+
+/// The local documents that `updates` change on disk.
+fn puts(updates: &Updates, before: &Memory) -> BTreeMap<String, Option<Value>> {
+    let json = |v: Result<Value, serde_json::Error>| v.expect("memory is plain data");
+    let mut puts = BTreeMap::new();
+    for (task, local) in &updates.tasks {
+        let words_only = match (local, before.tasks.get(task)) {
+            (Some(new), Some(old)) => new.same_on_disk(old),
+            _ => false,
+        };
+        if !words_only {
+            puts.insert(format!("{TASK_PREFIX}{task}"), local.as_ref().map(|l| json(serde_json::to_value(l))));
+        }
+    }
+    for (image, used) in &updates.images {
+        puts.insert(format!("{IMAGE_PREFIX}{image}"), used.map(|u| json(serde_json::to_value(u))));
+    }
+    puts
+}
+
+fn stored<T: DeserializeOwned>(ledger: &Ledger, prefix: &str) -> impl Iterator<Item = (String, T)> {
+    let documents = ledger.locals(prefix);
+    let prefix = prefix.len();
+    documents.into_iter().filter_map(move |(key, value)| match serde_json::from_value(value) {
+        Ok(value) => Some((key[prefix..].to_owned(), value)),
+        Err(error) => {
+            // Another release wrote it: the task is adopted as if its memory were lost.
+            tracing::warn!(key, %error, "local document cannot be read");
+            None
+        }
+    })
+}
+
+fn now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,413 @@
+//! The ledger: what the master wants of this host, and what the host must remember, on its own disk.
+//!
+//! Owns the assignments with their chain and generation, and small local documents of the agent's other parts
+//! ([`Ledger::put_local`]). It must not know the master's session nor the engine. No tasks; two `watch` channels:
+//! [`Ledger::changed`] counts changes of the assignments, [`Ledger::state`] says whether the disk takes them. Writing
+//! calls block for one fsync (about 2.5 ms here): call them from the blocking pool.
+//!
+//! **A full or failing disk is survived**: the change is taken into memory and the call returns the error, so the
+//! host goes on as the master wants, while the session does not acknowledge what is not durable. [`Ledger::repair`]
+//! writes everything anew as soon as the disk takes it.
+//!
+//! **A change costs its own size**, not the ledger's: it is one appended record. The file is rewritten when it is
+//! larger than [`COMPACT_MIN_BYTES`] and more than twice what is live.
+
+mod log;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use skein_api::Assignment;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use self::log::{Loaded, Log};
+
+/// Smaller files are not worth rewriting.
+pub const COMPACT_MIN_BYTES: u64 = 1024 * 1024;
+/// Documents per record when the file is rewritten.
+const SNAPSHOT_CHUNK: usize = 1_000;
+/// Name of the file in the ledger's directory.
+const FILE: &str = "ledger.log";
+
+/// Why the ledger did not do as asked.
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    /// The file cannot be opened or read.
+    #[error("failed to open the ledger {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent has it open.
+    #[error("failed to lock the ledger in {path}: another agent uses it")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The disk did not take a change; memory has it.
+    #[error("failed to write the ledger {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Cause: often "no space left on device".
+        #[source]
+        source: io::Error,
+    },
+    /// A change does not build on what is here: ask the master for everything.
+    #[error("failed to apply assignments {base} -> {generation} of chain {chain:?}: the ledger is at {at} of {have:?}")]
+    Gap {
+        /// Chain of the change.
+        chain: String,
+        /// Generation that it builds on.
+        base: u64,
+        /// Its own generation.
+        generation: u64,
+        /// The ledger's chain.
+        have: String,
+        /// The ledger's generation.
+        at: u64,
+    },
+    /// A change that is older than what is here.
+    #[error("failed to apply assignments of generation {generation}: the ledger is at {at} already")]
+    Stale {
+        /// Generation of the change.
+        generation: u64,
+        /// The ledger's generation.
+        at: u64,
+    },
+}
+
+/// Where the ledger stands in a master's sequence of assignments.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The sequence; empty: none, everything is needed.
+    pub chain: String,
+    /// Position in it.
+    pub generation: u64,
+}
+
+/// A change of assignments, as a master sends it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignmentChange {
+    /// The sequence.
+    pub chain: String,
+    /// `upserts` is everything.
+    pub full: bool,
+    /// Generation that it builds on; without meaning when `full`.
+    pub base: u64,
+    /// Generation afterwards.
+    pub generation: u64,
+    /// New and changed documents.
+    pub upserts: Vec<Assignment>,
+    /// Keys of documents that are gone.
+    pub removes: Vec<String>,
+}
+
+/// Whether the disk holds what memory holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LedgerState {
+    /// It does.
+    #[default]
+    Durable,
+    /// The disk refuses; memory goes on.
+    Failing {
+        /// What it says, with its cause.
+        error: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "lowercase")]
+enum Record {
+    Assign(AssignmentChange),
+    Local { puts: BTreeMap<String, Option<Value>> },
+}
+
+/// The ledger. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    changed: watch::Sender<u64>,
+    state: watch::Sender<LedgerState>,
+    confirmed: watch::Sender<bool>,
+    /// Held for as long as the ledger is open: one agent per directory.
+    _lock: fs::File,
+}
+
+struct Inner {
+    log: Log,
+    head: Head,
+    assignments: Arc<BTreeMap<String, Assignment>>,
+    locals: BTreeMap<String, Value>,
+    /// Size of the file after it was last written anew.
+    live_bytes: u64,
+    damage: Option<String>,
+}
+
+impl Ledger {
+    /// Opens the ledger in `dir`, which is made if it is absent (mode 0700).
+    ///
+    /// What a crash tore is cut off. A damaged file is set aside, what is good of it is kept, and the head is empty, so
+    /// that the master sends everything; [`Ledger::damage`] tells.
+    pub fn open(dir: &Path) -> Result<Self, LedgerError> {
+        let path = dir.join(FILE);
+        let open_error = |source| LedgerError::Open { path: path.clone(), source };
+        make_dir(dir).map_err(open_error)?;
+        let lock = fs::OpenOptions::new().create(true).append(true).open(dir.join("lock")).map_err(open_error)?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(LedgerError::Locked { path: dir.to_owned() });
+        }
+        let Loaded { log, records, mut damage } = Log::open(&path).map_err(open_error)?;
+        let mut head = Head::default();
+        let mut assignments = BTreeMap::new();
+        let mut locals = BTreeMap::new();
+        for bytes in &records {
+            match serde_json::from_slice(bytes) {
+                Ok(Record::Assign(change)) => replay(&mut head, &mut assignments, change),
+                Ok(Record::Local { puts }) => put_all(&mut locals, &puts),
+                // Its checksum is right, so another release wrote it. The master sends it again.
+                Err(error) => damage = damage.or_else(|| Some(format!("a record is of another release: {error}"))),
+            }
+        }
+        if damage.is_some() {
+            head = Head::default();
+        }
+        let live_bytes = log.len();
+        let inner = Inner { log, head, assignments: Arc::new(assignments), locals, live_bytes, damage };
+        Ok(Self {
+            shared: Arc::new(Shared {
+                inner: Mutex::new(inner),
+                changed: watch::Sender::new(0),
+                state: watch::Sender::new(LedgerState::Durable),
+                confirmed: watch::Sender::new(false),
+                _lock: lock,
+            }),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change of `Inner` is complete before anything can panic.
+        self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it stands: for `Hello`.
+    pub fn head(&self) -> Head {
+        self.lock().head.clone()
+    }
+
+    /// All assignments by key.
+    pub fn assignments(&self) -> Arc<BTreeMap<String, Assignment>> {
+        self.lock().assignments.clone()
+    }
+
+    /// What was wrong with the file when it was opened.
+    pub fn damage(&self) -> Option<String> {
+        self.lock().damage.clone()
+    }
+
+    /// Counts changes of the assignments and of the confirmation.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    /// Whether the disk takes what it is given.
+    pub fn state(&self) -> watch::Receiver<LedgerState> {
+        self.shared.state.subscribe()
+    }
+
+    /// A master said, since this agent started, that the assignments are complete. Until then nothing on the host is
+    /// removed for being unknown. [`Ledger::apply`] does this by itself; call it when the master's first answer says
+    /// that the head of `Hello` is current.
+    pub fn confirm(&self) {
+        if self.shared.confirmed.send_if_modified(|c| !std::mem::replace(c, true)) {
+            self.shared.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Whether a master confirmed the assignments.
+    pub fn is_confirmed(&self) -> bool {
+        *self.shared.confirmed.borrow()
+    }
+
+    /// Takes a change of assignments in, durably. Blocks for one fsync.
+    ///
+    /// The same generation of the same chain again is accepted and changes nothing. On [`LedgerError::Write`] memory
+    /// has the change and the disk has not: do not acknowledge it. On the other errors nothing changed.
+    pub fn apply(&self, change: AssignmentChange) -> Result<(), LedgerError> {
+        let full = change.full;
+        let mut inner = self.lock();
+        if !full {
+            let head = &inner.head;
+            let known = change.chain == head.chain && !head.chain.is_empty();
+            if known && change.generation == head.generation {
+                drop(inner);
+                self.confirm();
+                return Ok(());
+            }
+            if known && change.generation < head.generation {
+                return Err(LedgerError::Stale { generation: change.generation, at: head.generation });
+            }
+            if !known || change.base != head.generation {
+                return Err(LedgerError::Gap {
+                    chain: change.chain,
+                    base: change.base,
+                    generation: change.generation,
+                    have: head.chain.clone(),
+                    at: head.generation,
+                });
+            }
+        }
+        let record = Record::Assign(change);
+        let bytes = if full { Vec::new() } else { serde_json::to_vec(&record).expect("assignments are plain data") };
+        let Record::Assign(change) = record else { unreachable!("made above") };
+        let Inner { head, assignments, .. } = &mut *inner;
+        replay(head, Arc::make_mut(assignments), change);
+        // A full set is everything anyway, and leaves everything before it dead.
+        let written = if full { self.compact(&mut inner) } else { self.write(&mut inner, &bytes) };
+        drop(inner);
+        self.shared.changed.send_modify(|n| *n += 1);
+        self.confirm();
+        written
+    }
+
+    /// Forgets every assignment and every local document (`leave`). Blocks for one fsync.
+    pub fn clear(&self) -> Result<(), LedgerError> {
+        let mut inner = self.lock();
+        inner.head = Head::default();
+        inner.assignments = Arc::default();
+        inner.locals.clear();
+        let written = self.compact(&mut inner);
+        drop(inner);
+        self.shared.changed.send_modify(|n| *n += 1);
+        written
+    }
+
+    /// Puts (or with `None` removes) one local document. Keys are `<part>/<id>`. Blocks for one fsync.
+    pub fn put_local(&self, key: &str, value: Option<Value>) -> Result<(), LedgerError> {
+        self.put_locals(BTreeMap::from([(key.to_owned(), value)]))
+    }
+
+    /// Puts and removes local documents together: all or none survive a crash. Blocks for one fsync.
+    pub fn put_locals(&self, puts: BTreeMap<String, Option<Value>>) -> Result<(), LedgerError> {
+        if puts.is_empty() {
+            return Ok(());
+        }
+        let mut inner = self.lock();
+        put_all(&mut inner.locals, &puts);
+        let bytes = serde_json::to_vec(&Record::Local { puts }).expect("JSON values are plain data");
+        self.write(&mut inner, &bytes)
+    }
+
+    /// One local document.
+    pub fn local(&self, key: &str) -> Option<Value> {
+        self.lock().locals.get(key).cloned()
+    }
+
+    /// Local documents whose key begins with `prefix`.
+    pub fn locals(&self, prefix: &str) -> BTreeMap<String, Value> {
+        let inner = self.lock();
+        let from = inner.locals.range(prefix.to_owned()..);
+        from.take_while(|(key, _)| key.starts_with(prefix)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    }
+
+    /// Brings the disk up to memory after a failure; nothing to do otherwise. Call it from time to time.
+    pub fn repair(&self) -> Result<(), LedgerError> {
+        let mut inner = self.lock();
+        if inner.log.is_broken() { self.compact(&mut inner) } else { Ok(()) }
+    }
+
+    fn write(&self, inner: &mut Inner, bytes: &[u8]) -> Result<(), LedgerError> {
+        let dead = inner.log.len() > COMPACT_MIN_BYTES.max(2 * inner.live_bytes);
+        if dead || inner.log.is_broken() {
+            return self.compact(inner);
+        }
+        let written = inner.log.append(bytes);
+        self.said(inner, written)
+    }
+
+    /// Writes everything that memory has into a new file.
+    fn compact(&self, inner: &mut Inner) -> Result<(), LedgerError> {
+        let mut payloads = Vec::new();
+        let mut push = |record: &Record| payloads.push(serde_json::to_vec(record).expect("plain data"));
+        // The head comes last: it is right only when everything before it is there.
+        let documents: Vec<&Assignment> = inner.assignments.values().collect();
+        push(&Record::Assign(AssignmentChange { full: true, ..Default::default() }));
+        for chunk in documents.chunks(SNAPSHOT_CHUNK) {
+            let upserts = chunk.iter().map(|a| (*a).clone()).collect();
+            push(&Record::Assign(AssignmentChange { upserts, ..Default::default() }));
+        }
+        let locals: Vec<(&String, &Value)> = inner.locals.iter().collect();
+        for chunk in locals.chunks(SNAPSHOT_CHUNK) {
+            let puts = chunk.iter().map(|(k, v)| ((*k).clone(), Some((*v).clone()))).collect();
+            push(&Record::Local { puts });
+        }
+        let Head { chain, generation } = inner.head.clone();
+        push(&Record::Assign(AssignmentChange { chain, generation, ..Default::default() }));
+        let written = Log::rewrite(inner.log.path(), payloads.iter().map(Vec::as_slice)).map(|log| {
+            inner.live_bytes = log.len();
+            inner.log = log;
+        });
+        self.said(inner, written)
+    }
+
+    fn said(&self, inner: &Inner, written: io::Result<()>) -> Result<(), LedgerError> {
+        let state = match &written {
+            Ok(()) => LedgerState::Durable,
+            Err(error) => LedgerState::Failing { error: format!("{}: {error}", inner.log.path().display()) },
+        };
+        self.shared.state.send_if_modified(|s| {
+            let new = *s != state;
+            if new {
+                match &state {
+                    LedgerState::Durable => tracing::info!("ledger is durable again"),
+                    LedgerState::Failing { error } => tracing::error!(error, "ledger cannot be written"),
+                }
+                *s = state;
+            }
+            new
+        });
+        written.map_err(|source| LedgerError::Write { path: inner.log.path().to_owned(), source })
+    }
+}
+
+fn replay(head: &mut Head, assignments: &mut BTreeMap<String, Assignment>, change: AssignmentChange) {
+    if change.full {
+        assignments.clear();
+    }
+    for key in &change.removes {
+        assignments.remove(key);
+    }
+    assignments.extend(change.upserts.into_iter().map(|a| (a.key(), a)));
+    *head = Head { chain: change.chain, generation: change.generation };
+}
+
+fn put_all(locals: &mut BTreeMap<String, Value>, puts: &BTreeMap<String, Option<Value>>) {
+    for (key, value) in puts {
+        match value {
+            Some(value) => locals.insert(key.clone(), value.clone()),
+            None => locals.remove(key),
+        };
+    }
+}
+
+fn make_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+#[cfg(test)]
+mod tests;

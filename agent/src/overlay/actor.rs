@@ -1,0 +1,666 @@
+//! The overlay's actor: one owner of all its state.
+//!
+//! Owns: assignments, leases, the plugin's memory, the name server's sockets, and when the kernel is looked at. Must
+//! not know: the engine, the master. One task; it reads its requests from a bounded `mpsc`, netlib's watch, and two
+//! timers. Requests run one after another: each takes a few milliseconds, a whole `apply` as long as the kernel does.
+//!
+//! The kernel is checked (*audit*): what changed according to netlink half a second later, everything once a minute.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
+    sync::Arc,
+    time::Duration,
+};
+
+use netlib::{HostConfig, HostIndex, Report, Scope};
+use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, TaskAddress, TaskId, address6};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    Message, OverlayConfig, OverlayCounters, OverlayError, Shared,
+    claims::{Claims, HostPort},
+    desired,
+    lease::{LEASE_PREFIX, Leases},
+    store::{Change, LocalStore, StoreError},
+};
+use crate::{
+    dns::{DnsServer, Serving, Zone},
+    plugin::{
+        state::{Effect, PluginState, container_ifname},
+        wire::{Reply, Request},
+    },
+};
+
+/// Keys of the networks that this host had last, so that the plugin knows them before the first `apply`.
+const NETWORK_PREFIX: &str = "overlay/network/";
+/// Keys of the plugin's memory.
+const PLUGIN_PREFIX: &str = "plugin/";
+/// Everything is checked this often, whatever netlink says.
+const FULL_AUDIT: Duration = Duration::from_secs(60);
+/// From netlink's first word to the check: changes come in bursts, most of them our own.
+const DEBOUNCE: Duration = Duration::from_millis(500);
+/// Port of the name server (RFC 1035).
+const DNS_PORT: u16 = 53;
+
+/// Why the kernel is being brought to its state, which decides how loudly its changes are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// We were asked for something: changes are expected.
+    Request,
+    /// Nobody asked: changes are repairs.
+    Audit,
+}
+
+/// What to take back when a request fails half way.
+#[derive(Clone, Debug)]
+enum Undo {
+    Join(String),
+    Publish(String),
+    Nothing,
+}
+
+/// The name server's tasks of one network.
+#[derive(Debug)]
+struct Served {
+    /// Inode of the namespace that the sockets are in; another one means that the fabric was made anew.
+    inode: u64,
+    v4: Serving,
+    v6: Option<Serving>,
+}
+
+pub(super) struct Actor {
+    config: OverlayConfig,
+    store: Arc<dyn LocalStore>,
+    shared: Arc<Shared>,
+    netlib: Option<netlib::Overlay>,
+    watch: Option<netlib::Watch>,
+    /// Assigned networks, and those that are no more but still have containers.
+    known: BTreeMap<NetworkId, NetworkAssignment>,
+    peers: BTreeMap<NetworkId, Vec<PeerAssignment>>,
+    endpoints: Vec<EndpointAssignment>,
+    leases: Leases,
+    plugin: PluginState,
+    claims: Claims,
+    dns: Arc<DnsServer>,
+    served: BTreeMap<NetworkId, Served>,
+    /// Local containers in the zone that was published last.
+    sandboxes: Vec<Vec<(NetworkId, Vec<IpAddr>)>>,
+    /// Peers are known only after the first `apply`: before it nothing is ensured, since that would cut them off.
+    applied: bool,
+    dirty: BTreeSet<Scope>,
+    audit_at: Option<Instant>,
+}
+
+impl Actor {
+    pub(super) fn load(
+        config: OverlayConfig,
+        store: Arc<dyn LocalStore>,
+        dns: Arc<DnsServer>,
+        shared: Arc<Shared>,
+    ) -> Result<Self, OverlayError> {
+        let mut known = BTreeMap::new();
+        for (key, json) in store.load(NETWORK_PREFIX)? {
+            match serde_json::from_str::<NetworkAssignment>(&json) {
+                Ok(network) => drop(known.insert(network.id.clone(), network)),
+                Err(error) => tracing::warn!(key, %error, "damaged local state was left out"),
+            }
+        }
+        let (mut leases, damaged_leases) = Leases::load(&store.load(LEASE_PREFIX)?);
+        let (plugin, damaged) = PluginState::load(&store.load(PLUGIN_PREFIX)?);
+        for key in damaged.iter().chain(&damaged_leases) {
+            tracing::warn!(key, "damaged local state was left out");
+        }
+        for endpoint in plugin.endpoints().values() {
+            if let Some(change) = leases.adopt(&endpoint.network, endpoint.v4, Some(endpoint.mac.to_string())) {
+                store.write(&change)?;
+            }
+        }
+        shared.networks.store(Arc::new(known.clone()));
+        Ok(Self {
+            config,
+            store,
+            shared,
+            netlib: None,
+            watch: None,
+            known,
+            peers: BTreeMap::new(),
+            endpoints: Vec::new(),
+            leases,
+            plugin,
+            claims: Claims::default(),
+            dns,
+            served: BTreeMap::new(),
+            sandboxes: Vec::new(),
+            applied: false,
+            dirty: BTreeSet::new(),
+            audit_at: None,
+        })
+    }
+
+    pub(super) async fn run(mut self, mut messages_rx: mpsc::Receiver<Message>) {
+        let mut full = interval(FULL_AUDIT);
+        full.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick comes at once; the first apply audits anyway.
+        full.tick().await;
+        // Ports are held again before anybody can take them; a failure shows at the next start of the container.
+        self.hold_ports();
+        loop {
+            let audit_at = self.audit_at.unwrap_or_else(Instant::now);
+            // All branches are cancel-safe: a receiver, a watch that keeps what it has not told, and timers.
+            tokio::select! {
+                message = messages_rx.recv() => match message {
+                    Some(message) => self.message(message).await,
+                    None => break,
+                },
+                scopes = changed(&mut self.watch) => self.changed(scopes),
+                () = sleep_until(audit_at), if self.audit_at.is_some() => self.audit_dirty().await,
+                _ = full.tick() => self.audit_all().await,
+            }
+        }
+    }
+
+    async fn message(&mut self, message: Message) {
+        // An asker that is gone wants no answer.
+        match message {
+            Message::Apply { networks, peers, endpoints, reply } => {
+                let _ = reply.send(self.apply(networks, peers, endpoints).await);
+            }
+            Message::Plugin { request, reply } => {
+                let _ = reply.send(self.plugin_request(request).await);
+            }
+            Message::Reserve { task, network, reply } => {
+                let _ = reply.send(self.reserve(&task, &network).await);
+            }
+            Message::Unannounced { task, reply } => {
+                let named = |n: &NetworkId| self.endpoints.iter().any(|e| e.task == task && e.network == *n);
+                let mut networks = self.leases.networks_of(&task);
+                networks.retain(|n| !named(n));
+                let _ = reply.send(networks);
+            }
+            Message::Release { task, reply } => {
+                let changes = self.leases.release(&task, |network, a| self.plugin.has_address(network, a));
+                self.persist_or_warn(changes).await;
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    // --- assignments ---
+
+    async fn apply(
+        &mut self,
+        networks: Vec<NetworkAssignment>,
+        peers: Vec<PeerAssignment>,
+        endpoints: Vec<EndpointAssignment>,
+    ) -> Result<(), OverlayError> {
+        let mut wanted: BTreeMap<NetworkId, NetworkAssignment> =
+            networks.into_iter().map(|n| (n.id.clone(), n)).collect();
+        for (id, old) in &self.known {
+            if !wanted.contains_key(id) && self.plugin.uses(id) {
+                tracing::warn!(network = %old.name, "network was removed but still has containers: it stays until they leave");
+                wanted.insert(id.clone(), old.clone());
+            }
+        }
+        let keep: BTreeSet<NetworkId> = wanted.keys().cloned().collect();
+        let mut changes = self.plugin.retain_networks(&keep);
+        changes.extend(self.leases.retain_networks(&keep));
+        for (id, network) in &wanted {
+            if self.known.get(id) != Some(network) {
+                let json = serde_json::to_string(network).expect("only string keys");
+                changes.push(Change::Put(format!("{NETWORK_PREFIX}{id}"), json));
+            }
+        }
+        let gone = self.known.keys().filter(|id| !keep.contains(*id));
+        changes.extend(gone.map(|id| Change::Delete(format!("{NETWORK_PREFIX}{id}"))));
+        self.known = wanted;
+        self.peers.clear();
+        for peer in peers {
+            self.peers.entry(peer.network.clone()).or_default().push(peer);
+        }
+        self.endpoints = endpoints;
+        self.applied = true;
+        self.shared.networks.store(Arc::new(self.known.clone()));
+        self.publish_zone();
+        let stored = self.persist(changes).await;
+        let ensured = self.ensure_all(Cause::Request).await;
+        ensured?;
+        stored?;
+        Ok(())
+    }
+
+    async fn reserve(&mut self, task: &TaskId, network: &NetworkId) -> Result<TaskAddress, OverlayError> {
+        let ours = self.known.get(network).ok_or_else(|| OverlayError::UnknownNetwork(network.clone()))?;
+        let (v4, change) = self.leases.reserve(ours, task)?;
+        let v6 = address6(ours.subnet6, ours.subnet4, v4);
+        self.persist(change).await?;
+        Ok(TaskAddress { network: network.clone(), v4: Some(v4), v6: Some(v6) })
+    }
+
+    // --- the kernel ---
+
+    /// netlib, opened for this host's number as the networks say it; again if the master gave it another.
+    async fn netlib(&mut self) -> Result<netlib::Overlay, OverlayError> {
+        let mut indexes = self.known.values().map(|n| n.host_index);
+        let current = self.netlib.as_ref().map(|n| n.config().host.0);
+        let index = indexes.next().or(current).unwrap_or(0);
+        if let Some(other) = indexes.find(|i| *i != index) {
+            return Err(OverlayError::HostIndex(index, other));
+        }
+        if let Some(netlib) = self.netlib.as_ref().filter(|n| n.config().host.0 == index) {
+            return Ok(netlib.clone());
+        }
+        let vtep = self.config.vtep().ok_or(OverlayError::NoUnderlay)?;
+        let failed = |source| OverlayError::Kernel { what: "the host's namespace".into(), source };
+        let mut config = HostConfig::new(HostIndex(index), vtep, netlib::types::MTU_MAX);
+        config.vxlan_port = self.config.vxlan_port;
+        config.netns_dir = self.config.netns_dir.clone();
+        let probe = netlib::Overlay::try_new(config.clone()).map_err(failed)?;
+        config.underlay_mtu = probe.underlay_mtu(None, vtep).await.map_err(failed)?;
+        let netlib = netlib::Overlay::try_new(config).map_err(failed)?;
+        self.watch = match netlib.watch().await {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                tracing::warn!(%error, "failed to watch the kernel: differences are found once a minute only");
+                None
+            }
+        };
+        self.netlib = Some(netlib.clone());
+        Ok(netlib)
+    }
+
+    /// Everything: networks, the host, and what is no more. Goes on after a failure and gives the first.
+    async fn ensure_all(&mut self, cause: Cause) -> Result<(), OverlayError> {
+        if self.known.is_empty() && self.netlib.is_none() && !self.config.netns_dir.exists() {
+            // A host that never had a network: nothing to look at, and no privilege needed.
+            return Ok(());
+        }
+        let mut first = Ok(());
+        let mut note = |result: Result<(), OverlayError>| {
+            if let Err(error) = result
+                && first.is_ok()
+            {
+                first = Err(error);
+            }
+        };
+        for id in self.known.keys().cloned().collect::<Vec<_>>() {
+            note(self.ensure_network(&id, cause).await);
+        }
+        note(self.remove_unknown(cause).await);
+        note(self.ensure_host(cause).await);
+        first
+    }
+
+    async fn ensure_network(&mut self, id: &NetworkId, cause: Cause) -> Result<(), OverlayError> {
+        let netlib = self.netlib().await?;
+        let ours = self.known.get(id).ok_or_else(|| OverlayError::UnknownNetwork(id.clone()))?;
+        let name = ours.name.clone();
+        let peers = self.peers.get(id).map_or(&[][..], Vec::as_slice);
+        let vtep = netlib.config().vtep;
+        let (state, unreachable) = desired::network(ours, peers, &self.plugin, vtep)
+            .map_err(|source| OverlayError::Invalid { network: id.clone(), source })?;
+        let report = netlib.ensure_network(&state).await.map_err(|source| {
+            OverlayCounters::add(&self.shared.counters.failures_total, 1);
+            OverlayError::Kernel { what: format!("network {name}"), source }
+        })?;
+        self.tell(&format!("network {name}"), cause, &report);
+        self.serve_names(&netlib, id, &state).await?;
+        match unreachable.into_iter().next() {
+            Some(desired::Unreachable { network, node }) => Err(OverlayError::Unreachable { network, node, vtep }),
+            None => Ok(()),
+        }
+    }
+
+    async fn ensure_host(&mut self, cause: Cause) -> Result<(), OverlayError> {
+        let netlib = self.netlib().await?;
+        let peers = self.peers.values().flatten();
+        let state = desired::host(self.known.values(), peers, &self.plugin, netlib.config().vtep);
+        let what = || "the host's namespace".to_owned();
+        let report = netlib.ensure_host(&state).await.map_err(|source| {
+            OverlayCounters::add(&self.shared.counters.failures_total, 1);
+            OverlayError::Kernel { what: what(), source }
+        })?;
+        self.tell(&what(), cause, &report);
+        Ok(())
+    }
+
+    /// Removes fabrics of networks that this host has no more.
+    async fn remove_unknown(&mut self, cause: Cause) -> Result<(), OverlayError> {
+        let netlib = self.netlib().await?;
+        let failed = |what: String| move |source| OverlayError::Kernel { what, source };
+        for id in netlib.list_networks().await.map_err(failed("the list of networks".into()))? {
+            let network = NetworkId::new(id.as_str());
+            if self.known.contains_key(&network) {
+                continue;
+            }
+            // Its sockets first: they would keep the namespace.
+            self.served.remove(&network);
+            netlib.remove_network(&id).await.map_err(failed(format!("the end of network {id}")))?;
+            tracing::info!(network = %id, ?cause, "removed a network");
+        }
+        self.served.retain(|id, _| self.known.contains_key(id));
+        Ok(())
+    }
+
+    fn tell(&self, what: &str, cause: Cause, report: &Report) {
+        let counters = &self.shared.counters;
+        OverlayCounters::add(&counters.audits_total, 1);
+        for change in &report.changes {
+            match cause {
+                Cause::Request => tracing::info!(what, change, "changed the kernel's state"),
+                Cause::Audit => tracing::warn!(what, repair = change, "repaired the kernel's state"),
+            }
+        }
+        if cause == Cause::Audit {
+            OverlayCounters::add(&counters.repairs_total, report.changes.len());
+        }
+        for conflict in &report.conflicts {
+            tracing::warn!(what, conflict, "something that is not ours is in the way");
+        }
+        for endpoint in &report.lost_endpoints {
+            tracing::warn!(what, %endpoint, "a container has lost its link: only a restart brings it back");
+        }
+        OverlayCounters::add(&counters.lost_endpoints_total, report.lost_endpoints.len());
+    }
+
+    // --- audits ---
+
+    fn changed(&mut self, scopes: Result<Vec<Scope>, netlib::Error>) {
+        match scopes {
+            Ok(scopes) => {
+                self.dirty.extend(scopes);
+                self.audit_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+            }
+            Err(error) => {
+                // Opened again by the next full audit, rather than in a loop here.
+                tracing::warn!(%error, "lost the watch of the kernel");
+                self.watch = None;
+            }
+        }
+    }
+
+    async fn audit_dirty(&mut self) {
+        self.audit_at = None;
+        let dirty = std::mem::take(&mut self.dirty);
+        if !self.applied {
+            return;
+        }
+        for scope in dirty {
+            let result = match &scope {
+                Scope::Host => self.ensure_host(Cause::Audit).await,
+                Scope::Fabric(id) => {
+                    let id = NetworkId::new(id.as_str());
+                    // One that is unknown is being removed.
+                    if self.known.contains_key(&id) { self.ensure_network(&id, Cause::Audit).await } else { Ok(()) }
+                }
+            };
+            warn_of(result);
+        }
+    }
+
+    async fn audit_all(&mut self) {
+        if !self.applied {
+            return;
+        }
+        if self.watch.is_none()
+            && let Some(netlib) = &self.netlib
+        {
+            self.watch = netlib.watch().await.ok();
+        }
+        warn_of(self.ensure_all(Cause::Audit).await);
+    }
+
+    // --- names ---
+
+    fn publish_zone(&mut self) {
+        self.sandboxes = self.in_several_networks();
+        self.dns.publish(Zone::build(self.known.values(), &self.endpoints, self.sandboxes.clone()));
+        self.shared.zones.send_modify(|count| *count += 1);
+    }
+
+    fn in_several_networks(&self) -> Vec<Vec<(NetworkId, Vec<IpAddr>)>> {
+        self.plugin.sandboxes().into_iter().filter(|s| s.len() > 1).collect()
+    }
+
+    /// Opens the name server's sockets in a fabric that has none, or that was made anew.
+    async fn serve_names(
+        &mut self,
+        netlib: &netlib::Overlay,
+        id: &NetworkId,
+        state: &netlib::NetworkState,
+    ) -> Result<(), OverlayError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| OverlayError::Dns { network: id.clone(), source };
+        let path = netlib.config().netns_dir.join(netlib::names::netns_name(&state.id));
+        let inode = std::fs::metadata(&path).map_err(|e| failed(e.into()))?.ino();
+        let alive = match self.served.get_mut(id) {
+            Some(served) => served.inode == inode && served.v4.is_alive(),
+            None => false,
+        };
+        if !alive {
+            self.served.remove(id);
+            let v4 = self.open_names(netlib, id, state, IpAddr::V4(state.gateway4)).await.map_err(failed)?;
+            self.served.insert(id.clone(), Served { inode, v4, v6: None });
+        }
+        if let Some(gateway6) = state.gateway6
+            && self.served.get(id).is_some_and(|s| s.v6.is_none())
+        {
+            // The IPv6 gateway is an address of the containers' links: without one there is nothing to bind, and
+            // nobody to ask. Tried again with the next look at the network.
+            match self.open_names(netlib, id, state, IpAddr::V6(gateway6)).await {
+                Ok(serving) => self.served.get_mut(id).expect("inserted above").v6 = Some(serving),
+                Err(error) => tracing::debug!(network = %id, %error, "no names over IPv6 yet"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_names(
+        &self,
+        netlib: &netlib::Overlay,
+        id: &NetworkId,
+        state: &netlib::NetworkState,
+        gateway: IpAddr,
+    ) -> Result<Serving, Box<dyn std::error::Error + Send + Sync>> {
+        let address = SocketAddr::new(gateway, DNS_PORT);
+        let udp = netlib.udp_socket_in(&state.id, address).await?;
+        let tcp = netlib.tcp_listener_in(&state.id, address).await?;
+        Ok(self.dns.serve(id, udp, tcp)?)
+    }
+
+    // --- the engine's plugin ---
+
+    async fn plugin_request(&mut self, request: Request) -> Result<Reply, String> {
+        let builds = builds_up(&request);
+        let undo = match &request {
+            Request::Join { endpoint, .. } => Undo::Join(endpoint.clone()),
+            Request::Publish { endpoint, .. } => Undo::Publish(endpoint.clone()),
+            _ => Undo::Nothing,
+        };
+        let request = self.claim_ports(request)?;
+        let outcome = match self.plugin.handle(&self.known, &mut self.leases, request) {
+            Ok(outcome) => outcome,
+            Err(refusal) => {
+                self.hold_ports();
+                return Err(refusal.to_string());
+            }
+        };
+        if builds {
+            // Not remembered means lost at our next start, with its container cut off: better not begun.
+            if let Err(error) = self.persist(outcome.changes).await {
+                self.undo(undo).await;
+                return Err(chain(&error));
+            }
+        } else {
+            self.persist_or_warn(outcome.changes).await;
+        }
+        for effect in outcome.effects {
+            if let Err(error) = self.effect(effect).await {
+                if builds {
+                    self.undo(undo).await;
+                    return Err(chain(&error));
+                }
+                tracing::warn!(error = chain(&error), "failed to clean up behind the engine: the audit goes on with it");
+            }
+        }
+        if self.sandboxes != self.in_several_networks() {
+            self.publish_zone();
+        }
+        Ok(outcome.reply)
+    }
+
+    /// Makes the ports of a Publish concrete and ours, before anything is decided.
+    fn claim_ports(&mut self, request: Request) -> Result<Request, String> {
+        let Request::Publish { endpoint, ports } = request else { return Ok(request) };
+        if !ports.is_empty() {
+            if !self.applied {
+                return Err("the agent is still starting".into());
+            }
+            self.plugin.check_ports(&endpoint, &ports).map_err(|e| e.to_string())?;
+        }
+        let ports = self.claims.claim(&ports).map_err(|e| chain(&e))?;
+        Ok(Request::Publish { endpoint, ports })
+    }
+
+    /// Holds exactly the ports that endpoints publish.
+    fn hold_ports(&mut self) {
+        let mut keep: BTreeSet<HostPort> = BTreeSet::new();
+        for (id, endpoint) in self.plugin.endpoints() {
+            if let Err(error) = self.claims.claim(&endpoint.ports) {
+                tracing::warn!(endpoint = id, error = chain(&error), "a published port is not ours any more");
+            }
+            keep.extend(endpoint.ports.iter().map(|p| (p.proto, p.host_ip, p.host_port)));
+        }
+        self.claims.retain(&keep);
+    }
+
+    /// Takes back what a request began that could not be finished. What else it made (an endpoint, an address), the
+    /// engine takes down by itself.
+    async fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Join(endpoint) => {
+                let change = self.plugin.join_failed(&endpoint);
+                self.persist_or_warn(change).await;
+            }
+            Undo::Publish(endpoint) => {
+                let outcome = self.plugin.set_ports(&endpoint, Vec::new());
+                self.persist_or_warn(outcome.changes).await;
+                for effect in outcome.effects {
+                    warn_of(self.effect(effect).await);
+                }
+                self.hold_ports();
+            }
+            Undo::Nothing => {}
+        }
+    }
+
+    async fn effect(&mut self, effect: Effect) -> Result<(), OverlayError> {
+        match effect {
+            Effect::Attach { endpoint } => self.attach(&endpoint).await,
+            Effect::Detach { network, endpoint } => {
+                let netlib = self.netlib().await?;
+                let invalid = |source| OverlayError::Invalid { network: network.clone(), source };
+                let id: netlib::NetworkId = network.as_str().parse().map_err(invalid)?;
+                match netlib.remove_endpoint(&id, &endpoint).await {
+                    // The whole network is gone, and the link with it.
+                    Ok(()) | Err(netlib::Error::NoNetwork(_)) => Ok(()),
+                    Err(source) => Err(OverlayError::Kernel { what: format!("the end of {}", endpoint.addr4), source }),
+                }
+            }
+            Effect::Ports { network } => {
+                self.hold_ports();
+                self.ensure_host(Cause::Request).await?;
+                if self.applied && self.known.contains_key(&network) {
+                    self.ensure_network(&network, Cause::Request).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn attach(&mut self, id: &str) -> Result<(), OverlayError> {
+        let netlib = self.netlib().await?;
+        let Some(endpoint) = self.plugin.endpoints().get(id) else { return Ok(()) };
+        let network = endpoint.network.clone();
+        let (kernel_endpoint, ifname) = (endpoint.to_netlib(), container_ifname(id));
+        let ours = self.known.get(&network).ok_or_else(|| OverlayError::UnknownNetwork(network.clone()))?;
+        let what = format!("{} of network {}", endpoint.v4, ours.name);
+        let state = desired::bare_network(ours)
+            .map_err(|source| OverlayError::Invalid { network: network.clone(), source })?;
+        let result = match netlib.add_endpoint(&state, &kernel_endpoint, &ifname).await {
+            // After a boot the engine may be here before the fabric.
+            Err(netlib::Error::NoNetwork(_)) if self.applied => {
+                self.ensure_network(&network, Cause::Request).await?;
+                netlib.add_endpoint(&state, &kernel_endpoint, &ifname).await
+            }
+            result => result,
+        };
+        result.map_err(|source| OverlayError::Kernel { what, source })?;
+        if self.served.get(&network).is_some_and(|s| s.v6.is_none()) {
+            // The first link brings the IPv6 gateway: names can be served there from now on.
+            self.serve_names(&netlib, &network, &state).await?;
+        }
+        Ok(())
+    }
+
+    // --- the disk ---
+
+    async fn persist(&self, changes: impl IntoIterator<Item = Change>) -> Result<(), StoreError> {
+        let changes: Vec<Change> = changes.into_iter().collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let write = move || changes.iter().try_for_each(|change| store.write(change));
+        tokio::task::spawn_blocking(write).await.expect("stores do not panic")
+    }
+
+    async fn persist_or_warn(&self, changes: impl IntoIterator<Item = Change>) {
+        if let Err(error) = self.persist(changes).await {
+            tracing::warn!(error = chain(&error), "local state is behind: what it misses is redone after a restart");
+        }
+    }
+}
+
+/// What the watch says; nothing ever without one.
+async fn changed(watch: &mut Option<netlib::Watch>) -> Result<Vec<Scope>, netlib::Error> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Requests that make something, and must fail when it cannot be done or remembered. The others take down, and must
+/// not stand in the engine's way.
+fn builds_up(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::CreateNetwork { .. }
+            | Request::CreateEndpoint { .. }
+            | Request::Join { .. }
+            | Request::Publish { .. }
+            | Request::RequestPool { .. }
+            | Request::RequestAddress { .. }
+    )
+}
+
+fn warn_of(result: Result<(), OverlayError>) {
+    if let Err(error) = result {
+        tracing::warn!(error = chain(&error), "failed to audit the overlay");
+    }
+}
+
+/// An error with its sources, for logs and for the engine's user, who gets one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,448 @@
+//! The agent's one connection: keeps a session with a master, takes assignments into the ledger, sends reports and
+//! heartbeats, opens the streams that the master asks for, and renews the certificate.
+//!
+//! ```text
+//! connect ─> hello ─> ┌ assignments ─> ledger ─> overlay follows ─> ack ┐
+//!    ^                │ heartbeat every 5 s, description when it changed │── until it breaks
+//!    └── back-off <── └ reports <─ executor; OpenStream ─> streams       ┘
+//! ```
+//!
+//! Tasks: the loop of [`Session::run`]; one per open stream, all in a `JoinSet` that ends with the connection; one that
+//! applies assignments, so that a slow disk or kernel delays no heartbeat. Channels: messages out ([`OUT`]), assignments
+//! to apply ([`APPLY`]); both wait for room.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rand::Rng as _;
+use skein_api::{
+    AGENT_PROTOCOL, Assignment, EndpointAssignment, NetworkAssignment, NodeDescription, PeerAssignment, StreamRequest,
+    TaskId,
+    grpc::{self, agent_client::AgentClient, agent_message, master_message},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, transport::Channel};
+
+use crate::{
+    engine::Engine,
+    executor::Reports,
+    identity::{self, IdentityDir, Membership},
+    ledger::{AssignmentChange, Ledger, LedgerError},
+    overlay::OverlayHandle,
+    streams::{self, FRAMES_BUFFERED, Frame},
+};
+
+/// Messages on their way to the master. Heartbeats and acknowledgements are small and rare; reports wait for room.
+const OUT: usize = 64;
+
+/// Batches of assignments that wait for disk and kernel. The master sends the next one when there is room, with all that
+/// changed meanwhile.
+const APPLY: usize = 8;
+
+/// Most reports in one message: 256 of about 1 KiB.
+const REPORTS_MAX: usize = 256;
+
+/// Streams at a time: each has a connection to the engine.
+const STREAMS_MAX: usize = 256;
+
+/// First and longest pause between attempts to connect.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// A session that lasted this long was well: the next pause is the first again.
+const WELL: Duration = Duration::from_secs(10);
+
+/// Until the first acknowledgement says otherwise.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How often the ledger's disk is tried again while it refuses, and the certificate's age is looked at.
+const UPKEEP: Duration = Duration::from_secs(10);
+
+/// What a session works with.
+#[derive(Clone)]
+pub struct Session {
+    /// Whose it is and where masters are.
+    pub membership: Membership,
+    /// Key and certificate.
+    pub identity: IdentityDir,
+    /// Assignments.
+    pub ledger: Ledger,
+    /// Network side.
+    pub overlay: OverlayHandle,
+    /// For streams.
+    pub engine: Engine,
+    /// From the executor.
+    pub reports: Reports,
+    /// What the host is, now.
+    pub description: watch::Receiver<NodeDescription>,
+}
+
+/// Why the agent stops for good.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// Asked to.
+    #[error("shutting down")]
+    Shutdown,
+    /// The cluster does not know this node any more.
+    #[error("this node was removed from its cluster: {0}")]
+    Removed(String),
+}
+
+enum Broken {
+    Removed(String),
+    Failed(String),
+}
+
+impl From<Status> for Broken {
+    fn from(status: Status) -> Self {
+        let removed = status.code() == Code::PermissionDenied && status.message().starts_with("[removed]");
+        if removed {
+            return Self::Removed(status.message().to_owned());
+        }
+        Self::Failed(status.message().to_owned())
+    }
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn message(body: agent_message::Body) -> grpc::AgentMessage {
+    grpc::AgentMessage { body: Some(body) }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("the protocol's documents are JSON")
+}
+
+impl Session {
+    /// Keeps a session until `shutdown`, or until the node was removed.
+    pub async fn run(self, shutdown: CancellationToken) -> Ended {
+        let mut pause = BACKOFF.0;
+        // The network follows what the ledger holds from the first moment, with or without a master.
+        self.follow().await;
+        for attempt in 0_usize.. {
+            let address = &self.membership.masters[attempt % self.membership.masters.len()];
+            let began = Instant::now();
+            // Dropping a session in the middle loses nothing: reports stay until confirmed, assignments are in the ledger
+            // or come again.
+            let broken = tokio::select! {
+                () = shutdown.cancelled() => return Ended::Shutdown,
+                broken = self.once(address) => broken,
+            };
+            match broken {
+                Broken::Removed(why) => return Ended::Removed(why),
+                Broken::Failed(why) => tracing::warn!(master = address, reason = why, "session ended"),
+            }
+            if began.elapsed() >= WELL {
+                pause = BACKOFF.0;
+            }
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
+            tokio::select! {
+                () = shutdown.cancelled() => return Ended::Shutdown,
+                () = tokio::time::sleep(jittered) => {}
+            }
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+        unreachable!("attempts are counted in a usize")
+    }
+
+    /// One session, from connecting to its end.
+    async fn once(&self, address: &str) -> Broken {
+        match self.try_once(address).await {
+            Ok(()) => Broken::Failed("the master ended it".to_owned()),
+            Err(broken) => broken,
+        }
+    }
+
+    async fn connect(&self, address: &str, authenticated: bool) -> Result<AgentClient<Channel>, Broken> {
+        let tls = self.identity.tls(authenticated).map_err(|e| Broken::Failed(chain(&e)))?;
+        identity::connect(address, tls).await.map_err(|e| Broken::Failed(e.to_string()))
+    }
+
+    async fn try_once(&self, address: &str) -> Result<(), Broken> {
+        if self.certificate_left() <= 0.0 {
+            self.recover(address).await?;
+        }
+        let mut client = self.connect(address, true).await?;
+        let (tx, rx) = mpsc::channel(OUT);
+        let head = self.ledger.head();
+        let description = self.description.borrow().clone();
+        let hello = grpc::Hello {
+            protocol: AGENT_PROTOCOL,
+            description_json: json(&description),
+            generation: head.generation,
+            chain: head.chain,
+            clock_unix_ms: unix_ms(),
+        };
+        tx.send(message(agent_message::Body::Hello(hello))).await.expect("the receiver is in this function");
+        let inbound = client.session(ReceiverStream::new(rx)).await?.into_inner();
+        self.reports.begin_session();
+        tracing::info!(master = address, "session begun");
+        Live { session: self, client, tx, streams: JoinSet::new() }.run(inbound).await
+    }
+
+    /// Share of the certificate's life that is left; 0 when it is over or unreadable.
+    fn certificate_left(&self) -> f64 {
+        let Ok((from, to)) = self.identity.validity() else { return 0.0 };
+        let now = i64::try_from(unix_ms() / 1_000).unwrap_or(i64::MAX);
+        #[allow(clippy::cast_precision_loss, reason = "a share of some hours")]
+        let left = (to - now) as f64 / (to - from).max(1) as f64;
+        left.max(0.0)
+    }
+
+    /// A new certificate for a host that was off for longer than the old one lived: the key proves who it is.
+    async fn recover(&self, address: &str) -> Result<(), Broken> {
+        let failed = |e: identity::IdentityError| Broken::Failed(chain(&e));
+        tracing::info!("certificate is over, asking for a new one");
+        let csr_der = identity::signing_request(&self.identity.ensure_key().map_err(failed)?).map_err(failed)?;
+        let mut client = self.connect(address, false).await?;
+        let node_id = self.membership.node.clone();
+        let request = grpc::RecoverRequest { node_id, csr_der, clock_unix_ms: unix_ms() };
+        let answer = client.recover(request).await?.into_inner();
+        self.identity.store(&answer.certificate_pem, &answer.ca_pem, None).map_err(failed)
+    }
+
+    async fn renew(&self, client: &mut AgentClient<Channel>) -> Result<(), Broken> {
+        let failed = |e: identity::IdentityError| Broken::Failed(chain(&e));
+        let csr_der = identity::signing_request(&self.identity.ensure_key().map_err(failed)?).map_err(failed)?;
+        let answer = client.renew(grpc::RenewRequest { csr_der }).await?.into_inner();
+        self.identity.store(&answer.certificate_pem, &answer.ca_pem, None).map_err(failed)?;
+        tracing::info!("certificate renewed");
+        Ok(())
+    }
+
+    /// Lets the network follow the ledger. False when it does not, which is logged and tried again by the overlay.
+    async fn follow(&self) -> bool {
+        let assignments = self.ledger.assignments();
+        let (networks, peers, endpoints) = split(assignments.values());
+        match self.overlay.apply(networks, peers, endpoints).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "network does not follow the assignments");
+                false
+            }
+        }
+    }
+
+    /// Takes one batch in; the acknowledgement when disk and network have it.
+    async fn take(&self, batch: grpc::Assignments) -> Result<Option<grpc::Ack>, Broken> {
+        let parse = |d: grpc::Document| {
+            serde_json::from_slice::<Assignment>(&d.json)
+                .map_err(|e| Broken::Failed(format!("failed to read assignment {}: {e}", d.key)))
+        };
+        let upserts = batch.upserts.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let (chain_name, generation) = (batch.chain.clone(), batch.generation);
+        let change = AssignmentChange {
+            chain: batch.chain,
+            full: batch.full,
+            base: batch.base,
+            generation,
+            upserts,
+            removes: batch.removes,
+        };
+        let ledger = self.ledger.clone();
+        let applied = tokio::task::spawn_blocking(move || ledger.apply(change)).await;
+        let durable = match applied.expect("the ledger does not panic") {
+            Ok(()) => true,
+            Err(error @ LedgerError::Write { .. }) => {
+                tracing::error!(error = chain(&error), "ledger is only in memory");
+                false
+            }
+            // The sequence broke: a new session brings everything.
+            Err(error) => return Err(Broken::Failed(chain(&error))),
+        };
+        let follows = self.follow().await;
+        Ok((durable && follows).then_some(grpc::Ack { generation, chain: chain_name }))
+    }
+}
+
+/// An error with its causes.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn split<'a>(
+    assignments: impl Iterator<Item = &'a Assignment>,
+) -> (Vec<NetworkAssignment>, Vec<PeerAssignment>, Vec<EndpointAssignment>) {
+    let (mut networks, mut peers, mut endpoints) = (Vec::new(), Vec::new(), Vec::new());
+    for assignment in assignments {
+        match assignment {
+            Assignment::Network(n) => networks.push(n.clone()),
+            Assignment::Peer(p) => peers.push(p.clone()),
+            Assignment::Endpoint(e) => endpoints.push(e.clone()),
+            Assignment::Task(_) => {}
+        }
+    }
+    (networks, peers, endpoints)
+}
+
+/// A session that stands.
+struct Live<'a> {
+    session: &'a Session,
+    client: AgentClient<Channel>,
+    tx: mpsc::Sender<grpc::AgentMessage>,
+    streams: JoinSet<()>,
+}
+
+impl Live<'_> {
+    async fn run(mut self, mut inbound: tonic::Streaming<grpc::MasterMessage>) -> Result<(), Broken> {
+        let session = self.session;
+        let (apply_tx, mut apply_rx) = mpsc::channel::<grpc::Assignments>(APPLY);
+        let out = self.tx.clone();
+        // Applied one after the other and beside the loop: a slow disk must not delay heartbeats.
+        let apply = async move {
+            while let Some(batch) = apply_rx.recv().await {
+                if let Some(ack) = session.take(batch).await?
+                    && out.send(message(agent_message::Body::Ack(ack))).await.is_err()
+                {
+                    break;
+                }
+            }
+            Ok::<_, Broken>(())
+        };
+        tokio::pin!(apply);
+        let (mut reports, mut description) = (session.reports.changed(), session.description.clone());
+        reports.mark_changed();
+        let (mut period, mut seq) = (HEARTBEAT, 0);
+        let beat = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(beat);
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        loop {
+            // Cancel-safe: messages, watches and timers keep what is not taken; `apply` is polled in place, not dropped.
+            tokio::select! {
+                received = inbound.message() => {
+                    let Some(received) = received? else { return Ok(()) };
+                    match received.body {
+                        Some(master_message::Body::HeartbeatAck(ack)) => {
+                            period = Duration::from_millis(ack.period_ms.clamp(100, 60_000).into());
+                        }
+                        Some(master_message::Body::Assignments(batch)) => {
+                            // Full: the loop must go on. A new session brings everything at once.
+                            apply_tx.try_send(batch).map_err(|_| Broken::Failed("too many assignments wait".into()))?;
+                        }
+                        Some(master_message::Body::OpenStream(open)) => self.open_stream(open),
+                        Some(master_message::Body::Removed(removed)) => return Err(Broken::Removed(removed.reason)),
+                        Some(master_message::Body::Reported(reported)) => {
+                            let tasks: Vec<TaskId> = reported.task_ids.into_iter().map(TaskId::new).collect();
+                            session.reports.reported(&tasks);
+                        }
+                        // A newer master's message that this protocol version may pass over.
+                        None => {}
+                    }
+                }
+                result = &mut apply => return result,
+                () = &mut beat => {
+                    seq += 1;
+                    self.send(agent_message::Body::Heartbeat(grpc::Heartbeat { seq })).await?;
+                    // Agents that a master's return brought back at once do not stay in step.
+                    let jittered = period.mul_f64(rand::rng().random_range(0.8..1.0));
+                    beat.as_mut().reset(Instant::now() + jittered);
+                }
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.send_reports().await?;
+                }
+                changed = description.changed() => {
+                    if changed.is_ok() {
+                        let json = json(&*description.borrow_and_update());
+                        self.send(agent_message::Body::DescriptionJson(json)).await?;
+                    }
+                }
+                _ = upkeep.tick() => self.upkeep().await?,
+                Some(_) = self.streams.join_next() => {}
+            }
+        }
+    }
+
+    async fn send(&self, body: agent_message::Body) -> Result<(), Broken> {
+        let gone = |_| Broken::Failed("the connection was cut".into());
+        self.tx.send(message(body)).await.map_err(gone)
+    }
+
+    async fn send_reports(&self) -> Result<(), Broken> {
+        loop {
+            let unsent = self.session.reports.unsent(REPORTS_MAX);
+            if unsent.is_empty() {
+                return Ok(());
+            }
+            self.send(agent_message::Body::ReportsJson(json(&unsent))).await?;
+        }
+    }
+
+    async fn upkeep(&mut self) -> Result<(), Broken> {
+        let ledger = self.session.ledger.clone();
+        let repaired = tokio::task::spawn_blocking(move || ledger.repair()).await;
+        if let Err(error) = repaired.expect("the ledger does not panic") {
+            tracing::error!(error = chain(&error), "ledger is only in memory");
+        }
+        // At half of its life, spread over a tenth of it.
+        if self.session.certificate_left() < rand::rng().random_range(0.45..0.55) {
+            self.session.renew(&mut self.client).await?;
+        }
+        Ok(())
+    }
+
+    /// Opens a stream that the master asked for, in a task of its own.
+    fn open_stream(&mut self, open: grpc::OpenStream) {
+        if self.streams.len() >= STREAMS_MAX {
+            tracing::warn!("stream refused, too many are open");
+            return;
+        }
+        let (mut client, engine) = (self.client.clone(), self.session.engine.clone());
+        self.streams.spawn(async move {
+            if let Err(error) = stream(&mut client, &engine, open).await {
+                tracing::debug!(error, "stream ended");
+            }
+        });
+    }
+}
+
+/// One stream, from its opening to its end.
+async fn stream(client: &mut AgentClient<Channel>, engine: &Engine, open: grpc::OpenStream) -> Result<(), String> {
+    let request: StreamRequest = serde_json::from_slice(&open.request_json).map_err(|e| e.to_string())?;
+    let (out_tx, out_rx) = mpsc::channel(FRAMES_BUFFERED);
+    let (in_tx, in_rx) = mpsc::channel(FRAMES_BUFFERED);
+    let first = grpc::StreamFrame { body: Some(grpc::stream_frame::Body::StreamId(open.stream_id)) };
+    let outbound = tokio_stream::once(first).chain(ReceiverStream::new(out_rx).map(Frame::into_wire));
+    let mut inbound = client.stream(outbound).await.map_err(|s| s.message().to_owned())?.into_inner();
+    let engine = engine.clone();
+    let serve = streams::serve(&engine, request, in_rx, out_tx);
+    let feed = async move {
+        while let Ok(Some(frame)) = inbound.message().await {
+            let Some(frame) = Frame::from_wire(frame) else { continue };
+            if in_tx.send(frame).await.is_err() {
+                // The process takes no more input; what still comes is dropped with the stream.
+                break;
+            }
+        }
+        inbound
+    };
+    tokio::pin!(serve);
+    // `serve` ends by itself; the end of the user's side cuts the call, which closes `out_rx` and so ends `serve` too.
+    tokio::select! {
+        () = &mut serve => {}
+        _inbound = feed => serve.await,
+    }
+    Ok(())
+}
+
+/// Shared by the parts that need to know what the host is: sends the description when it changed.
+pub type DescriptionTx = Arc<watch::Sender<NodeDescription>>;

@@ -1,0 +1,112 @@
+//! `skein ps`: tasks as a table.
+
+use skein_api::{Health, PortPublish, Protocol, Task, UnixMillis, client::TaskFilter};
+
+use super::{App, node_names, node_of};
+use crate::{
+    args::PsArgs,
+    fail::Failure,
+    out::{age, now},
+    progress::state_word,
+};
+
+/// Lists tasks.
+pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), Failure> {
+    let client = app.client("skein ps")?;
+    let filter = TaskFilter {
+        stack: args.stack.clone(),
+        service: args.service.clone(),
+        node: args.node.clone(),
+        all: args.all,
+    };
+    let mut tasks = client.tasks(&filter).await?;
+    tasks.sort_by(|a, b| (&a.name, a.meta.created_at, &a.id).cmp(&(&b.name, b.meta.created_at, &b.id)));
+    if args.quiet {
+        return tasks.iter().try_for_each(|t| app.out.line(t.id.as_str()));
+    }
+    if app.out.json {
+        return app.out.value(&tasks);
+    }
+    let names = node_names(&client).await?;
+    let now = now();
+    app.out.list(&tasks, &["ID", "NAME", "IMAGE", "NODE", "STATE", "PORTS"], |t| {
+        vec![
+            t.id.short().to_owned(),
+            t.name.clone(),
+            t.spec.container.image.clone(),
+            node_of(t, &names).unwrap_or("-").to_owned(),
+            state(t, now),
+            ports(&t.status.ports),
+        ]
+    })
+}
+
+/// `running 5m (healthy)`, `failed 2m: exited with 1`.
+fn state(task: &Task, now: UnixMillis) -> String {
+    let status = &task.status;
+    let mut text = format!("{} {}", state_word(status.state), age(status.since, now));
+    match status.health {
+        Some(Health::Healthy) => text.push_str(" (healthy)"),
+        Some(Health::Unhealthy) => text.push_str(" (unhealthy)"),
+        Some(Health::Starting) => text.push_str(" (health: starting)"),
+        None => {}
+    }
+    let exit = status.exit_code.filter(|c| *c != 0).map(|c| format!("exited with {c}"));
+    let oom = status.oom_killed.then(|| "out of memory".to_owned());
+    let running = status.state == skein_api::TaskState::Running;
+    let message = Some(status.message.clone()).filter(|m| !m.is_empty() && !running);
+    if let Some(why) = oom.or_else(|| status.err.clone()).or(exit).or(message) {
+        text.push_str(": ");
+        text.push_str(&why);
+    }
+    text
+}
+
+/// `8080->80/tcp, 127.0.0.1:53->53/udp`.
+pub(crate) fn ports(ports: &[PortPublish]) -> String {
+    let show = |p: &PortPublish| {
+        let ip = match p.host_ip {
+            Some(std::net::IpAddr::V6(ip)) => format!("[{ip}]:"),
+            Some(ip) => format!("{ip}:"),
+            None => String::new(),
+        };
+        let protocol = if p.protocol == Protocol::Udp { "udp" } else { "tcp" };
+        format!("{ip}{}->{}/{protocol}", p.host_port, p.container_port)
+    };
+    ports.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_api::{TaskState, TaskStatus};
+
+    use super::*;
+
+    #[test]
+    fn states() {
+        let check = |change: fn(&mut TaskStatus), expected: &str| {
+            let mut task = Task::default();
+            task.status.since = UnixMillis(1_000);
+            task.status.state = TaskState::Running;
+            change(&mut task.status);
+            assert_eq!(state(&task, UnixMillis(31_000)), expected);
+        };
+        check(|s| s.message = "started".into(), "running 30s");
+        check(|s| s.health = Some(Health::Healthy), "running 30s (healthy)");
+        check(|s| (s.state, s.exit_code) = (TaskState::Failed, Some(2)), "failed 30s: exited with 2");
+        check(|s| (s.state, s.message) = (TaskState::Preparing, "pulling image".into()), "preparing 30s: pulling image");
+        check(|s| (s.state, s.oom_killed, s.exit_code) = (TaskState::Failed, true, Some(137)), "failed 30s: out of memory");
+    }
+
+    #[test]
+    fn port_lists() {
+        let port = |host_port, container_port, protocol, ip: Option<&str>| PortPublish {
+            protocol,
+            container_port,
+            host_port,
+            host_ip: ip.map(|ip| ip.parse().unwrap()),
+        };
+        let list = [port(8080, 80, Protocol::Tcp, None), port(53, 53, Protocol::Udp, Some("::1"))];
+        assert_eq!(ports(&list), "8080->80/tcp, [::1]:53->53/udp");
+    }
+}

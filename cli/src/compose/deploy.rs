@@ -1,0 +1,168 @@
+//! `deploy`, and the older keys of a service that say the same: replicas, resources, restarts, placement.
+//!
+//! Owns what happens when both are given: the same value is fine, different ones are an error.
+
+use skein_api::{RestartCondition, RestartPolicy, ServiceMode, ServiceSpec};
+
+use super::{
+    keys,
+    problem::Pos,
+    values,
+    walk::{Cx, Fields},
+};
+
+/// A value, where it stands, and the path of its key.
+type Given<T> = Option<(T, Pos, String)>;
+
+/// Reads `deploy` and its older forms into `spec`. True when the file says how to restart.
+pub(super) fn deploy(cx: &mut Cx, f: &Fields<'_>, pos: Pos, spec: &mut ServiceSpec) -> bool {
+    let d = f.get("deploy").and_then(|(node, path)| cx.fields(node, &path, keys::DEPLOY));
+    mode(cx, f, d.as_ref(), pos, spec);
+    resources(cx, f, d.as_ref(), spec);
+    let restart_given = restart(cx, f, d.as_ref(), spec);
+    let Some(d) = d else { return restart_given };
+    if let Some((node, path)) = d.get("labels") {
+        let entries = cx.entries(node, &path, &['=']);
+        spec.labels = entries.into_iter().map(|e| (e.name, e.value.unwrap_or_default())).collect();
+    }
+    if let Some((node, path)) = d.get("placement")
+        && let Some(p) = cx.fields(node, &path, keys::PLACEMENT)
+    {
+        let constraints = p.get("constraints").map(|(n, p)| cx.words(n, &p)).unwrap_or_default();
+        spec.task.placement.constraints.extend(constraints.into_iter().map(|(c, _)| c));
+        let max = p.get("max_replicas_per_node").and_then(|(n, p)| cx.number(n, &p));
+        spec.task.placement.max_replicas_per_node = max.unwrap_or(0);
+    }
+    restart_given
+}
+
+/// One value of two keys that mean the same.
+fn either<T: PartialEq + Copy>(cx: &mut Cx, a: Given<T>, b: Given<T>) -> Option<T> {
+    if let (Some((x, pos, a)), Some((y, other, b))) = (&a, &b)
+        && x != y
+    {
+        cx.error(*pos, format!("{a} and {b} differ: give one of them, or both the same value"));
+        if let Some(problem) = cx.errors.last_mut() {
+            problem.notes.push((*other, "the other one".into()));
+        }
+    }
+    a.or(b).map(|(v, ..)| v)
+}
+
+fn mode(cx: &mut Cx, f: &Fields<'_>, d: Option<&Fields<'_>>, pos: Pos, spec: &mut ServiceSpec) {
+    let mut number = |f: Option<&Fields<'_>>, key: &str| -> Given<u32> {
+        let (node, path) = f?.get(key)?;
+        Some((cx.number(node, &path)?, node.pos, path))
+    };
+    let (scale, replicas) = (number(Some(f), "scale"), number(d, "replicas"));
+    let count = either(cx, scale, replicas);
+    let global = d.and_then(|d| d.get("mode")).and_then(|(node, path)| {
+        let word = cx.word(node, &path)?;
+        match word.as_str() {
+            "replicated" => Some(false),
+            "global" => {
+                if count.is_some() {
+                    cx.error(node.pos, format!("{path}: a global service has no number of replicas"));
+                }
+                Some(true)
+            }
+            "replicated-job" | "global-job" => {
+                cx.error_hint(
+                    node.pos,
+                    format!("{path}: jobs are not supported yet"),
+                    "use `restart: \"no\"` and let others wait with `condition: service_completed_successfully`",
+                );
+                None
+            }
+            _ => {
+                cx.error(node.pos, format!("{path}: expected replicated or global, found {word:?}"));
+                None
+            }
+        }
+    });
+    spec.mode = if global == Some(true) { ServiceMode::Global } else { ServiceMode::Replicated(count.unwrap_or(1)) };
+    let several = match spec.mode {
+        ServiceMode::Global => Some("one on each node".to_owned()),
+        ServiceMode::Replicated(n) if n > 1 => Some(n.to_string()),
+        ServiceMode::Replicated(_) => None,
+    };
+    if let (Some(several), Some(name)) = (several, &spec.task.container.container_name) {
+        let at = f.key_pos("container_name").unwrap_or(pos);
+        let message = format!("{}: container_name {name:?} is for one container, but the service has {several}", f.path);
+        cx.error_hint(at, message, "remove container_name; the service's name reaches all its tasks");
+    }
+}
+
+fn resources(cx: &mut Cx, f: &Fields<'_>, d: Option<&Fields<'_>>, spec: &mut ServiceSpec) {
+    let r = d.and_then(|d| d.get("resources")).and_then(|(n, p)| cx.fields(n, &p, keys::RESOURCES));
+    let r = r.as_ref();
+    let limits = r.and_then(|r| r.get("limits")).and_then(|(n, p)| cx.fields(n, &p, keys::LIMITS));
+    let kept = r.and_then(|r| r.get("reservations")).and_then(|(n, p)| cx.fields(n, &p, keys::RESERVATIONS));
+    let (limits, kept) = (limits.as_ref(), kept.as_ref());
+    let mut read = |f: Option<&Fields<'_>>, key: &str, parse: fn(&str) -> Result<u64, String>| -> Given<u64> {
+        let (node, path) = f?.get(key)?;
+        Some((cx.parsed(node, &path, parse)?, node.pos, path))
+    };
+    let mem_limit = (read(Some(f), "mem_limit", values::size_bytes), read(limits, "memory", values::size_bytes));
+    let mem_kept = (read(Some(f), "mem_reservation", values::size_bytes), read(kept, "memory", values::size_bytes));
+    let cpus = (read(Some(f), "cpus", values::nano_cpus), read(limits, "cpus", values::nano_cpus));
+    let cpus_kept = read(kept, "cpus", values::nano_cpus);
+    let at = [&mem_kept.0, &mem_kept.1].into_iter().flatten().next().map(|(_, pos, _)| *pos);
+    let cpus_at = cpus_kept.as_ref().map(|(_, pos, _)| *pos);
+    let res = &mut spec.task.resources;
+    res.limits.mem_bytes = either(cx, mem_limit.0, mem_limit.1).unwrap_or(0);
+    res.reservations.mem_bytes = either(cx, mem_kept.0, mem_kept.1).unwrap_or(0);
+    res.limits.nano_cpus = either(cx, cpus.0, cpus.1).unwrap_or(0);
+    res.reservations.nano_cpus = cpus_kept.map_or(0, |(v, ..)| v);
+    let over = |kept: u64, limit: u64| limit > 0 && kept > limit;
+    if let (Some(at), true) = (at, over(res.reservations.mem_bytes, res.limits.mem_bytes)) {
+        cx.error(at, format!("{}: more memory is reserved than the limit allows", f.path));
+    }
+    if let (Some(at), true) = (cpus_at, over(res.reservations.nano_cpus, res.limits.nano_cpus)) {
+        cx.error(at, format!("{}: more CPUs are reserved than the limit allows", f.path));
+    }
+}
+
+/// `no`, `always`, `unless-stopped`, `on-failure[:attempts]`.
+pub(crate) fn parse_restart(text: &str) -> Result<RestartPolicy, String> {
+    let policy = |condition, max_attempts| RestartPolicy { condition, max_attempts, ..Default::default() };
+    match text {
+        "no" | "false" => Ok(policy(RestartCondition::None, None)),
+        "always" | "unless-stopped" => Ok(policy(RestartCondition::Any, None)),
+        "on-failure" => Ok(policy(RestartCondition::OnFailure, None)),
+        _ => match text.strip_prefix("on-failure:").map(str::parse::<u32>) {
+            Some(Ok(n)) => Ok(policy(RestartCondition::OnFailure, (n > 0).then_some(n))),
+            _ => Err(format!("expected no, always, unless-stopped or on-failure[:attempts], found {text:?}")),
+        },
+    }
+}
+
+fn restart(cx: &mut Cx, f: &Fields<'_>, d: Option<&Fields<'_>>, spec: &mut ServiceSpec) -> bool {
+    let old = f.get("restart").and_then(|(n, p)| cx.parsed(n, &p, parse_restart).map(|r| (r, n.pos, p)));
+    let new = d.and_then(|d| d.get("restart_policy"));
+    let Some((node, path)) = new else {
+        let given = old.is_some();
+        spec.task.restart = old.map(|(r, ..)| r).unwrap_or_default();
+        return given;
+    };
+    if let Some((_, pos, old)) = old {
+        cx.warn(pos, format!("{old} has no effect: {path} is given and wins"));
+    }
+    let Some(r) = cx.fields(node, &path, keys::RESTART_POLICY) else { return true };
+    const CONDITIONS: &[(&str, RestartCondition)] = &[
+        ("none", RestartCondition::None),
+        ("on-failure", RestartCondition::OnFailure),
+        ("any", RestartCondition::Any),
+    ];
+    let mut policy = RestartPolicy::default();
+    if let Some((n, p)) = r.get("condition") {
+        policy.condition = cx.one_of(n, &p, CONDITIONS).unwrap_or_default();
+    }
+    if let Some((n, p)) = r.get("delay") {
+        policy.delay_ms = cx.parsed(n, &p, values::duration_ms).unwrap_or_default();
+    }
+    policy.max_attempts = r.get("max_attempts").and_then(|(n, p)| cx.number(n, &p));
+    policy.window_ms = r.get("window").and_then(|(n, p)| cx.parsed(n, &p, values::duration_ms)).unwrap_or(0);
+    spec.task.restart = policy;
+    true
+}

@@ -1,0 +1,268 @@
+//! Owns the way from a wanted state to a report: observe, plan, apply. Blocking, over any [`Kernel`], so that the
+//! simulation runs what ships.
+//!
+//! It never retries: whoever calls it does so again on the next change or timer. No tasks, no channels.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use nix::errno::Errno;
+
+use crate::{
+    desired,
+    kernel::{Error, Kernel, Scope},
+    names,
+    plan::{Op, plan},
+    state::{Desired, Query, VethPeer},
+    types::{Endpoint, HostConfig, HostState, NetworkId, NetworkState, Report},
+};
+
+/// Brings a network's fabric and uplink to `state`. Idempotent; an empty report means nothing had to be done.
+///
+/// # Errors
+/// When the state is invalid (nothing was changed) or the kernel refuses a change (the others were made).
+pub fn ensure_network(
+    kernel: &dyn Kernel,
+    config: &HostConfig,
+    state: &NetworkState,
+) -> Result<Report, Error> {
+    state.validate(config)?;
+    let mut report = Report::default();
+    if kernel.create_fabric(&state.id)? {
+        report.changes.push(format!(
+            "network {}: make namespace {}",
+            state.id,
+            names::netns_name(&state.id)
+        ));
+    }
+    let needs_addrs = !state.internal && !state.published.is_empty();
+    let host_addrs = if needs_addrs {
+        host_addrs(kernel)?
+    } else {
+        BTreeSet::new()
+    };
+    let want = desired::fabric(config, state, &host_addrs)?;
+    let fabric = Scope::Fabric(state.id.clone());
+    let missing = converge(kernel, &fabric, &want, &mut report)?;
+    let lost = state
+        .endpoints
+        .iter()
+        .filter(|(_, endpoint)| missing.contains(&endpoint.fabric_ifname()));
+    report.lost_endpoints.extend(lost.map(|(id, _)| id.clone()));
+    if !ensure_uplink(kernel, state, &mut report)? {
+        // The pair is there, but the host's end is not where it belongs: renamed, moved, or of another VNI.
+        let remove = Op::DeleteLink(names::UPLINK_IFNAME.to_owned());
+        kernel.apply(&fabric, std::slice::from_ref(&remove))?;
+        report.changes.push(format!("{fabric}: {remove}"));
+        converge(kernel, &fabric, &want, &mut report)?;
+        ensure_uplink(kernel, state, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Brings the host's end of an uplink into shape. Answers whether it is there.
+fn ensure_uplink(
+    kernel: &dyn Kernel,
+    state: &NetworkState,
+    report: &mut Report,
+) -> Result<bool, Error> {
+    let ipv6 = state.subnet6.is_some() && uplink_has_ipv6(kernel, state)?;
+    match desired::uplink(state, ipv6) {
+        Some(want) => {
+            converge(kernel, &Scope::Host, &want, report).map(|missing| missing.is_empty())
+        }
+        None => Ok(true),
+    }
+}
+
+/// Removes a network with its links, routes and uplink. Answers whether there was one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn remove_network(kernel: &dyn Kernel, id: &NetworkId) -> Result<bool, Error> {
+    kernel.remove_fabric(id)
+}
+
+/// Brings the host's sysctls, nft table and `DOCKER-USER` rules to `state`. Idempotent.
+///
+/// # Errors
+/// When the state is invalid (nothing was changed) or the kernel refuses a change (the others were made).
+pub fn ensure_host(
+    kernel: &dyn Kernel,
+    config: &HostConfig,
+    state: &HostState,
+) -> Result<Report, Error> {
+    let want = desired::host_rules(config, state)?;
+    let mut report = Report::default();
+    converge(kernel, &Scope::Host, &want, &mut report)?;
+    Ok(report)
+}
+
+/// Makes a container's veth pair, one end in the fabric with its routes, the other in the host's namespace under the
+/// name `container_ifname`, down, with MAC and MTU set. A link left over from an earlier container with the same address
+/// is replaced. Reads nothing back; on failure the pair is removed.
+///
+/// # Errors
+/// When there is no such fabric, the name is taken in the host's namespace, or the kernel refuses.
+pub fn add_endpoint(
+    kernel: &dyn Kernel,
+    state: &NetworkState,
+    endpoint: &Endpoint,
+    container_ifname: &str,
+) -> Result<(), Error> {
+    let scope = Scope::Fabric(state.id.clone());
+    let name = endpoint.fabric_ifname();
+    let mut want = Desired::empty(crate::state::Owned::Fabric);
+    desired::add_endpoint(&mut want, state, endpoint);
+    let peer = VethPeer {
+        name: container_ifname.to_owned(),
+        mac: endpoint.mac,
+    };
+    let mac = names::gateway_mac(state.vni);
+    let mut ops = vec![
+        Op::DeleteLink(name.clone()),
+        Op::CreateVeth {
+            name: name.clone(),
+            mac,
+            mtu: state.mtu,
+            peer,
+        },
+        Op::SetLink {
+            name: name.clone(),
+            mac: None,
+            mtu: None,
+        },
+    ];
+    ops.extend(
+        want.addrs
+            .into_iter()
+            .map(|(dev, addr)| Op::AddAddr(dev, addr)),
+    );
+    ops.extend(
+        want.neighs
+            .into_iter()
+            .map(|((dev, addr), mac)| Op::PutNeigh(dev, addr, mac)),
+    );
+    ops.extend(want.routes.into_iter().map(|(key, route)| Op::PutRoute {
+        key,
+        route,
+        replace: true,
+    }));
+    let made = kernel.apply(&scope, &ops);
+    if made.is_err() && !matches!(made, Err(Error::NoNetwork(_))) {
+        // The first error says why; a removal that fails too is found by the next ensure_network.
+        if let Err(error) = kernel.apply(&scope, &[Op::DeleteLink(name)]) {
+            tracing::debug!(%error, "failed to remove a half-made endpoint");
+        }
+    }
+    made
+}
+
+/// Removes a container's veth pair with its routes, wherever the container's end is, and forgets the connections that
+/// were translated to it. Idempotent.
+///
+/// # Errors
+/// When there is no such fabric or the kernel refuses.
+pub fn remove_endpoint(
+    kernel: &dyn Kernel,
+    id: &NetworkId,
+    endpoint: &Endpoint,
+) -> Result<(), Error> {
+    let fabric = Scope::Fabric(id.clone());
+    kernel.apply(&fabric, &[Op::DeleteLink(endpoint.fabric_ifname())])?;
+    let addrs = [
+        Some(IpAddr::V4(endpoint.addr4)),
+        endpoint.addr6.map(IpAddr::V6),
+    ];
+    let addrs = addrs.into_iter().flatten().collect();
+    for scope in [fabric] {
+        match kernel.forget_connections(&scope, &addrs) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(%scope, count, "forgot connections of a removed endpoint"),
+            // The endpoint is gone, which is what was asked for; its connections time out by themselves.
+            Err(error) => {
+                tracing::warn!(%error, %scope, "failed to forget connections of a removed endpoint")
+            }
+        }
+    }
+    Ok(())
+}
+
+fn host_addrs(kernel: &dyn Kernel) -> Result<BTreeSet<IpAddr>, Error> {
+    let query = Query {
+        objects: true,
+        only_our_routes: true,
+        ..Query::default()
+    };
+    Ok(kernel
+        .observe(&Scope::Host, &query)?
+        .addrs
+        .into_iter()
+        .map(|(_, addr)| addr.addr())
+        .collect())
+}
+
+/// An administrator may have switched IPv6 off; then routes over the link are refused (EACCES).
+fn uplink_has_ipv6(kernel: &dyn Kernel, state: &NetworkState) -> Result<bool, Error> {
+    let path = format!(
+        "net/ipv6/conf/{}/disable_ipv6",
+        names::host_uplink_ifname(state.vni)
+    );
+    let query = Query {
+        sysctls: vec![path.clone()],
+        ..Query::default()
+    };
+    let found = kernel.observe(&Scope::Host, &query)?;
+    Ok(found.sysctls.get(&path).is_some_and(|value| value == "0"))
+}
+
+/// One observe, plan, apply. Answers which links made elsewhere are missing.
+fn converge(
+    kernel: &dyn Kernel,
+    scope: &Scope,
+    want: &Desired,
+    report: &mut Report,
+) -> Result<BTreeSet<String>, Error> {
+    let found = kernel.observe(scope, &want.query())?;
+    let plan = plan(want, &found);
+    if plan.ops.is_empty() {
+        return Ok(plan.missing);
+    }
+    let mut conflicts = BTreeSet::new();
+    match kernel.apply(scope, &plan.ops) {
+        Ok(()) => {}
+        Err(Error::Apply {
+            scope,
+            total,
+            mut failures,
+        }) => {
+            failures.0.retain(|failure| {
+                let foreign = matches!(
+                    plan.ops.get(failure.index),
+                    Some(Op::PutRoute { replace: false, .. })
+                ) && failure.source.raw_os_error() == Some(Errno::EEXIST as i32);
+                if foreign {
+                    conflicts.insert(failure.index);
+                }
+                !foreign
+            });
+            if !failures.0.is_empty() {
+                return Err(Error::Apply {
+                    scope,
+                    total,
+                    failures,
+                });
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    for (index, op) in plan.ops.iter().enumerate() {
+        if conflicts.contains(&index) {
+            report.conflicts.push(format!(
+                "{scope}: {op}: something else routes that prefix already"
+            ));
+        } else {
+            report.changes.push(format!("{scope}: {op}"));
+        }
+    }
+    Ok(plan.missing)
+}

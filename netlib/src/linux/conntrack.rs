@@ -1,0 +1,108 @@
+//! Owns forgetting translated connections whose container is gone. Without it a client that keeps sending UDP to a
+//! published port would be translated to the old address for as long as it sends.
+//!
+//! Written by hand over nfnetlink (linux/netfilter/nfnetlink_conntrack.h). No tasks, no channels.
+
+use std::{collections::BTreeSet, io, net::IpAddr};
+
+use netlink_packet_core::{NLM_F_DUMP, NlasIterator};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::{
+    messages::ip,
+    socket::{Request, Socket},
+};
+
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
+const CT_GET: u16 = 0x0101;
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE`.
+const CT_DELETE: u16 = 0x0102;
+/// `struct nfgenmsg`: family, format number 0, resource id.
+const NFGENMSG_BYTES: usize = 4;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+/// Without the bits for "nested" and "byte order".
+const KIND_MASK: u16 = 0x3fff;
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+
+/// The value of an attribute, and in it of another one.
+fn attribute(body: &[u8], kind: u16) -> Option<&[u8]> {
+    let mut rest = body;
+    while let Some(head) = rest.get(..4) {
+        let len = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let value = rest.get(4..len)?;
+        if u16::from_ne_bytes([head[2], head[3]]) & KIND_MASK == kind {
+            return Some(value);
+        }
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    None
+}
+
+/// Source and destination of a tuple.
+fn addresses(tuple: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let inner = attribute(tuple, CTA_TUPLE_IP)?;
+    let (mut src, mut dst) = (None, None);
+    for nla in NlasIterator::new(inner).flatten() {
+        match nla.kind() & KIND_MASK {
+            CTA_IP_V4_SRC | CTA_IP_V6_SRC => src = ip(nla.value()),
+            CTA_IP_V4_DST | CTA_IP_V6_DST => dst = ip(nla.value()),
+            _ => {}
+        }
+    }
+    src.zip(dst)
+}
+
+/// The request that removes an entry, if it was translated to one of `targets`: then the answers come from there, while
+/// the questions went elsewhere.
+fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Request> {
+    let (head, attrs) = entry.split_at_checked(NFGENMSG_BYTES)?;
+    let (orig, reply) = (
+        attribute(attrs, CTA_TUPLE_ORIG)?,
+        attribute(attrs, CTA_TUPLE_REPLY)?,
+    );
+    let (_, asked) = addresses(orig)?;
+    let (answers, _) = addresses(reply)?;
+    if asked == answers || !targets.contains(&answers) {
+        return None;
+    }
+    let mut body = vec![head[0], 0, 0, 0];
+    let len = u16::try_from(4 + orig.len()).ok()?;
+    body.extend(len.to_ne_bytes());
+    body.extend((CTA_TUPLE_ORIG | NESTED).to_ne_bytes());
+    body.extend(orig);
+    Some(Request {
+        kind: CT_DELETE,
+        flags: 0,
+        body,
+    })
+}
+
+/// Forgets every connection that was translated to one of `targets`, in the calling thread's namespace. Answers how
+/// many there were; one that ended meanwhile is fine.
+pub(super) fn forget(targets: &BTreeSet<IpAddr>) -> io::Result<usize> {
+    let mut socket = Socket::open_for(NETLINK_NETFILTER)?;
+    // Family 0: IPv4 and IPv6.
+    let dump = Request {
+        kind: CT_GET,
+        flags: NLM_F_DUMP,
+        body: vec![0; NFGENMSG_BYTES],
+    };
+    let entries = socket.read(&dump)?;
+    let removals: Vec<Request> = entries
+        .iter()
+        .filter_map(|(_, body)| removal(body, targets))
+        .collect();
+    for (_, error) in socket.batch(&removals)? {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
+    }
+    Ok(removals.len())
+}

@@ -1,0 +1,403 @@
+//! Owns the programs we run: `nft` for our table, `iptables` and `ip6tables` for `DOCKER-USER`, each with a time limit.
+//!
+//! They run in the namespace of the calling thread. It knows no netlink. One short-lived thread per output stream, with
+//! a channel of as many results.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read, Write},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    names,
+    nft::{Hook, TableView},
+    state::{Direction, Family},
+};
+
+/// Longest run of a tool. 1,000 services take nft 0.1 to 0.4 s; iptables may wait for another's lock.
+const TOOL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Seconds iptables waits for its lock, less than [`TOOL_TIMEOUT`].
+const IPTABLES_WAIT_S: &str = "10";
+/// Bytes of a tool's error output that go into a message.
+const STDERR_BYTES_MAX: usize = 600;
+
+struct Finished {
+    success: bool,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Finished {
+    fn into_error(self, tool: &str) -> io::Error {
+        let text: String = self.stderr.trim().chars().take(STDERR_BYTES_MAX).collect();
+        io::Error::other(format!("{tool} failed: {text}"))
+    }
+}
+
+fn run(program: &str, args: &[&str], input: &str) -> io::Result<Finished> {
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot run {program}: {error}")))?;
+    let result = talk(&mut child, input);
+    if result.is_err() {
+        // It may be gone already; the wait below reaps it either way.
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    let (stdout, stderr) =
+        result.map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    Ok(Finished {
+        success: status.success(),
+        stdout,
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+    })
+}
+
+/// Feeds a program and reads both outputs to their ends. A program that ignores its input and fills its output does not
+/// block us: each stream has a thread.
+fn talk(child: &mut Child, input: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let deadline = Instant::now() + TOOL_TIMEOUT;
+    let missing = || io::Error::other("a stream is missing");
+    let mut stdin = child.stdin.take().ok_or_else(missing)?;
+    let stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().ok_or_else(missing)?);
+    let stderr: Box<dyn Read + Send> = Box::new(child.stderr.take().ok_or_else(missing)?);
+    let (done_tx, done_rx) = mpsc::sync_channel(2);
+    for (nth, mut stream) in [stdout, stderr].into_iter().enumerate() {
+        let done_tx = done_tx.clone();
+        thread::Builder::new()
+            .name("tool-output".into())
+            .spawn(move || {
+                let mut bytes = Vec::new();
+                let read = stream.read_to_end(&mut bytes).map(|_| bytes);
+                // The receiver is gone only after a time-out.
+                let _ = done_tx.send((nth, read));
+            })?;
+    }
+    match stdin.write_all(input.as_bytes()) {
+        // It ended without reading: its exit status says why.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+        _ => drop(stdin),
+    }
+    let mut outputs = [Vec::new(), Vec::new()];
+    for _ in 0..outputs.len() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (nth, read) = done_rx
+            .recv_timeout(left)
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        outputs[nth] = read?;
+    }
+    let [out, err] = outputs;
+    Ok((out, err))
+}
+
+/// Feeds one transaction to nft.
+pub(super) fn nft_apply(text: &str) -> io::Result<()> {
+    let finished = run("nft", &["-f", "-"], text)?;
+    if finished.success {
+        Ok(())
+    } else {
+        Err(finished.into_error("nft"))
+    }
+}
+
+/// Reads our table; `None` if there is none.
+pub(super) fn nft_read() -> io::Result<Option<TableView>> {
+    let finished = run(
+        "nft",
+        &["-j", "list", "table", "inet", names::NFT_TABLE],
+        "",
+    )?;
+    if finished.success {
+        let json = serde_json::from_slice(&finished.stdout)?;
+        return parse_table(&json).map(Some);
+    }
+    if finished.stderr.contains("No such file or directory") {
+        Ok(None)
+    } else {
+        Err(finished.into_error("nft"))
+    }
+}
+
+/// One element or part of one, as our own text has it.
+fn element_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(object) => match (object.get("concat"), object.get("elem")) {
+            (Some(Value::Array(parts)), _) => parts
+                .iter()
+                .map(element_text)
+                .collect::<Vec<_>>()
+                .join(" . "),
+            // With counters or a timeout an element is wrapped.
+            (_, Some(elem)) => elem.get("val").map(element_text).unwrap_or_default(),
+            _ => value.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+fn type_text(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join(" . "),
+        Some(Value::String(text)) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+fn parse_set(object: &Value) -> (String, BTreeMap<String, String>) {
+    let mut kind = type_text(object.get("type"));
+    if object.get("map").is_some() {
+        kind = format!("{kind} : {}", type_text(object.get("map")));
+    }
+    let mut elements = BTreeMap::new();
+    for element in object
+        .get("elem")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        match element {
+            Value::Array(pair) if pair.len() == 2 => {
+                elements.insert(element_text(&pair[0]), element_text(&pair[1]))
+            }
+            key => elements.insert(element_text(key), String::new()),
+        };
+    }
+    (kind, elements)
+}
+
+fn parse_table(json: &Value) -> io::Result<TableView> {
+    let objects = json.get("nftables").and_then(Value::as_array);
+    let objects =
+        objects.ok_or_else(|| io::Error::other("nft answered without a list of objects"))?;
+    let text = |object: &Value, key: &str| {
+        object
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let mut view = TableView::default();
+    for object in objects {
+        if let Some(set) = object.get("set").or_else(|| object.get("map")) {
+            view.sets.insert(text(set, "name"), parse_set(set));
+        } else if let Some(chain) = object.get("chain") {
+            let priority = chain
+                .get("prio")
+                .and_then(Value::as_i64)
+                .and_then(|prio| i32::try_from(prio).ok());
+            let accepts = text(chain, "policy") == "accept";
+            let hook = priority.filter(|_| accepts).map(|priority| Hook {
+                kind: text(chain, "type"),
+                hook: text(chain, "hook"),
+                priority,
+            });
+            view.chains.entry(text(chain, "name")).or_default().0 = hook;
+        } else if let Some(rule) = object.get("rule") {
+            let tag = rule
+                .get("comment")
+                .and_then(Value::as_str)
+                .map_or_else(|| rule.to_string(), str::to_owned);
+            view.chains
+                .entry(text(rule, "chain"))
+                .or_default()
+                .1
+                .push(tag);
+        }
+    }
+    Ok(view)
+}
+
+fn iptables(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    }
+}
+
+/// Which of our rules stand in each `DOCKER-USER` chain that exists. A host without iptables has none.
+pub(super) fn docker_user_read() -> BTreeMap<Family, BTreeSet<Direction>> {
+    let mut found = BTreeMap::new();
+    for family in [Family::V4, Family::V6] {
+        let listed = run(
+            iptables(family),
+            &["-w", IPTABLES_WAIT_S, "-S", "DOCKER-USER"],
+            "",
+        );
+        let Ok(listed) = listed else { continue };
+        if listed.success {
+            found.insert(
+                family,
+                parse_docker_user(&String::from_utf8_lossy(&listed.stdout)),
+            );
+        }
+    }
+    found
+}
+
+fn parse_docker_user(listing: &str) -> BTreeSet<Direction> {
+    let mut found = BTreeSet::new();
+    for line in listing.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let has = |a: &str, b: &str| words.windows(2).any(|pair| pair == [a, b]);
+        let any = format!("{}+", names::HOST_UPLINK_PREFIX);
+        // Nothing else may narrow the rule: "-A CHAIN -i IF -m comment --comment skein -j ACCEPT" has ten words.
+        let plain = words.len() == 10 && has("--comment", names::NFT_TABLE) && has("-j", "ACCEPT");
+        if plain && has("-i", &any) {
+            found.insert(Direction::In);
+        } else if plain && has("-o", &any) {
+            found.insert(Direction::Out);
+        } else if has("-j", "RETURN") || has("-j", "DROP") || has("-j", "REJECT") {
+            // What stands behind a rule that ends the chain may never be reached; ours go first again.
+            break;
+        }
+    }
+    found
+}
+
+/// Puts a rule of ours first in `DOCKER-USER`.
+pub(super) fn docker_user_accept(family: Family, direction: Direction) -> io::Result<()> {
+    let any = format!("{}+", names::HOST_UPLINK_PREFIX);
+    let rule = docker_user_rule(direction, &any);
+    let tool = iptables(family);
+    docker_user_remove(family, direction)?;
+    let insert = [
+        &["-w", IPTABLES_WAIT_S, "-I", "DOCKER-USER", "1"],
+        &rule[..],
+    ]
+    .concat();
+    let finished = run(tool, &insert, "")?;
+    if finished.success {
+        Ok(())
+    } else {
+        Err(finished.into_error(tool))
+    }
+}
+
+/// Takes a rule of ours out of `DOCKER-USER`. That there is none is fine.
+pub(super) fn docker_user_remove(family: Family, direction: Direction) -> io::Result<()> {
+    let any = format!("{}+", names::HOST_UPLINK_PREFIX);
+    let rule = docker_user_rule(direction, &any);
+    let delete = [&["-w", IPTABLES_WAIT_S, "-D", "DOCKER-USER"], &rule[..]].concat();
+    run(iptables(family), &delete, "").map(drop)
+}
+
+fn docker_user_rule(direction: Direction, links: &str) -> [&str; 8] {
+    let flag = if direction == Direction::In {
+        "-i"
+    } else {
+        "-o"
+    };
+    [
+        flag,
+        links,
+        "-m",
+        "comment",
+        "--comment",
+        names::NFT_TABLE,
+        "-j",
+        "ACCEPT",
+    ]
+}
+
+/// Removes our table. That there is none is fine.
+pub(super) fn nft_remove() -> io::Result<()> {
+    let table = names::NFT_TABLE;
+    // "add" first: nft refuses to delete a table that is not there.
+    nft_apply(&format!(
+        "add table inet {table}\ndelete table inet {table}\n"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_read_as_it_was_written() {
+        let json = serde_json::json!({"nftables": [
+            {"table": {"family": "inet", "name": "skein"}},
+            {"map": {"name": "any4", "type": ["inet_proto", "inet_service"], "map": "ipv4_addr . inet_service",
+                     "elem": [[{"concat": ["udp", 53]}, {"concat": ["10.57.1.8", 53]}]]}},
+            {"set": {"name": "vteps4", "type": "ipv4_addr", "elem": ["10.0.0.1"]}},
+            {"chain": {"name": "vxlan", "type": "filter", "hook": "input", "prio": -5, "policy": "accept"}},
+            {"rule": {"chain": "vxlan", "comment": "skein 12"}},
+        ]});
+        let view = parse_table(&json).expect("parses");
+        let any4 = BTreeMap::from([("udp . 53".to_owned(), "10.57.1.8 . 53".to_owned())]);
+        assert_eq!(
+            view.sets["any4"],
+            (
+                "inet_proto . inet_service : ipv4_addr . inet_service".to_owned(),
+                any4
+            )
+        );
+        assert_eq!(
+            view.sets["vteps4"].1,
+            BTreeMap::from([("10.0.0.1".to_owned(), String::new())])
+        );
+        let hook = Hook {
+            kind: "filter".into(),
+            hook: "input".into(),
+            priority: -5,
+        };
+        assert_eq!(
+            view.chains["vxlan"],
+            (Some(hook), vec!["skein 12".to_owned()])
+        );
+    }
+
+    #[test]
+    fn our_rules_in_docker_user_count_only_plain_and_before_the_end() {
+        let check = |listing: &str, expected: &[Direction]| {
+            assert_eq!(
+                parse_docker_user(listing),
+                expected.iter().copied().collect(),
+                "{listing}"
+            );
+        };
+        let ours = |flag: &str| {
+            format!("-A DOCKER-USER {flag} ske-+ -m comment --comment skein -j ACCEPT\n")
+        };
+        let end = "-A DOCKER-USER -j RETURN\n";
+        check(
+            &format!("-N DOCKER-USER\n{}{}{end}", ours("-i"), ours("-o")),
+            &[Direction::In, Direction::Out],
+        );
+        check(
+            &format!("-N DOCKER-USER\n{}{end}{}", ours("-i"), ours("-o")),
+            &[Direction::In],
+        );
+        check(
+            &format!("-N DOCKER-USER\n-A DOCKER-USER -s 1.2.3.4/32 -i ske-+ -j ACCEPT\n{end}"),
+            &[],
+        );
+    }
+
+    #[test]
+    fn a_tool_that_is_missing_says_its_name() {
+        let error = run("no-such-tool-of-skein", &[], "")
+            .err()
+            .expect("it is missing");
+        assert!(
+            error.to_string().contains("no-such-tool-of-skein"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! The agent's network side under real engines: two hosts of the lab, plain `docker` commands, kernel tools to look.
+//!
+//! The program under test is `network-side`: overlay, plugin and name server without a session, fed from a file. What
+//! is expected is what a user sees: names resolve, pings and connections arrive, nothing is lost over a `kill -9`.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use xtask::lab::{Host, Lab, LabSpec, Process, Spawn, wait_for};
+
+/// Nothing here takes longer on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(10);
+const NETWORK: &str = "0123456789abcdef";
+
+/// One endpoint: host 1 or 2, last byte of the address, names, healthy.
+type Named = (u8, u8, &'static [&'static str], &'static [&'static str], bool);
+
+struct Side<'a> {
+    host: &'a Host,
+    index: u8,
+    peer: &'a Host,
+}
+
+impl Side<'_> {
+    fn assignments(&self, networks: bool, names: &[Named]) -> Value {
+        let peer_index = 3 - self.index;
+        let network = json!({
+            "id": NETWORK, "name": "shop", "vni": 4711, "subnet4": "10.57.0.0/16", "subnet6": "fd57:0:0:1::/64",
+            "gateway4": "10.57.0.1", "gateway6": "fd57:0:0:1::1", "mtu": 1450, "internal": false, "attachable": true,
+            "host_index": self.index, "blocks": [format!("10.57.{}.0/24", self.index)],
+        });
+        let peer = json!({
+            "network": NETWORK, "node": self.peer.name(), "host_index": peer_index, "underlay4": self.peer.ipv4(),
+            "underlay6": null, "blocks": [format!("10.57.{peer_index}.0/24")],
+        });
+        let endpoints: Vec<Value> = names.iter().map(|(host, last, own, shared, healthy)| json!({
+            "network": NETWORK, "task": format!("task-{host}-{last}"), "node": format!("node{host}"),
+            "names": own, "shared_names": shared, "healthy": healthy,
+            "v4": format!("10.57.{host}.{last}"), "v6": format!("fd57:0:0:1::{host:x}{last:02x}"),
+        })).collect();
+        let (networks, peers) = if networks { (json!([network]), json!([peer])) } else { (json!([]), json!([])) };
+        json!({"underlay4": self.host.ipv4(), "networks": networks, "peers": peers, "endpoints": endpoints})
+    }
+
+    fn dir(&self) -> std::path::PathBuf {
+        self.host.dir().join("network-side")
+    }
+
+    fn write(&self, assignments: &Value) -> Result<()> {
+        fs::create_dir_all(self.dir())?;
+        fs::write(self.dir().join("assignments.new"), assignments.to_string())?;
+        Ok(fs::rename(self.dir().join("assignments.new"), self.dir().join("assignments.json"))?)
+    }
+
+    /// Starts the program and waits for its `count`th apply.
+    fn start(&self, log: &str) -> Result<Process> {
+        let _ = fs::remove_file(self.dir().join("applied"));
+        let spawn = Spawn::new(env!("CARGO_BIN_EXE_network-side")).arg(self.dir()).name(log).plugin_socket();
+        let process = self.host.spawn(spawn)?;
+        self.applied(1).with_context(|| process.log_tail())?;
+        Ok(process)
+    }
+
+    fn applied(&self, count: u32) -> Result<()> {
+        wait_for(&format!("apply {count} of {}", self.host.name()), PATIENCE, || {
+            let text = fs::read_to_string(self.dir().join("applied")).unwrap_or_default();
+            let (done, failure) = text.split_once(' ').unwrap_or_default();
+            ensure!(failure.is_empty(), "apply failed on {}: {failure}", self.host.name());
+            Ok((done == count.to_string()).then_some(()))
+        })
+    }
+
+    fn create_network(&self) -> Result<()> {
+        let option = format!("io.skein.network={NETWORK}");
+        self.host.docker(&[
+            "network", "create", "-d", "skein", "--ipam-driver", "skein", "-o", &option, "--ipam-opt", &option, "--ipv6",
+            "--subnet", "10.57.0.0/16", "--gateway", "10.57.0.1",
+            "--subnet", "fd57:0:0:1::/64", "--gateway", "fd57:0:0:1::1", "shop",
+        ])?;
+        Ok(())
+    }
+
+    fn run(&self, name: &str, args: &[&str], command: &[&str]) -> Result<String> {
+        let start = ["run", "-d", "--name", name, "--network", "shop", "--dns", "10.57.0.1"];
+        self.host.docker(&[&start[..], args, &["busybox"], command].concat())
+    }
+
+    fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
+        self.host.docker(&[&["exec", container][..], command].concat())
+    }
+
+    /// A command in the network's fabric.
+    fn fabric(&self, command: &[&str]) -> Result<String> {
+        let namespace = format!("--net=/run/skein/netns/sk-{NETWORK}");
+        self.host.run(&[&["nsenter", &namespace, "--"][..], command].concat())
+    }
+
+    fn address(&self, container: &str) -> Result<String> {
+        self.host.docker(&["inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", container])
+    }
+}
+
+fn lab() -> Result<Lab> {
+    let mut spec = LabSpec::new(format!("ov{}", std::process::id()), 2);
+    spec.hosts.retain(|host| host.engine);
+    let lab = Lab::up(spec)?;
+    lab.image("busybox")?;
+    Ok(lab)
+}
+
+fn sides(lab: &Lab) -> (Side<'_>, Side<'_>) {
+    let hosts: Vec<&Host> = lab.engines().collect();
+    let side = |index: u8| Side {
+        host: hosts[usize::from(index - 1)],
+        index,
+        peer: hosts[usize::from(2 - index)],
+    };
+    (side(1), side(2))
+}
+
+const NAMES: [Named; 3] = [
+    (1, 10, &["web.1"], &["web", "tasks.web"], true),
+    (2, 20, &["db.1"], &["db"], true),
+    (2, 21, &["db.2"], &["db"], false),
+];
+
+fn fails(result: Result<String>, words: &str) -> Result<()> {
+    let Err(error) = result else { anyhow::bail!("did not fail with {words:?}") };
+    let text = format!("{error:#}");
+    ensure!(text.contains(words), "{words:?} is not in: {text}");
+    Ok(())
+}
+
+#[test]
+fn containers_of_two_engines_are_one_network() -> Result<()> {
+    let lab = lab()?;
+    let (a, b) = sides(&lab);
+    for side in [&a, &b] {
+        side.write(&side.assignments(true, &NAMES))?;
+        side.start("side-1")?;
+        side.create_network()?;
+    }
+    fails(a.host.docker(&["network", "create", "-d", "skein", "mine"]), "hint: skein network create")?;
+    fails(
+        a.host.docker(&["network", "create", "-d", "skein", "--ipam-driver", "skein", "mine"]),
+        "hint: skein network create",
+    )?;
+
+    a.run("web", &["--ip", "10.57.1.10"], &["sleep", "1000000"])?;
+    b.run("db", &["--ip", "10.57.2.20"], &["sleep", "1000000"])?;
+    b.run("plain", &[], &["sleep", "1000000"])?;
+    talk(&a, &b)?;
+    names(&a)?;
+    adoption(&a, &b)?;
+    repair(&a, &b)?;
+    ports(&a, &b)?;
+    engine_crash(&a, &b)?;
+    goodbye(&a, &b)?;
+    drop(lab);
+    Ok(())
+}
+
+fn talk(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    let plain = b.address("plain")?;
+    ensure!(plain == "10.57.2.0" || plain.starts_with("10.57.2."), "{plain} is not of host 2's block");
+    for target in ["10.57.2.20", plain.as_str()] {
+        a.exec("web", &["ping", "-c", "2", "-W", "2", target]).with_context(|| diagnose(a, b))?;
+    }
+    a.exec("web", &["ping6", "-c", "2", "-W", "2", "fd57:0:0:1::214"]).with_context(|| diagnose(a, b))?;
+    let interfaces = a.exec("web", &["ip", "-o", "link"])?;
+    ensure!(!interfaces.contains("eth1"), "the engine added a bridge of its own: {interfaces}");
+    Ok(())
+}
+
+fn names(a: &Side<'_>) -> Result<()> {
+    let look = |name: &str| a.exec("web", &["nslookup", name]);
+    for name in ["db", "DB", "db.1", "db.shop", "tasks.web"] {
+        ensure!(look(name)?.contains("10.57."), "{name}: {}", look(name)?);
+    }
+    ensure!(!look("db")?.contains("10.57.2.21"), "an unhealthy one is listed");
+    ensure!(look("10.57.2.20")?.contains("db.1.shop"), "reverse");
+    a.exec("web", &["ping", "-c", "1", "-W", "2", "db"])?;
+    let nobody = a.exec("web", &["sh", "-c", "nslookup nobody || true"])?;
+    ensure!(nobody.contains("NXDOMAIN"), "{nobody}");
+    Ok(())
+}
+
+/// Killed under traffic: no packet lost, nothing changed in the kernel by the one that comes after.
+fn adoption(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    let before = (a.fabric(&["ip", "-d", "address"])?, a.fabric(&["ip", "route"])?);
+    let ping = ["exec", "web", "ping", "-i", "0.01", "-c", "600", "-q", "10.57.2.20"];
+    let ping = a.host.docker_command().args(ping).stdout(std::process::Stdio::piped()).spawn()?;
+    for side in [a, b] {
+        side.host.process("side-1")?.context("it runs")?.kill()?;
+        let second = side.start("side-2")?;
+        let log = second.log()?;
+        ensure!(!log.contains("changed the kernel's state"), "not adopted:\n{log}");
+    }
+    let output = String::from_utf8(ping.wait_with_output()?.stdout)?;
+    ensure!(output.contains(" 0% packet loss"), "{output}");
+    let after = (a.fabric(&["ip", "-d", "address"])?, a.fabric(&["ip", "route"])?);
+    ensure!(before == after, "{before:?}\n{after:?}");
+    a.exec("web", &["nslookup", "db"])?;
+    Ok(())
+}
+
+fn repair(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    a.fabric(&["ip", "route", "del", "10.57.2.0/24"])?;
+    wait_for("the route back", PATIENCE, || {
+        Ok(a.fabric(&["ip", "route"])?.contains("10.57.2.0/24").then_some(()))
+    })?;
+    a.exec("web", &["ping", "-c", "1", "-W", "2", "10.57.2.20"]).with_context(|| diagnose(a, b))?;
+    let log = a.host.process("side-2")?.context("it runs")?.log()?;
+    ensure!(log.contains("repaired the kernel's state"), "{log}");
+    Ok(())
+}
+
+/// A published port works from another host and shows the client's address; a taken one names its holder.
+fn ports(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    let serve = "mkdir -p /w/cgi-bin && printf '#!/bin/sh\\necho\\necho from $REMOTE_ADDR\\n' >/w/cgi-bin/who && \
+                 chmod +x /w/cgi-bin/who && exec httpd -f -p 80 -h /w";
+    a.run("httpd", &["-p", "8080:80"], &["sh", "-c", serve])?;
+    // Not wget: a static busybox's getaddrinfo crashes on hosts whose resolver it was not built with.
+    let ask = format!("printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 2 {} 8080", a.host.ipv4());
+    let want = format!("from {}", b.host.ipv4());
+    wait_for("the published port", PATIENCE, || {
+        let got = b.host.run(&["sh", "-c", &ask]).unwrap_or_default();
+        Ok(got.contains(&want).then_some(()))
+    })
+    .with_context(|| diagnose(a, b))?;
+    fails(a.run("second", &["-p", "8080:80"], &["true"]), "port 8080/tcp of this host is published by")?;
+    a.host.docker(&["rm", "-f", "second"])?;
+
+    let mut other = a.host.command("busybox").args(["nc", "-l", "-p", "9090"]).spawn()?;
+    let held = wait_for("the other process", PATIENCE, || {
+        Ok(a.host.run(&["ss", "-ltn"])?.contains(":9090").then_some(()))
+    })
+    .and_then(|()| fails(a.run("third", &["-p", "9090:80"], &["true"]), "port 9090/tcp of this host is in use by process"));
+    other.kill()?;
+    other.wait()?;
+    held?;
+    a.host.docker(&["rm", "-f", "third", "httpd"])?;
+    let gone = b.host.run(&["sh", "-c", &ask]);
+    ensure!(!gone.unwrap_or_default().contains("from"), "the port is still published");
+    Ok(())
+}
+
+/// The engine is killed and comes back: it takes down what it remembers, and containers start again with their address.
+fn engine_crash(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    b.host.stop_engine(Signal::SIGKILL)?;
+    b.host.start_engine()?;
+    b.host.docker(&["start", "db", "plain"])?;
+    ensure!(b.address("db")? == "10.57.2.20");
+    wait_for("the way to the restarted container", PATIENCE, || {
+        Ok(a.exec("web", &["ping", "-c", "1", "-W", "1", "10.57.2.20"]).is_ok().then_some(()))
+    })
+    .with_context(|| diagnose(a, b))
+}
+
+/// Containers, networks and fabrics go, and leave nothing behind.
+fn goodbye(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    a.host.docker(&["rm", "-f", "web"])?;
+    b.host.docker(&["rm", "-f", "db", "plain"])?;
+    for side in [a, b] {
+        side.host.docker(&["network", "rm", "shop"])?;
+        let state: Vec<String> = fs::read_dir(side.dir().join("state/network"))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.starts_with("plugin"))
+            .collect();
+        ensure!(state.is_empty(), "left on {}: {state:?}", side.host.name());
+        let links = side.fabric(&["ip", "-o", "link"])?;
+        ensure!(!links.contains("skv-"), "left on {}: {links}", side.host.name());
+        side.write(&side.assignments(false, &[]))?;
+        side.applied(2)?;
+        let left = side.host.run(&["ls", "/run/skein/netns"])?;
+        ensure!(left.trim().is_empty(), "left on {}: {left}", side.host.name());
+        side.host.process("side-2")?.context("it runs")?.kill()?;
+    }
+    Ok(())
+}
+
+/// What one would look at by hand, for a failure's message.
+fn diagnose(a: &Side<'_>, b: &Side<'_>) -> String {
+    let mut text = String::new();
+    for side in [a, b] {
+        text.push_str(&format!("--- {}\n", side.host.name()));
+        for command in [&["ip", "-d", "address"][..], &["ip", "route"], &["ip", "neigh"], &["nft", "list", "ruleset"]] {
+            text.push_str(&side.fabric(command).unwrap_or_else(|e| format!("{e:#}")));
+        }
+        text.push_str(&side.host.run(&["nft", "list", "table", "inet", "skein"]).unwrap_or_else(|e| format!("{e:#}")));
+        for log in ["side-1", "side-2"] {
+            if let Ok(Some(process)) = side.host.process(log) {
+                text.push_str(&process.log_tail());
+            }
+        }
+    }
+    text
+}

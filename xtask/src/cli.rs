@@ -1,0 +1,61 @@
+//! The commands of `cargo xtask`. The one place where commands are wired; each is written in a module of its own.
+//!
+//! Exit codes: 0 success, 1 failure with its reason on standard error, 2 wrong usage.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{lab, setup, test, tidy, ui};
+
+/// Automation of this repository
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Several hosts with an engine each, on this machine
+    Lab(lab::cli::LabArgs),
+    /// Install what the lab, the tests and the demo need from the distribution's packages
+    Setup(SetupArgs),
+    /// Run every check and every test, as CI does
+    Test(test::TestArgs),
+    /// Check the rules of this repository that no other tool checks
+    Tidy,
+}
+
+/// Arguments of `setup`.
+#[derive(Debug, Args)]
+struct SetupArgs {
+    /// Install without asking
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Runs the command that the process's arguments name. Starts no thread before the command does.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Lab(args) => lab::cli::main(args).map(|()| ExitCode::SUCCESS),
+        Command::Setup(args) => setup::ensure(args.yes).map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => test::run(&args),
+        Command::Tidy => tidy::run(&repository_root()).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        ui::error(&error);
+        ExitCode::FAILURE
+    })
+}
+
+/// The root of the repository that this program was built from.
+pub fn repository_root() -> PathBuf {
+    // Known at compile time: the program is run from its repository, by cargo.
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a folder of the repository")
+        .to_path_buf()
+}
