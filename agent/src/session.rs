@@ -11,10 +11,7 @@
 //! applies assignments, so that a slow disk or kernel delays no heartbeat. Channels: messages out ([`OUT`]), assignments
 //! to apply ([`APPLY`]); both wait for room.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::Rng as _;
 use skein_api::{
@@ -52,6 +49,9 @@ const REPORTS_MAX: usize = 256;
 
 /// Streams at a time: each has a connection to the engine.
 const STREAMS_MAX: usize = 256;
+
+/// How long a master may take to read the last frames of a stream: its user may be slow.
+const LAST_FRAMES: Duration = Duration::from_secs(60);
 
 /// First and longest pause between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -423,26 +423,23 @@ async fn stream(client: &mut AgentClient<Channel>, engine: &Engine, open: grpc::
     let first = grpc::StreamFrame { body: Some(grpc::stream_frame::Body::StreamId(open.stream_id)) };
     let outbound = tokio_stream::once(first).chain(ReceiverStream::new(out_rx).map(Frame::into_wire));
     let mut inbound = client.stream(outbound).await.map_err(|s| s.message().to_owned())?.into_inner();
-    let engine = engine.clone();
-    let serve = streams::serve(&engine, request, in_rx, out_tx);
+    let serve = streams::serve(engine, request, in_rx, out_tx);
     let feed = async move {
+        // Until the master ends the call: that is the user's end. A process that takes no input does not end it.
         while let Ok(Some(frame)) = inbound.message().await {
-            let Some(frame) = Frame::from_wire(frame) else { continue };
-            if in_tx.send(frame).await.is_err() {
-                // The process takes no more input; what still comes is dropped with the stream.
-                break;
+            if let Some(frame) = Frame::from_wire(frame) {
+                let _ = in_tx.send(frame).await;
             }
         }
-        inbound
     };
-    tokio::pin!(serve);
-    // `serve` ends by itself; the end of the user's side cuts the call, which closes `out_rx` and so ends `serve` too.
+    tokio::pin!(serve, feed);
+    // Dropping `serve` in the middle only drops its connections to the engine.
     tokio::select! {
-        () = &mut serve => {}
-        _inbound = feed => serve.await,
+        () = &mut serve => {
+            // Returning would cancel the call, and with it the last frames on their way: the master ends it.
+            let _ = tokio::time::timeout(LAST_FRAMES, feed).await;
+        }
+        () = &mut feed => {}
     }
     Ok(())
 }
-
-/// Shared by the parts that need to know what the host is: sends the description when it changed.
-pub type DescriptionTx = Arc<watch::Sender<NodeDescription>>;

@@ -131,12 +131,7 @@ async fn find(engine: &Engine, task: &TaskId) -> Result<Inspected, End> {
     found.ok_or_else(|| End::Failed(format!("task {} has no container on this host", task.short())))
 }
 
-async fn logs(
-    engine: &Engine,
-    task: &TaskId,
-    options: &LogOptions,
-    output: &mpsc::Sender<Frame>,
-) -> Result<i64, End> {
+async fn logs(engine: &Engine, task: &TaskId, options: &LogOptions, output: &mpsc::Sender<Frame>) -> Result<i64, End> {
     let container = find(engine, task).await?.container.id;
     let mut stream = engine.logs(&container, options).await?;
     forward(&mut stream, output).await?;
@@ -177,8 +172,12 @@ async fn exec(
         while let Some(frame) = input.recv().await {
             match frame {
                 Frame::Stdin(bytes) => {
+                    let written = async {
+                        process.input.write_all(&bytes).await?;
+                        process.input.flush().await
+                    };
                     // A process that no longer reads is not a failure of the stream.
-                    if process.input.write_all(&bytes).await.is_err() || process.input.flush().await.is_err() {
+                    if written.await.is_err() {
                         break;
                     }
                 }

@@ -245,7 +245,7 @@ fn fabric_table(config: &HostConfig, state: &NetworkState, host_addrs: &BTreeSet
     };
     // IPv4 has rp_filter for this; IPv6 has not. "::" is duplicate address detection, never forwarded.
     let spoof = format!(
-        "iifname \"{container}*\" meta nfproto ipv6 ip6 saddr != {{ ::, fe80::/10 }} fib saddr . iif oif eq 0 accept"
+        "iifname \"{container}*\" meta nfproto ipv6 ip6 saddr != {{ ::, fe80::/10 }} fib saddr . iif oif eq 0 drop"
     );
     table
         .chains

@@ -174,7 +174,7 @@ pub fn remove_endpoint(
         endpoint.addr6.map(IpAddr::V6),
     ];
     let addrs = addrs.into_iter().flatten().collect();
-    for scope in [fabric] {
+    for scope in [fabric, Scope::Host] {
         match kernel.forget_connections(&scope, &addrs) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(%scope, count, "forgot connections of a removed endpoint"),

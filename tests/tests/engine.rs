@@ -21,8 +21,8 @@ use skein_agent::{
 };
 use skein_api::{
     Assignment, ContainerSpec, ExecOptions, Health, Healthcheck, LogOptions, Mount, MountKind, NetworkAssignment,
-    NetworkId, PortPublish, Protocol, Resources, RestartCondition, RestartPolicy, ServiceId, StreamRequest, TaskAddress,
-    TaskAssignment, TaskId, TaskReport, TaskSpec, TaskState,
+    NetworkId, PortPublish, Protocol, Resources, RestartCondition, RestartPolicy, ServiceId, StreamRequest,
+    TaskAddress, TaskAssignment, TaskId, TaskReport, TaskSpec, TaskState,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 use xtask::lab::{Host, Lab, LabSpec};
@@ -277,15 +277,18 @@ async fn containers_are_made_adopted_and_removed() {
     agent.settled().await;
 
     let status = agent.report("web").expect("is reported").status;
-    assert_eq!(status.addresses.iter().filter_map(|a| a.v4).collect::<Vec<_>>(), [
-        Ipv4Addr::new(10, 201, 0, 10),
-        Ipv4Addr::new(10, 202, 0, 10)
-    ]);
+    assert_eq!(
+        status.addresses.iter().filter_map(|a| a.v4).collect::<Vec<_>>(),
+        [Ipv4Addr::new(10, 201, 0, 10), Ipv4Addr::new(10, 202, 0, 10)]
+    );
     assert!((32_768..=60_999).contains(&status.ports[0].host_port), "{:?}", status.ports);
     let seen = inspect(host, "web-name.web");
     assert_eq!(seen["HostConfig"]["RestartPolicy"]["Name"], "no");
     assert_eq!(seen["HostConfig"]["LogConfig"]["Config"]["max-size"], "10m");
-    assert_eq!((&seen["HostConfig"]["Memory"], &seen["HostConfig"]["NanoCpus"]), (&(64 << 20).into(), &500_000_000.into()));
+    assert_eq!(
+        (&seen["HostConfig"]["Memory"], &seen["HostConfig"]["NanoCpus"]),
+        (&(64 << 20).into(), &500_000_000.into())
+    );
     assert_eq!(seen["HostConfig"]["Dns"][0], "10.99.0.1");
     assert_eq!(seen["Config"]["Labels"]["io.skein.cluster"], "cluster1");
     assert_eq!(seen["NetworkSettings"]["Networks"]["bridge1"]["IPAddress"], "10.201.0.10");
@@ -312,14 +315,63 @@ async fn containers_are_made_adopted_and_removed() {
     // A container that no assignment knows goes, the foreign one stays; so do named volumes.
     agent.assign([TaskAssignment { desired_state: TaskState::Remove, ..data.clone() }]);
     agent.reaches("data", 1, TaskState::Remove).await;
-    until("removal", || format!("{:?}", agent.handle.status().borrow()), || {
-        (agent.handle.status().borrow().containers == 0).then_some(())
-    })
+    until(
+        "removal",
+        || format!("{:?}", agent.handle.status().borrow()),
+        || (agent.handle.status().borrow().containers == 0).then_some(()),
+    )
     .await;
     agent.assign([]);
     agent.settled().await;
     assert_eq!(host.docker(&["ps", "-a", "--format", "{{.Names}}"]).expect("docker ps"), "foreign");
     assert_eq!(host.docker(&["volume", "ls", "-q"]).expect("docker volume ls"), "shop_data");
+    assert!(agent.network.leases.lock().expect("nothing panics").is_empty());
+    agent.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_at_any_point_is_continued_by_the_next() {
+    let lab = lab("engine-kill");
+    let host = lab.host("h1");
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut network = Arc::new(Bridges::new(2));
+    let tasks = || {
+        (0..6).map(|i| {
+            let mut task = if i % 2 == 0 { service(&format!("k{i}"), WAIT) } else { task(&format!("k{i}"), WAIT) };
+            task.networks = vec![NetworkId::new("net1"), NetworkId::new("net2")];
+            task
+        })
+    };
+    // Each life is a little longer than the one before, over the time that six starts take.
+    for life in (0..12u64).map(|n| Duration::from_millis(40 * n * n / 4)) {
+        let agent = Agent::start(host, dir.path(), network);
+        agent.assign(tasks());
+        let _ = tokio::time::timeout(life, std::future::pending::<()>()).await;
+        network = agent.kill().await;
+    }
+    let agent = Agent::start(host, dir.path(), network);
+    agent.assign(tasks());
+    for i in 0..6 {
+        agent.reaches(&format!("k{i}"), 1, TaskState::Running).await;
+    }
+    agent.settled().await;
+    let names = host.docker(&["ps", "-a", "--format", "{{.Names}} {{.State}}"]).expect("docker ps");
+    let names: BTreeSet<&str> = names.lines().collect();
+    let expected: Vec<String> = (0..6).map(|i| format!("k{i}-name.k{i} running")).collect();
+    assert_eq!(names, expected.iter().map(String::as_str).collect());
+    for i in 0..6 {
+        let seen = inspect(host, &format!("k{i}-name.k{i}"));
+        let networks = seen["NetworkSettings"]["Networks"].as_object().expect("is an object");
+        assert_eq!(networks.keys().collect::<Vec<_>>(), ["bridge1", "bridge2"]);
+    }
+    // And on the way down.
+    agent.assign([]);
+    let _ = tokio::time::timeout(Duration::from_millis(300), std::future::pending::<()>()).await;
+    let network = agent.kill().await;
+    let agent = Agent::start(host, dir.path(), network);
+    agent.assign([]);
+    agent.settled().await;
+    assert_eq!(host.docker(&["ps", "-aq"]).expect("docker ps"), "");
     assert!(agent.network.leases.lock().expect("nothing panics").is_empty());
     agent.kill().await;
 }
@@ -385,11 +437,16 @@ async fn ends_are_reported_with_their_reasons() {
     assert_eq!(again.status.exit_code, Some(3));
     // No registry answers: said, and tried again, since it may come back.
     let what = "the words about a registry that does not answer";
-    let err = until(what, || format!("{:?}", agent.report("unknown")), || {
-        agent.report("unknown").filter(|r| r.status.state == TaskState::Preparing).and_then(|r| r.status.err)
-    })
+    let err = until(
+        what,
+        || format!("{:?}", agent.report("unknown")),
+        || agent.report("unknown").filter(|r| r.status.state == TaskState::Preparing).and_then(|r| r.status.err),
+    )
     .await;
-    assert!(err.contains("failed to get image localhost:1/none: it is not on this host, and pulling it failed"), "{err}");
+    assert!(
+        err.contains("failed to get image localhost:1/none: it is not on this host, and pulling it failed"),
+        "{err}"
+    );
     assert!(matches!(agent.exec("bad", &["true"], None).await.2, Frame::Error(e) if e.contains("does not run")));
     agent.kill().await;
 }
@@ -417,9 +474,11 @@ async fn the_engine_goes_and_comes_back() {
     assert_eq!(once, Some(1));
     let again = agent.reaches("always", 2, TaskState::Running).await;
     assert_eq!(again.status.addresses, address, "sticky");
-    until("the end of the service task", || format!("{:?}", agent.report("once")), || {
-        agent.report("once").filter(|r| r.run == 1 && r.status.state.is_terminal())
-    })
+    until(
+        "the end of the service task",
+        || format!("{:?}", agent.report("once")),
+        || agent.report("once").filter(|r| r.run == 1 && r.status.state.is_terminal()),
+    )
     .await;
     assert_eq!(*agent.engine.state().borrow(), EngineState::Ready);
 

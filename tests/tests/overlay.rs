@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 use xtask::lab::{Host, Lab, LabSpec, Process, Spawn, wait_for};
 
 /// Nothing here takes longer on two busy cores.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const NETWORK: &str = "0123456789abcdef";
+/// An internal network; host 1 has a container in it called `vault`.
+const BACK: &str = "fedcba9876543210";
 
 /// One endpoint: host 1 or 2, last byte of the address, names, healthy.
 type Named = (u8, u8, &'static [&'static str], &'static [&'static str], bool);
@@ -31,16 +33,26 @@ impl Side<'_> {
             "gateway4": "10.57.0.1", "gateway6": "fd57:0:0:1::1", "mtu": 1450, "internal": false, "attachable": true,
             "host_index": self.index, "blocks": [format!("10.57.{}.0/24", self.index)],
         });
+        let back = json!({
+            "id": BACK, "name": "back", "vni": 4712, "subnet4": "10.58.0.0/16", "subnet6": "fd57:0:0:2::/64",
+            "gateway4": "10.58.0.1", "gateway6": "fd57:0:0:2::1", "mtu": 1450, "internal": true, "attachable": true,
+            "host_index": self.index, "blocks": [format!("10.58.{}.0/24", self.index)],
+        });
+        let vault = json!({
+            "network": BACK, "task": "vault", "node": "node1", "names": ["vault"], "shared_names": [], "healthy": true,
+            "v4": "10.58.1.9", "v6": "fd57:0:0:2::109",
+        });
         let peer = json!({
             "network": NETWORK, "node": self.peer.name(), "host_index": peer_index, "underlay4": self.peer.ipv4(),
             "underlay6": null, "blocks": [format!("10.57.{peer_index}.0/24")],
         });
-        let endpoints: Vec<Value> = names.iter().map(|(host, last, own, shared, healthy)| json!({
+        let mut endpoints: Vec<Value> = names.iter().map(|(host, last, own, shared, healthy)| json!({
             "network": NETWORK, "task": format!("task-{host}-{last}"), "node": format!("node{host}"),
             "names": own, "shared_names": shared, "healthy": healthy,
             "v4": format!("10.57.{host}.{last}"), "v6": format!("fd57:0:0:1::{host:x}{last:02x}"),
         })).collect();
-        let (networks, peers) = if networks { (json!([network]), json!([peer])) } else { (json!([]), json!([])) };
+        endpoints.push(vault);
+        let (networks, peers) = if networks { (json!([network, back]), json!([peer])) } else { (json!([]), json!([])) };
         json!({"underlay4": self.host.ipv4(), "networks": networks, "peers": peers, "endpoints": endpoints})
     }
 
@@ -72,12 +84,14 @@ impl Side<'_> {
         })
     }
 
-    fn create_network(&self) -> Result<()> {
-        let option = format!("io.skein.network={NETWORK}");
+    /// The engine's network for one of ours; `n` is the second byte of its subnet.
+    fn create_network(&self, name: &str, id: &str, n: u8) -> Result<()> {
+        let option = format!("io.skein.network={id}");
+        let (subnet4, gateway4) = (format!("10.{n}.0.0/16"), format!("10.{n}.0.1"));
+        let (subnet6, gateway6) = (format!("fd57:0:0:{}::/64", n - 56), format!("fd57:0:0:{}::1", n - 56));
         self.host.docker(&[
             "network", "create", "-d", "skein", "--ipam-driver", "skein", "-o", &option, "--ipam-opt", &option, "--ipv6",
-            "--subnet", "10.57.0.0/16", "--gateway", "10.57.0.1",
-            "--subnet", "fd57:0:0:1::/64", "--gateway", "fd57:0:0:1::1", "shop",
+            "--subnet", &subnet4, "--gateway", &gateway4, "--subnet", &subnet6, "--gateway", &gateway6, name,
         ])?;
         Ok(())
     }
@@ -140,7 +154,8 @@ fn containers_of_two_engines_are_one_network() -> Result<()> {
     for side in [&a, &b] {
         side.write(&side.assignments(true, &NAMES))?;
         side.start("side-1")?;
-        side.create_network()?;
+        side.create_network("shop", NETWORK, 57)?;
+        side.create_network("back", BACK, 58)?;
     }
     fails(a.host.docker(&["network", "create", "-d", "skein", "mine"]), "hint: skein network create")?;
     fails(
@@ -153,6 +168,7 @@ fn containers_of_two_engines_are_one_network() -> Result<()> {
     b.run("plain", &[], &["sleep", "1000000"])?;
     talk(&a, &b)?;
     names(&a)?;
+    two_networks(&a, &b)?;
     adoption(&a, &b)?;
     repair(&a, &b)?;
     ports(&a, &b)?;
@@ -184,6 +200,32 @@ fn names(a: &Side<'_>) -> Result<()> {
     a.exec("web", &["ping", "-c", "1", "-W", "2", "db"])?;
     let nobody = a.exec("web", &["sh", "-c", "nslookup nobody || true"])?;
     ensure!(nobody.contains("NXDOMAIN"), "{nobody}");
+    Ok(())
+}
+
+/// Networks are apart, but a container in two of them reaches both and knows the names of both; an internal one has no
+/// way out.
+fn two_networks(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    let underlay = b.host.ipv4().to_string();
+    a.exec("web", &["ping", "-c", "1", "-W", "2", &underlay]).with_context(|| diagnose(a, b))?;
+    let inner = ["run", "-d", "--name", "vault", "--network", "back", "--ip", "10.58.1.9", "--dns", "10.58.0.1"];
+    a.host.docker(&[&inner[..], &["busybox", "sleep", "1000000"]].concat())?;
+    let routes = a.exec("vault", &["ip", "route"])?;
+    ensure!(!routes.contains("default") && !a.exec("vault", &["ip", "link"])?.contains("eth1"), "{routes}");
+    for out in ["10.57.1.10", &underlay] {
+        ensure!(a.exec("vault", &["ping", "-c", "1", "-W", "1", out]).is_err(), "{out} is reached from inside");
+    }
+    ensure!(a.exec("web", &["ping", "-c", "1", "-W", "1", "10.58.1.9"]).is_err(), "not attached yet");
+    a.host.docker(&["network", "connect", "back", "web"])?;
+    a.exec("web", &["ping", "-c", "1", "-W", "2", "vault"]).with_context(|| diagnose(a, b))?;
+    a.exec("web", &["ping", "-c", "1", "-W", "2", "db"])?;
+    for (side, container, name) in [(b, "db", "vault"), (a, "vault", "example.org"), (a, "vault", "db")] {
+        let answer = side.exec(container, &["sh", "-c", &format!("nslookup {name} || true")])?;
+        ensure!(answer.contains("NXDOMAIN"), "{container} asks for {name}: {answer}");
+    }
+    a.host.docker(&["network", "disconnect", "back", "web"])?;
+    a.exec("web", &["ping", "-c", "1", "-W", "2", "db"])?;
+    a.host.docker(&["rm", "-f", "vault"])?;
     Ok(())
 }
 
@@ -224,7 +266,8 @@ fn ports(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
     a.run("httpd", &["-p", "8080:80"], &["sh", "-c", serve])?;
     // Not wget: a static busybox's getaddrinfo crashes on hosts whose resolver it was not built with.
     let ask = format!("printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 2 {} 8080", a.host.ipv4());
-    let want = format!("from {}", b.host.ipv4());
+    // The server listens on a socket of both families, which shows IPv4 addresses as mapped ones.
+    let want = format!("from [::ffff:{}]", b.host.ipv4());
     wait_for("the published port", PATIENCE, || {
         let got = b.host.run(&["sh", "-c", &ask]).unwrap_or_default();
         Ok(got.contains(&want).then_some(()))
@@ -264,7 +307,7 @@ fn goodbye(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
     a.host.docker(&["rm", "-f", "web"])?;
     b.host.docker(&["rm", "-f", "db", "plain"])?;
     for side in [a, b] {
-        side.host.docker(&["network", "rm", "shop"])?;
+        side.host.docker(&["network", "rm", "shop", "back"])?;
         let state: Vec<String> = fs::read_dir(side.dir().join("state/network"))?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter(|name| name.starts_with("plugin"))
@@ -276,6 +319,8 @@ fn goodbye(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
         side.applied(2)?;
         let left = side.host.run(&["ls", "/run/skein/netns"])?;
         ensure!(left.trim().is_empty(), "left on {}: {left}", side.host.name());
+        let rules = side.host.run(&["nft", "list", "tables"])?;
+        ensure!(!rules.contains("inet skein"), "left on {}: {rules}", side.host.name());
         side.host.process("side-2")?.context("it runs")?.kill()?;
     }
     Ok(())

@@ -175,7 +175,7 @@ impl<'a> Cluster<'a> {
     pub fn configure(&self, host: &str, options: &NodeOptions) -> Result<PathBuf> {
         let host = self.lab.host(host);
         let mut text = format!("state_dir = \"{}\"\n", host.dir().join("skein-agent").display());
-        text.push_str(&format!("cgroup_parent = \"/skein-lab/{}/{}/tasks\"\n", self.lab.name(), host.name()));
+        text.push_str(&format!("cgroup_parent = \"/skein-lab/{}/{}/containers\"\n", self.lab.name(), host.name()));
         if let Some(memory) = &options.memory {
             text.push_str(&format!("offer = {{ memory = \"{memory}\" }}\n"));
         }

@@ -17,8 +17,8 @@ pub mod state;
 mod view;
 
 pub use memory::{
-    ActionError, Failure, ImageUse, FAILURE_PAUSE_MAX_MS, FAILURE_PAUSE_MIN_MS, Memory, Outcome, StopReason,
-    TaskLocal, Updates, failure_pause_ms,
+    ActionError, FAILURE_PAUSE_MAX_MS, FAILURE_PAUSE_MIN_MS, Failure, ImageUse, Memory, Outcome, StopReason, TaskLocal,
+    Updates, failure_pause_ms,
 };
 pub use plan::{Action, ActionKey, ActionKind, Plan};
 pub use reconcile::reconcile;

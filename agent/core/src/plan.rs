@@ -1,5 +1,7 @@
 //! What [`crate::reconcile`] answers: actions, reports, what to remember, when to look again.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use skein_api::{NetworkId, TaskId, TaskReport, UnixMillis};
 
@@ -129,6 +131,9 @@ impl Action {
 pub struct Plan {
     /// Steps in order; each has a key of its own, so they may run side by side.
     pub actions: Vec<Action>,
+    /// Actions in flight that nobody wants any more: a pull or a start of a task that is to stop. They are cut off;
+    /// what they did until then is observed.
+    pub cancel: BTreeSet<ActionKey>,
     /// One report per task whose status changed.
     pub reports: Vec<TaskReport>,
     /// What to remember before the actions begin.
@@ -140,7 +145,7 @@ pub struct Plan {
 impl Plan {
     /// Nothing to do and nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.actions.is_empty() && self.reports.is_empty() && self.updates.is_empty()
+        self.actions.is_empty() && self.cancel.is_empty() && self.reports.is_empty() && self.updates.is_empty()
     }
 
     /// Makes sure that `wake_at` is not later than `at`.

@@ -35,9 +35,8 @@ pub fn reconcile(
     }
     for containers in by_task.values_mut() {
         // The one that counts first: live, then newest. More than one is left over from a crash.
-        containers.sort_by(|a, b| {
-            (b.state.is_live(), b.created_at, &b.id).cmp(&(a.state.is_live(), a.created_at, &a.id))
-        });
+        containers
+            .sort_by(|a, b| (b.state.is_live(), b.created_at, &b.id).cmp(&(a.state.is_live(), a.created_at, &a.id)));
     }
     let cx = Context { desired, observed, now, memory, by_task: &by_task };
     let mut ended = Vec::new();
@@ -95,6 +94,15 @@ impl Context<'_> {
         }
     }
 
+    /// Cuts off what would only have to be undone.
+    fn cancel_start(&self, task: &TaskId, plan: &mut Plan) {
+        let key = ActionKey::Task(task.clone());
+        let kind = self.observed.in_flight.get(&key);
+        if matches!(kind, Some(ActionKind::CreateContainer | ActionKind::StartContainer)) {
+            plan.cancel.insert(key);
+        }
+    }
+
     fn assigned(&self, assignment: &TaskAssignment, plan: &mut Plan, ended: &mut Vec<Ended>) {
         let containers: &[&Container] = self.by_task.get(&assignment.id).map_or(&[], |c| c);
         let container = containers.first().copied();
@@ -119,6 +127,9 @@ impl Context<'_> {
         }
         if was_terminal {
             task.next_run(plan);
+        }
+        if !task.wants_running() {
+            self.cancel_start(&assignment.id, plan);
         }
         let key = ActionKey::Task(assignment.id.clone());
         if let Some(action) = task.act(containers, ended)
@@ -156,7 +167,11 @@ impl Context<'_> {
             });
         }
         for (task, local) in &self.memory.tasks {
-            if self.desired.task(task).is_some() || self.by_task.contains_key(task) {
+            if self.desired.task(task).is_some() {
+                continue;
+            }
+            self.cancel_start(task, plan);
+            if self.by_task.contains_key(task) {
                 continue;
             }
             let key = ActionKey::Task(task.clone());
@@ -183,10 +198,7 @@ impl Context<'_> {
         }
         let used: BTreeSet<&NetworkId> = self.observed.containers.values().flat_map(|c| &c.networks).collect();
         for (id, network) in &self.observed.networks {
-            if !self.desired.has_network(id)
-                && !used.contains(id)
-                && self.free(&ActionKey::Network(id.clone()), plan)
-            {
+            if !self.desired.has_network(id) && !used.contains(id) && self.free(&ActionKey::Network(id.clone()), plan) {
                 let engine_id = network.engine_id.clone();
                 plan.actions.push(Action::RemoveEngineNetwork { network: id.clone(), engine_id });
             }
@@ -199,8 +211,7 @@ impl Context<'_> {
         }
         let mut referenced: BTreeSet<&str> = self.desired.tasks().map(|t| t.spec.container.image.as_str()).collect();
         referenced.extend(self.observed.containers.values().map(|c| c.image.as_str()));
-        let (gone, next) =
-            collect::images(&self.memory.images, &referenced, settings, self.now, &mut plan.updates);
+        let (gone, next) = collect::images(&self.memory.images, &referenced, settings, self.now, &mut plan.updates);
         for image in gone {
             if self.free(&ActionKey::Image(image.clone()), plan) {
                 plan.actions.push(Action::RemoveImage { image });
@@ -243,9 +254,8 @@ impl Task<'_> {
 
     /// Whether the container shows a start of this run.
     fn started(&self) -> bool {
-        self.container.is_some_and(|c| {
-            c.state.is_live() || (c.started_at.0 != 0 && c.started_at != self.local.prev_started)
-        })
+        self.container
+            .is_some_and(|c| c.state.is_live() || (c.started_at.0 != 0 && c.started_at != self.local.prev_started))
     }
 
     /// What the container says, as a status; `since` is left to [`state::step`].
@@ -283,7 +293,9 @@ impl Task<'_> {
             Some(Health::Healthy) => (TaskState::Running, "healthy"),
             Some(Health::Starting) => (TaskState::Starting, "waits for its health check"),
             // A service task is stopped and replaced; a container task goes on, as the engine alone would have it.
-            Some(Health::Unhealthy) if self.is_service() => (self.local.status.state.max(TaskState::Starting), "unhealthy"),
+            Some(Health::Unhealthy) if self.is_service() => {
+                (self.local.status.state.max(TaskState::Starting), "unhealthy")
+            }
             Some(Health::Unhealthy) => (TaskState::Running, "unhealthy"),
         };
         // Healthy once is Running; the health itself is reported beside it.
@@ -296,7 +308,9 @@ impl Task<'_> {
         let code = c.exit_code;
         let (state, message, err) = match self.local.stopping {
             Some(StopReason::Unhealthy) => (TaskState::Failed, "unhealthy".to_owned(), Some("unhealthy".to_owned())),
-            Some(StopReason::Requested | StopReason::Restart) => (TaskState::Shutdown, format!("stopped, exit code {code}"), None),
+            Some(StopReason::Requested | StopReason::Restart) => {
+                (TaskState::Shutdown, format!("stopped, exit code {code}"), None)
+            }
             None if c.oom_killed => {
                 let err = "killed for using more memory than its limit".to_owned();
                 (TaskState::Failed, "out of memory".to_owned(), Some(err))
@@ -363,7 +377,10 @@ impl Task<'_> {
         for (task, _) in &self.assignment.volumes_from {
             let there = self.cx.by_task.get(task).is_some_and(|c| c[0].state != ContainerState::Removing);
             if !there {
-                return Some((format!("waits for the container of task {}, whose volumes it takes", task.short()), None));
+                return Some((
+                    format!("waits for the container of task {}, whose volumes it takes", task.short()),
+                    None,
+                ));
             }
         }
         None
@@ -375,8 +392,7 @@ impl Task<'_> {
             Some(c) if self.started() => c.finished_at.since_ms(c.started_at),
             _ => 0,
         };
-        self.local.quick_ends =
-            if lasted >= restart::STABLE_MS { 0 } else { self.local.quick_ends.saturating_add(1) };
+        self.local.quick_ends = if lasted >= restart::STABLE_MS { 0 } else { self.local.quick_ends.saturating_add(1) };
     }
 
     /// Begins another run of an ended container task, if a user or its policy wants that.

@@ -50,6 +50,9 @@ pub enum AddressAnswer {
     Unknown,
 }
 
+/// The endpoints that bear a name, by address.
+type Members = BTreeSet<(Option<Ipv4Addr>, Option<Ipv6Addr>)>;
+
 /// Names and addresses of one network.
 #[derive(Clone, Debug, Default)]
 struct NetworkZone {
@@ -59,14 +62,14 @@ struct NetworkZone {
     subnet6: Option<Ipv6Net>,
     internal: bool,
     /// Names of one endpoint alone.
-    own: BTreeMap<String, BTreeSet<(Option<Ipv4Addr>, Option<Ipv6Addr>)>>,
+    own: BTreeMap<String, Members>,
     /// Names shared by endpoints: only the healthy ones are listed, but the name stays known.
-    shared: BTreeMap<String, BTreeSet<(Option<Ipv4Addr>, Option<Ipv6Addr>)>>,
+    shared: BTreeMap<String, Members>,
     reverse: BTreeMap<IpAddr, String>,
 }
 
 impl NetworkZone {
-    fn find(&self, name: &str) -> Option<&BTreeSet<(Option<Ipv4Addr>, Option<Ipv6Addr>)>> {
+    fn find(&self, name: &str) -> Option<&Members> {
         self.own.get(name).or_else(|| self.shared.get(name))
     }
 
@@ -197,7 +200,7 @@ fn srv_host(name: &str) -> Option<&str> {
     (service.starts_with('_') && proto.starts_with('_') && !host.starts_with('_')).then_some(host)
 }
 
-fn of_family(members: &BTreeSet<(Option<Ipv4Addr>, Option<Ipv6Addr>)>, family: Family) -> Vec<IpAddr> {
+fn of_family(members: &Members, family: Family) -> Vec<IpAddr> {
     let v4 = members.iter().filter_map(|m| m.0).map(IpAddr::V4);
     let v6 = members.iter().filter_map(|m| m.1).map(IpAddr::V6);
     match family {

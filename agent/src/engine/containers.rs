@@ -13,9 +13,7 @@ use bollard::{
         RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
     },
 };
-use skein_api::{
-    DEFAULT_STOP_GRACE_MS, Health, NetworkId, ServiceId, TaskAddress, TaskAssignment, TaskId, UnixMillis,
-};
+use skein_api::{DEFAULT_STOP_GRACE_MS, Health, NetworkId, ServiceId, TaskAddress, TaskAssignment, TaskId, UnixMillis};
 
 use super::{
     Engine, EngineError,

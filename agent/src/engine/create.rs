@@ -116,8 +116,12 @@ fn host_config(config: &EngineConfig, assignment: &TaskAssignment, input: &Creat
 
 fn container_labels(config: &EngineConfig, assignment: &TaskAssignment, grace_ms: u64) -> HashMap<String, String> {
     let spec = &assignment.spec.container;
-    let mut all: HashMap<String, String> =
-        spec.labels.iter().filter(|(k, _)| !k.starts_with(labels::PREFIX)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut all: HashMap<String, String> = spec
+        .labels
+        .iter()
+        .filter(|(k, _)| !k.starts_with(labels::PREFIX))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     let networks: Vec<&str> = assignment.networks.iter().map(skein_api::NetworkId::as_str).collect();
     let ours = [
         (labels::CLUSTER, Some(config.cluster.clone())),
@@ -153,9 +157,10 @@ fn mount(config: &EngineConfig, mount: &Mount) -> EngineMount {
             labels: Some(HashMap::from([(labels::CLUSTER.to_owned(), config.cluster.clone())])),
             ..Default::default()
         }),
-        tmpfs_options: mount.tmpfs_size_bytes.filter(|_| mount.kind == MountKind::Tmpfs).map(|size| {
-            MountTmpfsOptions { size_bytes: i64::try_from(size).ok(), ..Default::default() }
-        }),
+        tmpfs_options: mount
+            .tmpfs_size_bytes
+            .filter(|_| mount.kind == MountKind::Tmpfs)
+            .map(|size| MountTmpfsOptions { size_bytes: i64::try_from(size).ok(), ..Default::default() }),
         ..Default::default()
     }
 }
@@ -186,8 +191,7 @@ fn protocol(protocol: Protocol) -> &'static str {
 /// `80/tcp` of published and of exposed ports; `3000`, `3000/udp` and `3000-3005` are understood, the rest is left out
 /// (it is documentation).
 fn exposed(expose: &[String], ports: &[PortPublish]) -> Vec<String> {
-    let mut all: Vec<String> =
-        ports.iter().map(|p| format!("{}/{}", p.container_port, protocol(p.protocol))).collect();
+    let mut all: Vec<String> = ports.iter().map(|p| format!("{}/{}", p.container_port, protocol(p.protocol))).collect();
     for text in expose {
         let (range, proto) = text.split_once('/').unwrap_or((text, "tcp"));
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -217,11 +221,14 @@ pub(super) fn ports_of(map: Option<&PortMap>) -> Vec<PortPublish> {
     let mut ports = Vec::new();
     for (key, bound) in map.into_iter().flatten() {
         let Some((port, proto)) = key.split_once('/') else { continue };
-        let (Ok(container_port), Some(protocol)) = (port.parse(), match proto {
-            "tcp" => Some(Protocol::Tcp),
-            "udp" => Some(Protocol::Udp),
-            _ => None,
-        }) else {
+        let (Ok(container_port), Some(protocol)) = (
+            port.parse(),
+            match proto {
+                "tcp" => Some(Protocol::Tcp),
+                "udp" => Some(Protocol::Udp),
+                _ => None,
+            },
+        ) else {
             continue;
         };
         for binding in bound.iter().flatten() {
@@ -283,7 +290,11 @@ mod tests {
                 env: BTreeMap::from([("A".into(), Some("1=2".into())), ("B".into(), None)]),
                 stop_grace_ms: Some(1_500),
                 stop_signal: Some("SIGINT".into()),
-                healthcheck: Some(Healthcheck { test: vec!["CMD".into(), "true".into()], interval_ms: 2_000, ..Default::default() }),
+                healthcheck: Some(Healthcheck {
+                    test: vec!["CMD".into(), "true".into()],
+                    interval_ms: 2_000,
+                    ..Default::default()
+                }),
                 expose: vec!["53/udp".into(), "8000-8001".into(), "what".into()],
                 ..Default::default()
             }),
@@ -330,7 +341,11 @@ mod tests {
         let mut task = assignment(ContainerSpec::default());
         task.spec.resources.limits = Resources { nano_cpus: 500_000_000, mem_bytes: 1 << 28 };
         task.spec.resources.reservations.mem_bytes = 1 << 27;
-        let body = request(&EngineConfig { cgroup_parent: Some("/skein".into()), ..self::config() }, &task, &CreateInput::default());
+        let body = request(
+            &EngineConfig { cgroup_parent: Some("/skein".into()), ..self::config() },
+            &task,
+            &CreateInput::default(),
+        );
         let config = body.host_config.expect("is set");
         assert_eq!((config.memory, config.memory_reservation), (Some(1 << 28), Some(1 << 27)));
         assert_eq!((config.nano_cpus, config.cgroup_parent.as_deref()), (Some(500_000_000), Some("/skein")));
@@ -352,11 +367,14 @@ mod tests {
         ];
         let made = host(ContainerSpec { mounts, ..Default::default() }).mounts.expect("are set");
         let kinds: Vec<_> = made.iter().map(|m| (m.typ, m.source.as_deref(), m.read_only)).collect();
-        assert_eq!(kinds, [
-            (Some(MountType::VOLUME), Some("shop_data"), Some(true)),
-            (Some(MountType::BIND), Some("/srv"), Some(true)),
-            (Some(MountType::TMPFS), None, Some(true)),
-        ]);
+        assert_eq!(
+            kinds,
+            [
+                (Some(MountType::VOLUME), Some("shop_data"), Some(true)),
+                (Some(MountType::BIND), Some("/srv"), Some(true)),
+                (Some(MountType::TMPFS), None, Some(true)),
+            ]
+        );
         assert_eq!(made[2].tmpfs_options.as_ref().and_then(|t| t.size_bytes), Some(1024));
     }
 
@@ -387,7 +405,12 @@ mod tests {
     fn ports_come_back_as_they_went() {
         let ports = vec![
             PortPublish { protocol: Protocol::Tcp, container_port: 80, host_port: 8080, host_ip: None },
-            PortPublish { protocol: Protocol::Tcp, container_port: 80, host_port: 8081, host_ip: Some([127, 0, 0, 1].into()) },
+            PortPublish {
+                protocol: Protocol::Tcp,
+                container_port: 80,
+                host_port: 8081,
+                host_ip: Some([127, 0, 0, 1].into()),
+            },
             PortPublish { protocol: Protocol::Udp, container_port: 53, host_port: 53, host_ip: None },
         ];
         assert_eq!(ports_of(Some(&bindings(&ports))), ports);

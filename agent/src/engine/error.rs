@@ -100,8 +100,8 @@ impl EngineError {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Conflict { .. } => false,
             Self::Image { missing, .. } => *missing,
-            // A missing network is made by the next plan.
-            Self::NotFound { message, .. } => !message.contains("network"),
+            // A missing network is made by the next plan, and a missing container is seen by it.
+            Self::NotFound { message, .. } => !message.contains("network") && !message.contains("No such container"),
             Self::Refused { status: 400, .. } => true,
             Self::Refused { message, .. } => FATAL.iter().any(|word| message.contains(word)),
         }
@@ -151,7 +151,11 @@ mod tests {
         for (status, message, fatal) in [
             (400, "invalid port", true),
             (500, "OCI runtime create failed: exec: \"nope\": executable file not found in $PATH: unknown", true),
-            (500, "driver failed programming external connectivity: Bind for 0.0.0.0:80 failed: port is already allocated", true),
+            (
+                500,
+                "driver failed programming external connectivity: Bind for 0.0.0.0:80 failed: port is already allocated",
+                true,
+            ),
             (500, "legacy plugin: Post \"http://%2Frun/skein.sock\": no such file", false),
             (404, "network skein_a not found", false),
             (409, "Conflict. The container name is already in use", false),

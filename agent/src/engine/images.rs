@@ -111,9 +111,10 @@ impl Engine {
             other => return other,
         };
         // The registry's words (Docker Registry HTTP API V2, errors) and the engine's for a bad reference.
-        let missing = ["manifest unknown", "not found", "repository does not exist", "invalid reference", "access denied"]
-            .iter()
-            .any(|words| message.contains(words));
+        let missing =
+            ["manifest unknown", "not found", "repository does not exist", "invalid reference", "access denied"]
+                .iter()
+                .any(|words| message.contains(words));
         EngineError::Image { image: image.to_owned(), message, missing }
     }
 

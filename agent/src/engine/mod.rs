@@ -125,9 +125,8 @@ impl Engine {
             return Ok(client.clone());
         }
         let path = self.socket().to_string_lossy();
-        let connected = async {
-            Docker::connect_with_unix(&path, CALL_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await
-        };
+        let connected =
+            async { Docker::connect_with_unix(&path, CALL_TIMEOUT_S, API_DEFAULT_VERSION)?.negotiate_version().await };
         match connected.await {
             Ok(client) => {
                 *self.shared.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());

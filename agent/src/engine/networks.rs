@@ -128,16 +128,16 @@ impl Engine {
         let client = self.client().await?;
         // The engine's own check of names is best effort in old versions; two networks of one name would make every
         // later reference ambiguous.
-        let named = ListNetworksOptionsBuilder::default()
-            .filters(&HashMap::from([("name", vec![spec.name.as_str()])]))
-            .build();
+        let named =
+            ListNetworksOptionsBuilder::default().filters(&HashMap::from([("name", vec![spec.name.as_str()])])).build();
         let named = client.list_networks(Some(named)).await.map_err(|e| self.failed("list", "networks", e))?;
         if named.iter().any(|n| n.name.as_deref() == Some(&spec.name)) {
             return Err(EngineError::Conflict {
                 verb: "create",
                 thing: format!("engine network {}", spec.name),
-                message: "the engine has a network of that name that does not belong to this cluster; rename or remove it"
-                    .into(),
+                message:
+                    "the engine has a network of that name that does not belong to this cluster; rename or remove it"
+                        .into(),
             });
         }
         let request = spec.request(&self.config().cluster, &self.config().node);
@@ -166,10 +166,8 @@ impl Engine {
         task: &TaskId,
         address: Option<&TaskAddress>,
     ) -> Result<(), EngineError> {
-        let request = NetworkConnectRequest {
-            container: container.to_owned(),
-            endpoint_config: Some(endpoint(task, address)),
-        };
+        let request =
+            NetworkConnectRequest { container: container.to_owned(), endpoint_config: Some(endpoint(task, address)) };
         let client = self.client().await?;
         let thing = format!("container {container} to network {}", network.name);
         client.connect_network(&network.engine_id, request).await.map_err(|e| self.failed("attach", &thing, e))

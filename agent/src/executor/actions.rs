@@ -69,7 +69,9 @@ impl<N: NetworkSide> Tools<N> {
             Action::RemoveContainer { container, .. } => done(self.engine.remove(container).await),
             Action::ReleaseTask { task } => {
                 let released = tokio::time::timeout(NETWORK_TIMEOUT, self.network.release(task)).await;
-                released.map(|()| Outcome::default()).map_err(|_| later("failed to release addresses: no answer in time"))
+                released
+                    .map(|()| Outcome::default())
+                    .map_err(|_| later("failed to release addresses: no answer in time"))
             }
             Action::EnsureEngineNetwork { network } => {
                 match tokio::time::timeout(NETWORK_TIMEOUT, self.network.engine_network(network)).await {
@@ -113,10 +115,7 @@ impl<N: NetworkSide> Tools<N> {
             volumes_from: sight.volumes_from,
         };
         let container = self.engine.create(&assignment, &input).await.map_err(|e| refused(&e))?;
-        let outcome = Outcome {
-            addresses: Some(addresses),
-            pulled: matches!(pulled, Pulled::Yes).then_some(image),
-        };
+        let outcome = Outcome { addresses: Some(addresses), pulled: matches!(pulled, Pulled::Yes).then_some(image) };
         Ok((outcome, container))
     }
 
@@ -146,7 +145,9 @@ impl<N: NetworkSide> Tools<N> {
         if !assignment.networks.is_empty() {
             match tokio::time::timeout(NETWORK_TIMEOUT, self.network.ready(&assignment.id)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(late)) => tracing::warn!(task = %assignment.id, late, "container starts before its network is ready everywhere"),
+                Ok(Err(late)) => {
+                    tracing::warn!(task = %assignment.id, late, "container starts before its network is ready everywhere")
+                }
                 Err(_) => tracing::warn!(task = %assignment.id, "container starts without word from the network side"),
             }
         }

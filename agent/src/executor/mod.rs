@@ -33,7 +33,7 @@ use serde_json::Value;
 use skein_api::{Assignment, TaskId, UnixMillis};
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::{Id, JoinError, JoinSet},
+    task::{AbortHandle, Id, JoinError, JoinSet},
     time::Instant,
 };
 
@@ -133,7 +133,7 @@ pub struct Executor<N> {
     observed: Observed,
     look: Look,
     running: JoinSet<Finished>,
-    in_flight: BTreeMap<Id, Action>,
+    in_flight: BTreeMap<Id, (Action, AbortHandle)>,
     /// Ended, and kept as in flight until what they did was looked at.
     ended: Vec<ActionKey>,
     /// What the ends of actions changed in the memory; written with the next plan.
@@ -268,12 +268,18 @@ impl<N: NetworkSide> Executor<N> {
     fn take_end(&mut self, ended: Result<(Id, Finished), JoinError>) {
         let (id, (result, container)) = match ended {
             Ok((id, finished)) => (id, finished),
+            Err(error) if error.is_cancelled() => {
+                // The plan wanted that: no failure, but nobody knows how far it came.
+                self.ended.extend(self.in_flight.remove(&error.id()).map(|(action, _)| action.key()));
+                self.look.everything = true;
+                return;
+            }
             Err(error) => {
-                let message = if error.is_panic() { "the action panicked" } else { "the action was cut off" };
-                (error.id(), (Err(ActionError { message: message.into(), fatal: false }), None))
+                let message = "the action panicked, which is a bug".to_owned();
+                (error.id(), (Err(ActionError { message, fatal: false }), None))
             }
         };
-        let Some(action) = self.in_flight.remove(&id) else { return };
+        let Some((action, _)) = self.in_flight.remove(&id) else { return };
         let key = action.key();
         match &result {
             Ok(_) => tracing::debug!(?action, "action done"),
@@ -333,6 +339,11 @@ impl<N: NetworkSide> Executor<N> {
                 "task changed"
             );
             self.reports.put(report.clone());
+        }
+        for (action, abort) in self.in_flight.values() {
+            if plan.cancel.contains(&action.key()) {
+                abort.abort();
+            }
         }
         let settled = plan.is_empty() && self.running.is_empty();
         for action in plan.actions {
@@ -402,7 +413,7 @@ impl<N: NetworkSide> Executor<N> {
         };
         let (mine, max) = class(action.kind());
         // Those that find no room are in the next plan, which the end of any action brings about.
-        if self.in_flight.values().filter(|a| class(a.kind()).0 == mine).count() >= max {
+        if self.in_flight.values().filter(|(a, _)| class(a.kind()).0 == mine).count() >= max {
             return;
         }
         let sight = self.sight(&action, assignments);
@@ -414,7 +425,7 @@ impl<N: NetworkSide> Executor<N> {
             let action = action.clone();
             self.running.spawn(async move { tools.execute(&action, sight).await })
         };
-        self.in_flight.insert(spawned.id(), action);
+        self.in_flight.insert(spawned.id(), (action, spawned));
     }
 
     fn sight(&self, action: &Action, assignments: &BTreeMap<String, Assignment>) -> Sight {

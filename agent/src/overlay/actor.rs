@@ -81,6 +81,8 @@ pub(super) struct Actor {
     watch: Option<netlib::Watch>,
     /// Assigned networks, and those that are no more but still have containers.
     known: BTreeMap<NetworkId, NetworkAssignment>,
+    /// Those of `known` that the master has taken away.
+    retired: BTreeSet<NetworkId>,
     peers: BTreeMap<NetworkId, Vec<PeerAssignment>>,
     endpoints: Vec<EndpointAssignment>,
     leases: Leases,
@@ -128,6 +130,7 @@ impl Actor {
             netlib: None,
             watch: None,
             known,
+            retired: BTreeSet::new(),
             peers: BTreeMap::new(),
             endpoints: Vec::new(),
             leases,
@@ -200,12 +203,31 @@ impl Actor {
     ) -> Result<(), OverlayError> {
         let mut wanted: BTreeMap<NetworkId, NetworkAssignment> =
             networks.into_iter().map(|n| (n.id.clone(), n)).collect();
+        self.retired.clear();
         for (id, old) in &self.known {
             if !wanted.contains_key(id) && self.plugin.uses(id) {
                 tracing::warn!(network = %old.name, "network was removed but still has containers: it stays until they leave");
+                self.retired.insert(id.clone());
                 wanted.insert(id.clone(), old.clone());
             }
         }
+        let changes = self.set_known(wanted);
+        self.peers.clear();
+        for peer in peers {
+            self.peers.entry(peer.network.clone()).or_default().push(peer);
+        }
+        self.endpoints = endpoints;
+        self.applied = true;
+        self.publish_zone();
+        let stored = self.persist(changes).await;
+        let ensured = self.ensure_all(Cause::Request).await;
+        ensured?;
+        stored?;
+        Ok(())
+    }
+
+    /// Makes these the networks of this host, and forgets what belongs to others.
+    fn set_known(&mut self, wanted: BTreeMap<NetworkId, NetworkAssignment>) -> Vec<Change> {
         let keep: BTreeSet<NetworkId> = wanted.keys().cloned().collect();
         let mut changes = self.plugin.retain_networks(&keep);
         changes.extend(self.leases.retain_networks(&keep));
@@ -218,19 +240,25 @@ impl Actor {
         let gone = self.known.keys().filter(|id| !keep.contains(*id));
         changes.extend(gone.map(|id| Change::Delete(format!("{NETWORK_PREFIX}{id}"))));
         self.known = wanted;
-        self.peers.clear();
-        for peer in peers {
-            self.peers.entry(peer.network.clone()).or_default().push(peer);
-        }
-        self.endpoints = endpoints;
-        self.applied = true;
         self.shared.networks.store(Arc::new(self.known.clone()));
+        changes
+    }
+
+    /// Removes networks that the master has taken away, once their last container has left.
+    async fn remove_retired(&mut self) {
+        let free: Vec<NetworkId> = self.retired.iter().filter(|id| !self.plugin.uses(id)).cloned().collect();
+        if free.is_empty() {
+            return;
+        }
+        let mut wanted = self.known.clone();
+        for id in &free {
+            self.retired.remove(id);
+            wanted.remove(id);
+        }
+        let changes = self.set_known(wanted);
+        self.persist_or_warn(changes).await;
         self.publish_zone();
-        let stored = self.persist(changes).await;
-        let ensured = self.ensure_all(Cause::Request).await;
-        ensured?;
-        stored?;
-        Ok(())
+        warn_of(self.ensure_all(Cause::Request).await);
     }
 
     async fn reserve(&mut self, task: &TaskId, network: &NetworkId) -> Result<TaskAddress, OverlayError> {
@@ -291,7 +319,12 @@ impl Actor {
             note(self.ensure_network(&id, cause).await);
         }
         note(self.remove_unknown(cause).await);
-        note(self.ensure_host(cause).await);
+        if !self.known.is_empty() {
+            note(self.ensure_host(cause).await);
+        } else if cause == Cause::Request {
+            // Without a network the guard of the VXLAN port would only be in the way of others.
+            note(self.remove_host().await);
+        }
         first
     }
 
@@ -326,6 +359,11 @@ impl Actor {
         })?;
         self.tell(&what(), cause, &report);
         Ok(())
+    }
+
+    async fn remove_host(&mut self) -> Result<(), OverlayError> {
+        let failed = |source| OverlayError::Kernel { what: "the end of the host's rules".into(), source };
+        self.netlib().await?.remove_host().await.map_err(failed)
     }
 
     /// Removes fabrics of networks that this host has no more.
@@ -391,6 +429,7 @@ impl Actor {
         }
         for scope in dirty {
             let result = match &scope {
+                Scope::Host if self.known.is_empty() => Ok(()),
                 Scope::Host => self.ensure_host(Cause::Audit).await,
                 Scope::Fabric(id) => {
                     let id = NetworkId::new(id.as_str());
@@ -509,6 +548,7 @@ impl Actor {
         if self.sandboxes != self.in_several_networks() {
             self.publish_zone();
         }
+        self.remove_retired().await;
         Ok(outcome.reply)
     }
 

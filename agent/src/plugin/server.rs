@@ -141,3 +141,6 @@ async fn answer(
     tracing::debug!(method, body, "answered the engine");
     Ok(body)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use skein_api::{
-    LogOptions, Service, Task, TaskId, TaskState, UnixMillis,
+    LogOptions, ServiceId, Task, TaskId, TaskState, UnixMillis,
     client::{Client, ClientError, TaskFilter},
     frame::Frame,
 };
@@ -34,7 +34,7 @@ const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 96];
 /// What a name stands for.
 enum Subject {
     Task(TaskId),
-    Service(Service),
+    Service(ServiceId),
     Stack(String),
 }
 
@@ -42,7 +42,7 @@ impl Subject {
     fn has(&self, task: &Task, services: &BTreeSet<String>) -> bool {
         match self {
             Self::Task(id) => task.id == *id,
-            Self::Service(service) => task.service.as_ref() == Some(&service.id),
+            Self::Service(service) => task.service.as_ref() == Some(service),
             Self::Stack(_) => task.service.as_ref().is_some_and(|s| services.contains(s.as_str())),
         }
     }
@@ -66,7 +66,7 @@ fn not_found<T>(result: Result<T, ClientError>) -> Result<Option<T>, ClientError
 /// A task, else a service, else a stack of this name.
 async fn subject(client: &Client, name: &str) -> Result<Subject, Failure> {
     if let Some(service) = not_found(client.service(name).await)? {
-        return Ok(Subject::Service(service));
+        return Ok(Subject::Service(service.id));
     }
     if let Some(task) = not_found(client.task(name).await)? {
         return Ok(Subject::Task(task.id));
@@ -169,7 +169,7 @@ async fn initial(client: &Client, subjects: &[Subject]) -> Result<Vec<Task>, Fai
         match subject {
             Subject::Task(id) => tasks.push(client.task(id.as_str()).await?),
             Subject::Service(service) => {
-                let filter = TaskFilter { service: Some(service.id.to_string()), all: true, ..Default::default() };
+                let filter = TaskFilter { service: Some(service.to_string()), all: true, ..Default::default() };
                 tasks.extend(client.tasks(&filter).await?);
             }
             Subject::Stack(name) => {

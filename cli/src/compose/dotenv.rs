@@ -1,7 +1,7 @@
 //! `.env` and `env_file` texts (Compose specification, "`.env` file syntax").
 //!
 //! Owns lines, quoting and escapes. Must not know which file it is or what the variables are for. Lines are
-//! `NAME=value` or `NAME: value`, optionally after `export`; `#` starts a comment at the start of a line or after white
+//! `NAME=value` or `NAME: value` (with a space), optionally after `export`; `#` starts a comment at the start of a line or after white
 //! space; `'single'` quotes are literal, `"double"` quotes know `\n \r \t \\ \" \$` and variables, both may span lines.
 
 use std::collections::BTreeMap;
@@ -68,7 +68,10 @@ impl<'a> Reader<'a> {
         }
         let export = trimmed.strip_prefix("export ").map_or(0, |t| trimmed.len() - t.trim_start().len());
         let body = &trimmed[export..];
-        let Some(split) = body.find(['=', ':']) else {
+        // A colon separates only before white space: `constraint:zone==eu` is a name with one.
+        let colon = body.char_indices().find(|(i, c)| *c == ':' && body[i + 1..].starts_with([' ', '\t']));
+        let equals = body.find('=');
+        let Some(split) = equals.into_iter().chain(colon.map(|(i, _)| i)).min() else {
             self.line();
             let name = body.split(" #").next().unwrap_or_default().trim_end();
             return match check_name(name) {
@@ -135,7 +138,7 @@ impl<'a> Reader<'a> {
 }
 
 fn check_name(name: &str) -> Result<(), String> {
-    let fine = |c: char| c == '_' || c == '.' || c == '-' || c.is_ascii_alphanumeric();
+    let fine = |c: char| matches!(c, '_' | '.' | '-' | ':' | '!') || c.is_ascii_alphanumeric();
     match name.chars().next() {
         None => Err("expected a variable's name before \"=\"".into()),
         Some(first) if first.is_ascii_digit() || !name.chars().all(fine) => {
@@ -196,7 +199,7 @@ mod tests {
         check("# comment\n\n  # another\nA=1\n", "A=<1>");
         check("A=1\r\nB=2\r\n", "A=<1> B=<2>");
         check("export A=1\n export  B=2", "A=<1> B=<2>");
-        check("A = 1 \nB:2\nC: 3", "A=<1> B=<2> C=<3>");
+        check("A = 1 \nC: 3\na:b==c", "A=<1> C=<3> a:b=<=c>");
         check("A", "A");
         check("A=", "A=<>");
         check("A=b c # d", "A=<b c>");

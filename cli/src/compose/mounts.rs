@@ -72,7 +72,7 @@ pub(crate) fn tmpfs_short(text: &str) -> Result<Short, String> {
 }
 
 fn check_target(target: &str) -> Result<(), String> {
-    if target.starts_with('/') && target.trim_end_matches('/') != "" {
+    if target.starts_with('/') && !target.trim_end_matches('/').is_empty() {
         return Ok(());
     }
     Err(format!("expected an absolute path inside the container, found {target:?}"))

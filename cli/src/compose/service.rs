@@ -113,7 +113,8 @@ fn argv(cx: &mut Cx, f: &Fields<'_>, key: &str) -> Option<Vec<String>> {
 fn process(cx: &mut Cx, f: &Fields<'_>, c: &mut ContainerSpec) {
     c.command = argv(cx, f, "command");
     c.entrypoint = argv(cx, f, "entrypoint");
-    let mut word = |key| f.get(key).and_then(|(n, p)| cx.word(n, &p));
+    // Empty is as good as absent: `user: "${USER_ID:-}"` is a usual way to leave it to the image.
+    let mut word = |key| f.get(key).and_then(|(n, p)| cx.text(n, &p)).filter(|t| !t.is_empty());
     c.hostname = word("hostname");
     c.user = word("user");
     c.working_dir = word("working_dir");

@@ -1,1 +1,800 @@
-//! x
+//! Compose files in, stacks, warnings and whole error messages out.
+
+use std::io;
+
+use super::*;
+
+/// What the surroundings of all tests are: a directory `/srv/My Shop`, some files, some variables.
+fn parse_with(texts: &[&str], change: impl FnOnce(&mut Options<'_>)) -> Result<Parsed, ComposeError> {
+    let read = |path: &Path| match path.to_str().unwrap() {
+        "/srv/My Shop/.env" => Ok("TAG=16\nEMPTY=\nWHO=file\n".to_owned()),
+        "/srv/My Shop/a.env" => Ok("A=1\nB=file\nconstraint:zone==eu\n".to_owned()),
+        "/srv/My Shop/bad.env" => Ok("A=1\n2=3\n".to_owned()),
+        "/other.env" => Ok("TAG=17\n".to_owned()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    };
+    let names = ["c.yml", "over.yml"];
+    let mut options = Options {
+        files: texts.iter().zip(names).map(|(t, n)| ComposeFile { name: n.into(), text: (*t).into() }).collect(),
+        project_dir: "/srv/My Shop".into(),
+        project_name: None,
+        env: [("HOME", "/root"), ("WHO", "env"), ("SECRET", "x$y")].map(|(k, v)| (k.into(), v.into())).into(),
+        env_files: Vec::new(),
+        profiles: Vec::new(),
+        strict: false,
+        read: &read,
+    };
+    change(&mut options);
+    parse(&options)
+}
+
+fn parse_one(text: &str) -> Result<Parsed, ComposeError> {
+    parse_with(&[text], |_| ())
+}
+
+/// What differs from `default`, recursively.
+fn difference(a: &serde_json::Value, default: &serde_json::Value) -> Option<serde_json::Value> {
+    use serde_json::Value::Object;
+    match (a, default) {
+        (Object(a), Object(b)) => {
+            let field = |(k, v): (&String, &serde_json::Value)| match b.get(k) {
+                Some(other) => Some((k.clone(), difference(v, other)?)),
+                None => Some((k.clone(), v.clone())),
+            };
+            let fields: serde_json::Map<_, _> = a.iter().filter_map(field).collect();
+            (!fields.is_empty()).then_some(Object(fields))
+        }
+        _ => (a != default).then(|| a.clone()),
+    }
+}
+
+/// The service `web` of the given keys, as what it changes of an empty one, without names and networks.
+fn service_json(keys: &str) -> Result<String, ComposeError> {
+    let indented: String = keys.lines().map(|l| format!("    {l}\n")).collect();
+    let parsed = parse_one(&format!("services:\n  web:\n    image: i\n{indented}"))?;
+    let mut spec = parsed.stack.services[0].clone();
+    (spec.name, spec.short_name, spec.stack) = Default::default();
+    spec.task.networks.clear();
+    spec.task.container.image.clear();
+    let default = serde_json::to_value(skein_api::ServiceSpec::default()).unwrap();
+    let got = difference(&serde_json::to_value(&spec).unwrap(), &default).unwrap_or_default();
+    Ok(got.to_string())
+}
+
+fn check(keys: &str, expected: &str) {
+    let got = service_json(keys).unwrap_or_else(|e| e.to_string());
+    assert_eq!(got, expected, "\n{keys}");
+}
+
+/// The same, looking at one part of the service: a JSON pointer.
+fn check_at(pointer: &str, keys: &str, expected: &str) {
+    let got: serde_json::Value = serde_json::from_str(&service_json(keys).unwrap_or_else(|e| panic!("{e}"))).unwrap();
+    assert_eq!(got.pointer(pointer).unwrap_or(&serde_json::Value::Null).to_string(), expected, "\n{keys}");
+}
+
+/// Errors of a service `web` with these keys, on one line each: `line:column message [hint]`, lines as in `keys`.
+fn refused(keys: &str, expected: &[&str]) {
+    let error = match service_json(keys) {
+        Ok(got) => panic!("no error: {got}\n{keys}"),
+        Err(e) => e,
+    };
+    let show = |p: &Problem| {
+        let hint = p.hint.as_ref().map(|h| format!(" [{h}]")).unwrap_or_default();
+        let at = p.at.map(|at| format!("{}:{} ", at.line as i64 - 3, at.column as i64 - 4)).unwrap_or_default();
+        format!("{at}{}{hint}", p.message)
+    };
+    assert_eq!(error.problems.iter().map(show).collect::<Vec<_>>(), expected, "\n{keys}");
+}
+
+/// Errors of a whole file, as the user sees them.
+fn error(text: &str, expected: &str) {
+    match parse_one(text) {
+        Ok(parsed) => panic!("no error: {:?}", parsed.stack),
+        Err(e) => assert_eq!(e.to_string(), expected, "\n{text}"),
+    }
+}
+
+fn warnings(text: &str, expected: &[&str]) {
+    let parsed = parse_one(text).unwrap_or_else(|e| panic!("{e}"));
+    let show = |p: &Problem| {
+        let at = p.at.map(|at| format!("{}:{} ", at.line, at.column)).unwrap_or_default();
+        format!("{at}{}", p.message)
+    };
+    assert_eq!(parsed.warnings.iter().map(show).collect::<Vec<_>>(), expected, "\n{text}");
+}
+
+#[test]
+fn the_well_known_example() {
+    let parsed = parse_one(
+        "\
+version: '2'
+services:
+  db:
+    image: postgres:${TAG}
+    mem_limit: 256m
+    volumes: [data:/var/lib/postgresql]
+    environment:
+      - constraint:instance==db
+      - POSTGRES_PASSWORD=$SECRET
+    healthcheck: {test: pg_isready, interval: 1s}
+  app:
+    image: demo-app
+    ports: ['8080:8080']
+    depends_on: {db: {condition: service_healthy}}
+    environment: {'constraint:instance': =java, DB: db}
+volumes: {data: }
+",
+    )
+    .unwrap_or_else(|e| panic!("{e}"));
+    assert!(parsed.warnings.is_empty(), "{:?}", parsed.warnings);
+    let stack = parsed.stack;
+    assert_eq!((stack.name.as_str(), stack.volumes), ("myshop", vec!["myshop_data".to_owned()]));
+    assert_eq!(stack.networks.len(), 1);
+    assert_eq!((stack.networks[0].name.as_str(), stack.networks[0].stack.as_deref()), ("myshop_default", Some("myshop")));
+    let [db, app] = &stack.services[..] else { panic!() };
+    assert_eq!((db.name.as_str(), db.short_name.as_str(), db.stack.as_deref()), ("myshop_db", "db", Some("myshop")));
+    assert_eq!(db.task.container.image, "postgres:16");
+    assert_eq!(db.task.placement.constraints, ["constraint:instance==db"]);
+    assert_eq!(db.task.container.env, [("POSTGRES_PASSWORD".to_owned(), Some("x$y".to_owned()))].into());
+    assert_eq!(db.task.container.mounts[0].source.as_deref(), Some("myshop_data"));
+    assert_eq!(db.task.networks[0].network, "myshop_default");
+    assert_eq!(app.task.placement.constraints, ["constraint:instance==java"]);
+    assert_eq!(app.depends_on[0].service, "myshop_db");
+    assert_eq!(app.depends_on[0].condition, skein_api::DependencyCondition::ServiceHealthy);
+}
+
+#[test]
+fn process_keys() {
+    let at = |keys, expected| check_at("/task/container", keys, expected);
+    at("command: sh -c 'a b' c", r#"{"command":["sh","-c","a b","c"]}"#);
+    at("command: [a, '1', 2]", r#"{"command":["a","1","2"]}"#);
+    at("command: []\nentrypoint: ''", r#"{"command":[],"entrypoint":[]}"#);
+    at("command:\nentrypoint: ~", "null");
+    at("command: echo $$HOME ${TAG}", r#"{"command":["echo","$HOME","16"]}"#);
+    at("command: |\n  sh\n  -c\n  'x y'", r#"{"command":["sh","-c","x y"]}"#);
+    at("hostname: h\nuser: 1000\nworking_dir: /w", r#"{"hostname":"h","user":"1000","working_dir":"/w"}"#);
+    at("stop_signal: SIGINT\nstop_grace_period: 1m30s", r#"{"stop_grace_ms":90000,"stop_signal":"SIGINT"}"#);
+    at("init: true\ntty: true\nstdin_open: 'true'", r#"{"init":true,"stdin_open":true,"tty":true}"#);
+    at("init: false", r#"{"init":false}"#);
+    at("privileged: true\nread_only: true", r#"{"privileged":true,"read_only":true}"#);
+    at("cap_add: [NET_ADMIN]\ncap_drop: [ALL]", r#"{"cap_add":["NET_ADMIN"],"cap_drop":["ALL"]}"#);
+    at("container_name: c1", r#"{"container_name":"c1"}"#);
+    at("labels: [a=b, c]", r#"{"labels":{"a":"b","c":""}}"#);
+    at("labels: {a: b, n: 1.0, t: true}", r#"{"labels":{"a":"b","n":"1.0","t":"true"}}"#);
+    at("expose: ['80', 53/udp, 90-91]", r#"{"expose":["80","53/udp","90-91"]}"#);
+    at("extra_hosts: [db:10.0.0.5, 'v6:[::1]', g=host-gateway]", r#"{"extra_hosts":["db:10.0.0.5","v6:::1","g:host-gateway"]}"#);
+    at("extra_hosts: {db: 10.0.0.5}", r#"{"extra_hosts":["db:10.0.0.5"]}"#);
+    at("x-anything: {goes: [here]}", "null");
+}
+
+#[test]
+fn environments() {
+    let at = |keys, expected| check_at("/task/container/env", keys, expected);
+    at("environment: [A=1, B, WHO, C=]", r#"{"A":"1","B":null,"C":"","WHO":"env"}"#);
+    at("environment: {A: 1, B: , WHO: ~, T: true, F: 1.0}", r#"{"A":"1","B":null,"F":"1.0","T":"true","WHO":"env"}"#);
+    at("environment: ['A=x=y']", r#"{"A":"x=y"}"#);
+    at("env_file: a.env", r#"{"A":"1","B":"file"}"#);
+    at("env_file: [a.env]\nenvironment: [B=own]", r#"{"A":"1","B":"own"}"#);
+    at("env_file: [{path: a.env}, {path: none.env, required: false}]", r#"{"A":"1","B":"file"}"#);
+    check_at("/task/placement", "env_file: a.env", r#"{"constraints":["constraint:zone==eu"]}"#);
+    check_at(
+        "/task",
+        "environment: ['constraint:disk!=ssd', 'affinity:container==~db']\ndeploy: {placement: {constraints: [node.labels.a==b]}}",
+        r#"{"placement":{"affinities":["affinity:container==~db"],"constraints":["constraint:disk!=ssd","node.labels.a==b"]}}"#,
+    );
+    refused("env_file: none.env", &["1:11 services.web.env_file: failed to read /srv/My Shop/none.env: entity not found"]);
+    refused(
+        "env_file: [a.env, bad.env]",
+        &["1:19 services.web.env_file[1]: /srv/My Shop/bad.env:2: \"2\" is not a variable's name; expected NAME=value"],
+    );
+    refused("env_file: {required: false}", &["1:11 services.web.env_file: expected the key \"path\""]);
+    refused("environment: A=1", &["1:14 services.web.environment: expected a mapping or a list, found \"A=1\""]);
+    refused("environment: {A: [1]}", &["1:18 services.web.environment.A: expected text, found a list"]);
+    refused("environment: ['A B=1']", &["1:15 services.web: \"A B\" cannot be the name of a variable"]);
+    refused(
+        "environment: ['constraint:disk']",
+        &["1:15 services.web: \"constraint:disk\" is a placement expression without an operator [write constraint:key==value]"],
+    );
+}
+
+#[test]
+fn health_checks() {
+    let at = |keys, expected| check_at("/task/container/healthcheck", keys, expected);
+    at("healthcheck: {test: curl x}", r#"{"interval_ms":0,"retries":0,"start_period_ms":0,"test":["CMD-SHELL","curl x"],"timeout_ms":0}"#);
+    at(
+        "healthcheck: {test: [CMD, curl, x], interval: 1m30s, timeout: 5s, retries: 3, start_period: 1.5s}",
+        r#"{"interval_ms":90000,"retries":3,"start_period_ms":1500,"test":["CMD","curl","x"],"timeout_ms":5000}"#,
+    );
+    at("healthcheck: {disable: true}", r#"{"interval_ms":0,"retries":0,"start_period_ms":0,"test":["NONE"],"timeout_ms":0}"#);
+    let test = "1:21 services.web.healthcheck.test: expected [\"CMD\", program, argument…], [\"CMD-SHELL\", line] or [\"NONE\"], found";
+    refused("healthcheck: {test: [curl, x]}", &[&format!("{test} [\"curl\", \"x\"]")]);
+    refused("healthcheck: {test: []}", &[&format!("{test} []")]);
+    refused(
+        "healthcheck: {interval: soon}",
+        &["1:25 services.web.healthcheck.interval: expected a duration such as 1m30s, found \"soon\""],
+    );
+    refused("healthcheck: {tets: x}", &["1:15 unknown key \"tets\" in services.web.healthcheck [did you mean \"test\"?]"]);
+}
+
+#[test]
+fn port_keys() {
+    let at = |keys: &str, expected: &str| {
+        let spec = service_json(keys).map(|_| ()).and_then(|()| {
+            let indented: String = keys.lines().map(|l| format!("    {l}\n")).collect();
+            Ok(parse_one(&format!("services:\n  web:\n    image: i\n{indented}"))?.stack.services.remove(0))
+        });
+        let ports = spec.unwrap_or_else(|e| panic!("{e}")).task.ports;
+        let show = |p: &skein_api::PortPublish| {
+            let ip = p.host_ip.map(|ip| format!("{ip} ")).unwrap_or_default();
+            format!("{ip}{}>{}", p.host_port, p.container_port)
+        };
+        assert_eq!(ports.iter().map(show).collect::<Vec<_>>().join(" "), expected, "{keys}");
+    };
+    at("ports: [80, '81', 22:22]", "0>80 0>81 22>22");
+    at("ports: ['8000-8001:80-81', '127.0.0.1:9:9', '[::1]:9:9']", "8000>80 8001>81 127.0.0.1 9>9 ::1 9>9");
+    at("ports: [{target: 80, published: '8080', host_ip: 10.0.0.1, mode: host, name: web, app_protocol: http}]", "10.0.0.1 8080>80");
+    at("ports: [{target: 80}, {target: 80-81, published: 90-91}]", "0>80 90>80 91>81");
+    at("ports: [80:80, 80:80]", "80>80");
+    refused("ports: 80:80", &["1:8 services.web.ports: expected a list, found \"80:80\""]);
+    refused("ports: ['80:x']", &["1:9 services.web.ports[0]: expected a port of 1 to 65535 or a range of them, found \"x\""]);
+    refused("ports: [80:80, 80:81]", &["1:16 services.web.ports[1]: the host's port 80 is published twice"]);
+    refused("ports: [{published: 80}]", &["1:9 services.web.ports[0]: expected the key \"target\""]);
+    refused(
+        "ports: [{target: 80, protocol: sctp}]",
+        &["1:32 services.web.ports[0].protocol: expected the protocol tcp or udp, found \"sctp\""],
+    );
+    refused("ports: [{target: 80, mode: vip}]", &["1:28 services.web.ports[0].mode: expected host or ingress, found \"vip\""]);
+}
+
+#[test]
+fn mounts_of_a_service() {
+    let at = |keys: &str, expected: &str| {
+        let text = format!("services:\n  web:\n    image: i\n    {keys}\nvolumes: {{data: , ext: {{external: true}}}}\n");
+        let spec = parse_one(&text).unwrap_or_else(|e| panic!("{e}")).stack.services.remove(0);
+        let show = |m: &skein_api::Mount| {
+            let source = m.source.clone().unwrap_or_default();
+            let size = m.tmpfs_size_bytes.map(|s| format!(" {s}")).unwrap_or_default();
+            format!("{:?} {source}>{}{}{size}", m.kind, m.target, if m.read_only { " ro" } else { "" })
+        };
+        assert_eq!(spec.task.container.mounts.iter().map(show).collect::<Vec<_>>().join(", "), expected, "{keys}");
+    };
+    at("volumes: [data:/d, ext:/e:ro, /anon]", "Volume myshop_data>/d, Volume ext>/e ro, Volume >/anon");
+    at("volumes: [./a:/a, ../b:/b:ro, /c:/c:rw, ~/d:/d]", "Bind /srv/My Shop/a>/a, Bind /srv/b>/b ro, Bind /c>/c, Bind /root/d>/d");
+    at("volumes: [{type: volume, source: data, target: /d, read_only: true}]", "Volume myshop_data>/d ro");
+    at("volumes: [{type: bind, source: ., target: /d}]", "Bind /srv/My Shop>/d");
+    at("volumes: [{type: tmpfs, target: /t, tmpfs: {size: 64m}}]", "Tmpfs >/t 67108864");
+    at("tmpfs: /run", "Tmpfs >/run");
+    at("tmpfs: [/run, '/tmp:size=1m']", "Tmpfs >/run, Tmpfs >/tmp 1048576");
+    refused("volumes: [a:b]", &["1:11 services.web.volumes[0]: expected an absolute path inside the container, found \"b\""]);
+    refused("volumes: ['/a:/b:xx']", &["1:11 services.web.volumes[0]: unknown or unsupported option \"xx\" in \"/a:/b:xx\"; expected ro or rw"]);
+    refused("volumes: [/a, /a]", &["1:15 services.web: two mounts have the target \"/a\""]);
+    refused(
+        "volumes: [dta:/d]",
+        &["1:11 services.web: there is no volume \"dta\" in the file [add it to volumes: at the top level, with `external: true` if it is there already]"],
+    );
+    refused("volumes: [{type: npipe, target: /x}]", &["1:18 services.web.volumes[0].type: expected volume, bind or tmpfs, found \"npipe\""]);
+    refused("volumes: [{type: bind, target: /x}]", &["1:11 services.web.volumes[0]: expected the key \"source\""]);
+    refused(
+        "volumes: [{type: bind, source: /x, target: /x, bind: {propagation: rshared}}]",
+        &["1:55 services.web.volumes[0].bind.propagation is refused: mount propagation is not supported yet [remove the key if the service can do without it]"],
+    );
+}
+
+#[test]
+fn deploy_keys() {
+    check("scale: 3", r#"{"mode":{"replicated":3}}"#);
+    check("deploy: {replicas: 0}", r#"{"mode":{"replicated":0}}"#);
+    check("scale: 2\ndeploy: {replicas: 2}", r#"{"mode":{"replicated":2}}"#);
+    check("deploy: {mode: global}", r#"{"mode":"global"}"#);
+    check("deploy: {mode: replicated, labels: {a: b}}", r#"{"labels":{"a":"b"}}"#);
+    check_at("/task/placement", "deploy: {placement: {max_replicas_per_node: 2}}", r#"{"max_replicas_per_node":2}"#);
+    let resources = |keys, expected| check_at("/task/resources", keys, expected);
+    resources("mem_limit: 64m\ncpus: 0.5", r#"{"limits":{"mem_bytes":67108864,"nano_cpus":500000000}}"#);
+    resources("mem_limit: 1048576", r#"{"limits":{"mem_bytes":1048576}}"#);
+    resources(
+        "deploy: {resources: {limits: {cpus: '1.5', memory: 1.5g}, reservations: {cpus: '0.25', memory: 1g}}}",
+        r#"{"limits":{"mem_bytes":1610612736,"nano_cpus":1500000000},"reservations":{"mem_bytes":1073741824,"nano_cpus":250000000}}"#,
+    );
+    resources("mem_limit: 64m\ndeploy: {resources: {limits: {memory: 64m}}}", r#"{"limits":{"mem_bytes":67108864}}"#);
+    resources("mem_reservation: 32m", r#"{"reservations":{"mem_bytes":33554432}}"#);
+    refused(
+        "mem_limit: 64m\ndeploy: {resources: {limits: {memory: 128m}}}",
+        &["1:12 services.web.mem_limit and services.web.deploy.resources.limits.memory differ: give one of them, or both the same value"],
+    );
+    refused(
+        "scale: 2\ndeploy: {replicas: 3}",
+        &["1:8 services.web.scale and services.web.deploy.replicas differ: give one of them, or both the same value"],
+    );
+    refused("mem_limit: 64m\nmem_reservation: 65m", &["2:18 services.web: more memory is reserved than the limit allows"]);
+    refused("deploy: {mode: global, replicas: 2}", &["1:16 services.web.deploy.mode: a global service has no number of replicas"]);
+    refused("deploy: {mode: every}", &["1:16 services.web.deploy.mode: expected replicated or global, found \"every\""]);
+    refused("deploy: {replicas: -1}", &["1:20 services.web.deploy.replicas: expected a whole number, found \"-1\""]);
+    refused("deploy: {replicas: 1.5}", &["1:20 services.web.deploy.replicas: expected a whole number, found \"1.5\""]);
+    let name = "[remove container_name; the service's name reaches all its tasks]";
+    refused(
+        "container_name: x\nscale: 2",
+        &[&format!("1:1 services.web: container_name \"x\" is for one container, but the service has 2 {name}")],
+    );
+    refused(
+        "container_name: x\ndeploy: {mode: global}",
+        &[&format!("1:1 services.web: container_name \"x\" is for one container, but the service has one on each node {name}")],
+    );
+}
+
+#[test]
+fn restarts() {
+    let at = |keys, expected| check_at("/task/restart", keys, expected);
+    at("user: x", "null");
+    at("restart: 'no'", r#"{"condition":"none"}"#);
+    at("restart: no", r#"{"condition":"none"}"#);
+    at("restart: always", "null");
+    at("restart: unless-stopped", "null");
+    at("restart: on-failure", r#"{"condition":"on-failure"}"#);
+    at("restart: on-failure:3", r#"{"condition":"on-failure","max_attempts":3}"#);
+    at(
+        "deploy: {restart_policy: {condition: on-failure, delay: 1s, max_attempts: 2, window: 2m}}",
+        r#"{"condition":"on-failure","delay_ms":1000,"max_attempts":2,"window_ms":120000}"#,
+    );
+    at("restart: 'no'\ndeploy: {restart_policy: {condition: any}}", "null");
+    refused(
+        "restart: often",
+        &["1:10 services.web.restart: expected no, always, unless-stopped or on-failure[:attempts], found \"often\""],
+    );
+    refused(
+        "deploy: {restart_policy: {condition: maybe}}",
+        &["1:38 services.web.deploy.restart_policy.condition: expected none, on-failure or any, found \"maybe\""],
+    );
+}
+
+#[test]
+fn awaited_jobs_may_complete() {
+    let text = "
+services:
+  job: {image: i}
+  own: {image: i, restart: always}
+  web:
+    image: i
+    depends_on:
+      job: {condition: service_completed_successfully}
+      own: {condition: service_completed_successfully}
+";
+    let services = parse_one(text).unwrap().stack.services;
+    let conditions: Vec<_> = services.iter().map(|s| s.task.restart.condition).collect();
+    use skein_api::RestartCondition::{Any, OnFailure};
+    assert_eq!(conditions, [OnFailure, Any, Any]);
+}
+
+#[test]
+fn networks_of_a_service() {
+    let text = "
+services:
+  a: {image: i, networks: [front, default]}
+  b:
+    image: i
+    networks:
+      front: {aliases: [x, y]}
+      back: {priority: 10}
+      ext:
+  c: {image: i, network_mode: bridge}
+networks:
+  front: {internal: true, attachable: true, labels: {l: v}, driver: overlay}
+  back: {name: given, ipam: {config: [{subnet: 10.9.0.0/16}]}}
+  ext: {external: true, name: their}
+";
+    let parsed = parse_one(text).unwrap_or_else(|e| panic!("{e}"));
+    assert!(parsed.warnings.is_empty(), "{:?}", parsed.warnings);
+    let show = |s: &skein_api::ServiceSpec| {
+        let nets = s.task.networks.iter().map(|n| format!("{}{:?}", n.network, n.aliases));
+        nets.collect::<Vec<_>>().join(" ")
+    };
+    let services: Vec<String> = parsed.stack.services.iter().map(show).collect();
+    assert_eq!(services, ["myshop_front[] myshop_default[]", "given[] myshop_front[\"x\", \"y\"] their[]", ""]);
+    let show = |n: &skein_api::NetworkSpec| {
+        let subnet = n.subnet4.map(|s| s.to_string()).unwrap_or_default();
+        format!("{} {subnet} {} {} {:?}", n.name, n.internal, n.attachable, n.labels)
+    };
+    let networks: Vec<String> = parsed.stack.networks.iter().map(show).collect();
+    assert_eq!(
+        networks,
+        ["given 10.9.0.0/16 false false {}", "myshop_default  false false {}", "myshop_front  true true {\"l\": \"v\"}"]
+    );
+    assert_eq!(parsed.stack.external_networks, ["their"]);
+    refused(
+        "network_mode: host",
+        &["1:15 services.web.network_mode: \"host\" is refused: only \"bridge\", the engine's own network, is supported [leave it out: services of a stack share an overlay network and find each other by name]"],
+    );
+    refused("networks: [defualt]", &["1:12 services.web: there is no network \"defualt\" in the file [add it to networks: at the top level, with `external: true` if it is there already]"]);
+    refused(
+        "networks: {default: {ipv4_address: 10.0.0.5}}",
+        &["1:22 services.web.networks.default.ipv4_address is refused: addresses are given out by the overlay [use the service's name]"],
+    );
+}
+
+#[test]
+fn top_level_networks_and_volumes() {
+    let with = |section: &str| format!("services: {{web: {{image: i}}}}\n{section}\n");
+    error(
+        &with("networks: {default: {ipam: {config: [{subnet: 10.0.0.5/8}]}}}"),
+        "\
+error: networks.default.ipam.config[0].subnet: expected the first address of the subnet, 10.0.0.0/8, found 10.0.0.5/8
+  at c.yml:2:47
+  2 | networks: {default: {ipam: {config: [{subnet: 10.0.0.5/8}]}}}
+    |                                               ^
+",
+    );
+    error(
+        &with("networks: {default: {external: true, internal: true}}"),
+        "\
+error: networks.default.internal: the network is external, nothing else can be said of it
+  at c.yml:2:38
+  2 | networks: {default: {external: true, internal: true}}
+    |                                      ^
+",
+    );
+    error(
+        &with("networks: {default: {driver: macvlan}}"),
+        "\
+error: networks.default.driver: the driver \"macvlan\" is refused: networks of a cluster are overlays
+  at c.yml:2:30
+  2 | networks: {default: {driver: macvlan}}
+    |                              ^
+hint: remove the key
+",
+    );
+    error(
+        &with("networks: {default: {driver_opts: {encrypted: ''}}}"),
+        "\
+error: networks.default.driver_opts.encrypted is refused: encryption is not supported yet
+  at c.yml:2:36
+  2 | networks: {default: {driver_opts: {encrypted: ''}}}
+    |                                    ^
+",
+    );
+    error(
+        &with("volumes: {d: {driver: nfs}}"),
+        "\
+error: volumes.d.driver: the driver \"nfs\" is refused: it changes where the data is, which is not supported yet
+  at c.yml:2:23
+  2 | volumes: {d: {driver: nfs}}
+    |                       ^
+hint: mount a path of the host
+",
+    );
+    warnings(
+        &with("volumes: {d: }\nnetworks: {n: {driver: bridge}, default: {enable_ipv6: true}, y: {external: {name: x}}}"),
+        &[
+            "3:24 networks.n.driver: \"bridge\" becomes an overlay network over all hosts",
+            "3:43 networks.default.enable_ipv6 has no effect: a network always has both IPv4 and IPv6",
+            "3:12 the network \"n\" is not used by any service and not made",
+            "3:63 the network \"y\" is not used by any service and not made",
+            "2:11 the volume \"d\" is not used by any service and not made",
+        ],
+    );
+}
+
+#[test]
+fn dependencies_between_services() {
+    let text = "
+services:
+  a: {image: i, depends_on: [b], links: [c, 'b:bee'], volumes_from: [c, 'b:ro', 'container:other:ro']}
+  b: {image: i}
+  c: {image: i, depends_on: {none: {condition: service_started, required: false}}}
+";
+    let parsed = parse_one(text).unwrap_or_else(|e| panic!("{e}"));
+    let a = &parsed.stack.services[0];
+    let deps: Vec<&str> = a.depends_on.iter().map(|d| d.service.as_str()).collect();
+    assert_eq!(deps, ["myshop_b", "myshop_c"]);
+    let links: Vec<_> = a.task.container.links.iter().map(|l| (l.target.as_str(), l.alias.as_str())).collect();
+    assert_eq!(links, [("myshop_c", "c"), ("myshop_b", "bee")]);
+    let from: Vec<_> = a.task.container.volumes_from.iter().map(|v| (v.from.as_str(), v.read_only)).collect();
+    assert_eq!(from, [("myshop_c", false), ("myshop_b", true), ("other", true)]);
+    refused("depends_on: [wed]", &["1:14 services.web.depends_on: there is no service \"wed\" in the file [did you mean \"web\"?]"]);
+    refused(
+        "depends_on: {web: {condition: ready}}",
+        &[
+            "1:31 services.web.depends_on.web.condition: expected service_started, service_healthy or service_completed_successfully, found \"ready\"",
+            "services need each other in a circle: web -> web",
+        ],
+    );
+}
+
+#[test]
+fn a_circle_shows_its_steps() {
+    error(
+        "\
+services:
+  a: {image: i, depends_on: [b]}
+  b: {image: i, links: [c]}
+  c: {image: i, volumes_from: [a]}
+  d: {image: i, depends_on: [a]}
+",
+        "\
+error: services need each other in a circle: a -> b -> c -> a
+  at c.yml:2:30: a needs b (depends_on)
+  2 |   a: {image: i, depends_on: [b]}
+    |                              ^
+  at c.yml:3:25: b needs c (links)
+  3 |   b: {image: i, links: [c]}
+    |                         ^
+  at c.yml:4:32: c needs a (volumes_from)
+  4 |   c: {image: i, volumes_from: [a]}
+    |                                ^
+",
+    );
+}
+
+#[test]
+fn errors_as_users_see_them() {
+    error(
+        "services:\n  web:\n    imgae: nginx\n    ports: [80:x]\n",
+        "\
+error: unknown key \"imgae\" in services.web
+  at c.yml:3:5
+  3 |     imgae: nginx
+    |     ^
+hint: did you mean \"image\"?
+error: services.web: expected the key \"image\"
+  at c.yml:2:3
+  2 |   web:
+    |   ^
+error: services.web.ports[0]: expected a port of 1 to 65535 or a range of them, found \"x\"
+  at c.yml:4:13
+  4 |     ports: [80:x]
+    |             ^
+",
+    );
+    error(
+        "services:\n  web:\n   image: [a]\n",
+        "\
+error: services.web.image: expected text, found a list
+  at c.yml:3:11
+  3 |    image: [a]
+    |           ^
+",
+    );
+    error(
+        "services:\n  web:\n    image: i\n   user: x\n",
+        "\
+error: bad YAML: while parsing a block mapping, did not find expected key
+  at c.yml:4:4
+  4 |    user: x
+    |    ^
+",
+    );
+    error(
+        "services:\n  web: {image: 'i:${VERSION:?say which}'}\n",
+        "\
+error: the required variable VERSION is not set or empty: say which
+  at c.yml:2:19
+  2 |   web: {image: 'i:${VERSION:?say which}'}
+    |                   ^
+",
+    );
+    error(
+        "services:\n  web: {build: .}\n",
+        "\
+error: services.web: images are not built here, and without `image` there is none to run
+  at c.yml:2:9
+  2 |   web: {build: .}
+    |         ^
+hint: build it (`docker build -t NAME DIR`), bring it to the hosts (push it to a registry, or `docker save NAME | docker load` on each host), and say `image: NAME`
+",
+    );
+    error("", "error: the file is empty\n  at c.yml\n");
+    error("name: x\n", "error: expected the key \"services\" with at least one service\n  at c.yml\n");
+    error(
+        "servces: {}\n",
+        "\
+error: unknown key \"servces\" at the top level
+  at c.yml:1:1
+  1 | servces: {}
+    | ^
+hint: did you mean \"services\"?
+error: expected the key \"services\" with at least one service
+  at c.yml
+",
+    );
+    error(
+        "- a\n",
+        "error: the file: expected a mapping, found a list\n  at c.yml:1:1\n  1 | - a\n    | ^\n",
+    );
+}
+
+#[test]
+fn unsupported_keys_are_said() {
+    let text = "
+services:
+  web: {image: i, build: ., logging: {driver: x}, sysctls: , shm_size: 64m, deploy: {update_config: {parallelism: 1}}}
+";
+    warnings(
+        text,
+        &[
+            "3:19 services.web.build has no effect: images are not built here; the image must be there already",
+            "3:29 services.web.logging has no effect: logs are kept by the agent, bounded; see `skein logs`",
+            "3:62 services.web.shm_size has no effect: the engine's default is taken; mount a tmpfs at /dev/shm for another size",
+            "3:86 services.web.deploy.update_config has no effect: not supported yet",
+        ],
+    );
+    let strict = parse_with(&[text], |o| o.strict = true).unwrap_err();
+    assert_eq!(strict.problems.len(), 4);
+    assert_eq!(strict.problems[0].hint.as_deref(), Some("without --strict this is a warning"));
+    for key in ["secrets: [a]", "configs: [a]", "security_opt: [a]", "devices: [/dev/x]", "userns_mode: host", "pid: host", "ipc: host"] {
+        let error = service_json(key).unwrap_err();
+        assert!(error.to_string().contains(" is refused: "), "{error}");
+    }
+    warnings("services: {web: {image: i, volumes: [./a:/a]}}", &[
+        "1:38 services.web: /srv/My Shop/a must exist on the host that runs the task; it is not copied there",
+    ]);
+    warnings(
+        "x-a: $UNSET\nservices: {web: {image: i, user: $U$U, hostname: '$U'}}",
+        &["2:34 the variable U is not set; nothing is put in its place"],
+    );
+}
+
+#[test]
+fn profiles_choose_services() {
+    let text = "services:\n  web: {image: i}\n  debug: {image: i, profiles: [dev]}\n";
+    warnings(text, &["3:3 services.debug is left out: none of its profiles is active"]);
+    let names = |o: fn(&mut Options<'_>)| parse_with(&[text], o).unwrap().stack.services.len();
+    assert_eq!(names(|_| ()), 1);
+    assert_eq!(names(|o| o.profiles = vec!["dev".into()]), 2);
+    assert_eq!(names(|o| drop(o.env.insert("COMPOSE_PROFILES".into(), "x, dev".into()))), 2);
+    assert_eq!(names(|o| o.profiles = vec!["*".into()]), 2);
+    error(
+        "services:\n  web: {image: i, depends_on: [debug]}\n  debug: {image: i, profiles: [dev]}\n",
+        "\
+error: services.web.depends_on: the service \"debug\" is left out: none of its profiles is active
+  at c.yml:2:32
+  2 |   web: {image: i, depends_on: [debug]}
+    |                                ^
+",
+    );
+}
+
+#[test]
+fn names_of_stacks() {
+    let check = |text: &str, change: fn(&mut Options<'_>), expected: &str| {
+        let got = match parse_with(&[text], change) {
+            Ok(parsed) => parsed.stack.name,
+            Err(e) => e.to_string(),
+        };
+        assert_eq!(got, expected);
+        if !expected.starts_with("error") {
+            let mut name = String::new();
+            parse_with(&[text], |o| {
+                change(o);
+                name = stack_name(o).unwrap();
+            })
+            .unwrap();
+            assert_eq!(name, expected);
+        }
+    };
+    let text = "name: 'own-${WHO}'\nservices: {web: {image: 'i:$COMPOSE_PROJECT_NAME'}}\n";
+    check(text, |_| (), "own-env");
+    check(text, |o| drop(o.env.insert("COMPOSE_PROJECT_NAME".into(), "env".into())), "env");
+    check(
+        text,
+        |o| {
+            o.env.insert("COMPOSE_PROJECT_NAME".into(), "env".into());
+            o.project_name = Some("flag".into());
+        },
+        "flag",
+    );
+    check(
+        text,
+        |o| o.project_name = Some("My Flag".into()),
+        "error: \"My Flag\" cannot be the name of a stack: expected lower-case letters, digits, \"-\" and \"_\", a letter or digit first\nhint: \"myflag\" would do\n",
+    );
+    check("services: {web: {image: i}}", |_| (), "myshop");
+    check(
+        "services: {web: {image: i}}",
+        |o| o.project_dir = "/".into(),
+        "error: no name for the stack follows from the directory /\nhint: give one with `-p NAME` or the key `name:`\n",
+    );
+    let image = parse_one(text).unwrap().stack.services.remove(0).task.container.image;
+    assert_eq!(image, "i:own-env");
+}
+
+#[test]
+fn variables_come_from_files_and_environment() {
+    let image = |change: fn(&mut Options<'_>)| {
+        let text = "services: {web: {image: '${WHO}-${TAG}-${EMPTY:-e}'}}";
+        parse_with(&[text], change).map(|p| p.stack.services[0].task.container.image.clone()).unwrap_or_else(|e| e.to_string())
+    };
+    assert_eq!(image(|_| ()), "env-16-e");
+    assert_eq!(image(|o| o.env_files = vec!["/other.env".into()]), "env-17-e");
+    assert_eq!(
+        image(|o| o.env_files = vec!["/none.env".into()]),
+        "error: failed to read the env file /none.env: entity not found\n"
+    );
+    assert_eq!(
+        image(|o| o.env_files = vec!["/srv/My Shop/bad.env".into()]),
+        "error: bad env file /srv/My Shop/bad.env:2: \"2\" is not a variable's name; expected NAME=value\n"
+    );
+}
+
+#[test]
+fn anchors_and_merge_keys() {
+    let text = "
+x-base: &base
+  image: i
+  environment: &env {A: 1, B: 2}
+services:
+  a: {<<: *base, user: x}
+  b:
+    <<: [*base]
+    environment: {<<: *env, B: 3}
+";
+    let services = parse_one(text).unwrap_or_else(|e| panic!("{e}")).stack.services;
+    let env = |i: usize| serde_json::to_string(&services[i].task.container.env).unwrap();
+    assert_eq!((env(0), env(1)), (r#"{"A":"1","B":"2"}"#.into(), r#"{"A":"1","B":"3"}"#.into()));
+    assert_eq!(services[1].task.container.image, "i");
+}
+
+#[test]
+fn several_files_are_laid_over_each_other() {
+    let base = "
+services:
+  web:
+    image: i
+    command: [a, b]
+    ports: ['80:80']
+    environment: [A=1, B=2]
+    volumes: ['data:/d', '/x:/x']
+    depends_on: [db]
+    labels: {l: '1'}
+  db: {image: db}
+volumes: {data: }
+";
+    let over = "
+services:
+  web:
+    command: [c]
+    ports: ['81:81', '80:80']
+    environment: {B: 3, C: 4}
+    volumes: ['/y:/x:ro']
+    depends_on: {db: {condition: service_healthy}}
+    labels: [m=2]
+  more: {image: m}
+";
+    let stack = parse_with(&[base, over], |_| ()).unwrap_or_else(|e| panic!("{e}")).stack;
+    let web = &stack.services[0];
+    let c = &web.task.container;
+    assert_eq!((c.image.as_str(), c.command.clone().unwrap()), ("i", vec!["c".to_owned()]));
+    assert_eq!(serde_json::to_string(&c.env).unwrap(), r#"{"A":"1","B":"3","C":"4"}"#);
+    assert_eq!(serde_json::to_string(&c.labels).unwrap(), r#"{"l":"1","m":"2"}"#);
+    assert_eq!(web.task.ports.iter().map(|p| p.host_port).collect::<Vec<_>>(), [80, 81]);
+    let mounts: Vec<_> = c.mounts.iter().map(|m| (m.source.as_deref().unwrap(), m.target.as_str(), m.read_only)).collect();
+    assert_eq!(mounts, [("myshop_data", "/d", false), ("/y", "/x", true)]);
+    assert_eq!(web.depends_on[0].condition, skein_api::DependencyCondition::ServiceHealthy);
+    assert_eq!(stack.services.len(), 3);
+    let error = parse_with(&[base, "services: {web: {port: [1]}}"], |_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "\
+error: unknown key \"port\" in services.web
+  at over.yml:1:18
+  1 | services: {web: {port: [1]}}
+    |                  ^
+hint: did you mean \"ports\"?
+"
+    );
+}
+
+#[test]
+fn the_documentation_has_every_key() {
+    let doc = include_str!("../../../docs/compose.md");
+    for (heading, table) in keys::ALL {
+        let section = doc.split("\n### ").find(|s| s.starts_with(&format!("`{heading}`")) || s.starts_with(heading));
+        let section = section.unwrap_or_else(|| panic!("docs/compose.md has no section {heading}"));
+        for (key, support) in *table {
+            let word = match support {
+                keys::Support::Yes => "supported",
+                keys::Support::Warn(_) => "warned",
+                keys::Support::Refuse(..) => "refused",
+            };
+            let row = format!("| `{key}` | {word} |");
+            assert!(section.contains(&row), "docs/compose.md, section {heading}: no row {row}");
+        }
+    }
+}

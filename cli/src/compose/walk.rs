@@ -77,6 +77,7 @@ impl Cx {
             Value::Map(entries) => Some(entries),
             _ if node.is_null() => Some(&[]),
             _ => {
+                let path = if path.is_empty() { "the file" } else { path };
                 self.error(node.pos, format!("{path}: expected a mapping, found {}", node.kind()));
                 None
             }

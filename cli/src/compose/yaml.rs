@@ -307,7 +307,7 @@ mod tests {
         check("a: 1\nb: 2\na: 3", "3:1 the key \"a\" is given twice");
         check("a: {b: 1, b: 2}", "1:11 the key \"b\" is given twice");
         check("? [a]\n: b", "1:3 expected a key, found a list");
-        check("a: !reset null", "1:11 the tag !reset is not supported");
+        check("a: !reset null", "1:4 the tag !reset is not supported");
         check("a: 1\n---\nb: 2", "2:1 expected one document, found a second one");
         let deep = format!("{}{}", "[".repeat(70), "]".repeat(70));
         check(&deep, "1:66 nested more than 64 levels deep");

@@ -217,6 +217,8 @@ impl Host {
             .expect("temporary directory");
         let mut config = HostConfig::new(index, vtep(index, six), 1500);
         config.netns_dir = dir.path().to_owned();
+        // Both ways are in use: bound to a device, and by the routes.
+        config.underlay_dev = six.then(|| "eth0".to_owned());
         let overlay = Overlay::try_new_in(config.clone(), ns.fd()).expect("overlay");
         Self {
             ns,

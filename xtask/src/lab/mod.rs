@@ -1,7 +1,7 @@
 //! The lab: several Linux hosts with an engine each, on one machine, for tests, benchmarks and the demo.
 //!
 //! A host is a network, mount, UTS and cgroup namespace with a real `dockerd` of its own, on an underlay bridge with
-//! IPv4 and IPv6. Owns: making and removing hosts ([`Lab::up`], [`down`]), what runs in them ([`Host`]), faults of
+//! IPv4 and IPv6. Owns: making and removing hosts ([`Lab::up`], [`down()`]), what runs in them ([`Host`]), faults of
 //! the underlay ([`Lab::cut`], [`Lab::limit`]), images without a registry ([`Lab::image`]), and the `lab` command
 //! line ([`cli`]). Must not know: anything of Skein; whoever uses a lab starts masters and agents in it.
 //!

@@ -1,10 +1,9 @@
 //! Scenarios of one host, told as a user would.
 
-mod common;
-
 use agent_core::{Action, ContainerState, Memory, StopReason};
-use common::*;
 use skein_api::*;
+
+use crate::model::*;
 
 fn kinds(actions: &[Action]) -> Vec<String> {
     actions.iter().map(|a| format!("{:?}", a.kind())).collect()
@@ -43,6 +42,24 @@ fn an_action_in_flight_is_not_planned_again() {
     let plan = host.plan();
     assert_eq!(plan.reports[0].status.message, "pulling image: 3 of 9 MB");
     assert!(host.plan().is_empty());
+}
+
+#[test]
+fn a_pull_that_nobody_wants_any_more_is_cut_off() {
+    for desired in [Some(TaskState::Shutdown), Some(TaskState::Remove), None] {
+        let mut host = Host::new();
+        host.assign(service_task("t", 1));
+        let plan = host.plan();
+        host.observed.in_flight.insert(plan.actions[0].key(), plan.actions[0].kind());
+        match desired {
+            Some(state) => host.desire("t", state),
+            None => host.unassign("t"),
+        }
+        let plan = host.plan();
+        assert_eq!((plan.actions.len(), plan.cancel.len()), (0, 1));
+        host.settle();
+        assert!(host.observed.containers.is_empty());
+    }
 }
 
 #[test]

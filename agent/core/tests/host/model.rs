@@ -10,51 +10,51 @@ use skein_api::*;
 
 /// A host: desired state, engine, memory and a clock.
 #[derive(Clone, Debug, Default)]
-pub struct Host {
-    pub assignments: BTreeMap<String, Assignment>,
-    pub confirmed: bool,
-    pub observed: Observed,
-    pub memory: Memory,
-    pub now: u64,
-    pub reserved: BTreeSet<TaskId>,
-    pub reports: Vec<TaskReport>,
+pub(crate) struct Host {
+    pub(crate) assignments: BTreeMap<String, Assignment>,
+    pub(crate) confirmed: bool,
+    pub(crate) observed: Observed,
+    pub(crate) memory: Memory,
+    pub(crate) now: u64,
+    pub(crate) reserved: BTreeSet<TaskId>,
+    pub(crate) reports: Vec<TaskReport>,
     serial: u64,
 }
 
 /// How the model's engine answers an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     Works,
     FailsOnce,
     FailsForGood,
 }
 
 impl Host {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { confirmed: true, now: 1_000_000, ..Default::default() }
     }
 
-    pub fn assign(&mut self, task: TaskAssignment) {
+    pub(crate) fn assign(&mut self, task: TaskAssignment) {
         let a = Assignment::Task(Box::new(task));
         self.assignments.insert(a.key(), a);
     }
 
-    pub fn assign_network(&mut self, id: &str) {
+    pub(crate) fn assign_network(&mut self, id: &str) {
         let a = Assignment::Network(network(id));
         self.assignments.insert(a.key(), a);
     }
 
-    pub fn unassign(&mut self, id: &str) {
+    pub(crate) fn unassign(&mut self, id: &str) {
         self.assignments.remove(&format!("task/{id}"));
     }
 
-    pub fn desire(&mut self, id: &str, state: TaskState) {
+    pub(crate) fn desire(&mut self, id: &str, state: TaskState) {
         if let Some(Assignment::Task(t)) = self.assignments.get_mut(&format!("task/{id}")) {
             t.desired_state = state;
         }
     }
 
-    pub fn plan(&mut self) -> Plan {
+    pub(crate) fn plan(&mut self) -> Plan {
         let desired = Desired { assignments: &self.assignments, confirmed: self.confirmed };
         let now = UnixMillis(self.now);
         let plan = reconcile(&desired, &self.observed, now, &self.memory, &Settings::default());
@@ -74,13 +74,16 @@ impl Host {
         for key in keys {
             assert!(!self.observed.in_flight.contains_key(&key), "in flight already: {key:?}");
         }
+        for key in &plan.cancel {
+            assert!(self.observed.in_flight.remove(key).is_some(), "cuts off what is not there: {key:?}");
+        }
         self.reports.extend(plan.reports.clone());
         self.memory.apply(&plan);
         plan
     }
 
     /// Carries an action out as the engine would.
-    pub fn run(&mut self, action: &Action, answer: Answer) {
+    pub(crate) fn run(&mut self, action: &Action, answer: Answer) {
         let result = match answer {
             Answer::Works => self.engine(action),
             Answer::FailsOnce => Err(ActionError { message: "timed out".into(), fatal: false }),
@@ -164,7 +167,7 @@ impl Host {
         Ok(Outcome::default())
     }
 
-    pub fn end(&mut self, container: &str, code: i64) {
+    pub(crate) fn end(&mut self, container: &str, code: i64) {
         let now = self.now;
         if let Some(c) = self.observed.containers.get_mut(container)
             && c.state.is_live()
@@ -176,7 +179,7 @@ impl Host {
     }
 
     /// Plans and does until nothing is left to do, letting time pass where the plan waits for it.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..400 {
             let plan = self.plan();
             for action in &plan.actions {
@@ -193,29 +196,29 @@ impl Host {
         panic!("does not settle: {:?}", self.plan());
     }
 
-    pub fn container(&self, task: &str) -> Option<&Container> {
+    pub(crate) fn container(&self, task: &str) -> Option<&Container> {
         self.observed.containers.values().find(|c| c.task.as_str() == task)
     }
 
-    pub fn container_mut(&mut self, task: &str) -> &mut Container {
+    pub(crate) fn container_mut(&mut self, task: &str) -> &mut Container {
         self.observed.containers.values_mut().find(|c| c.task.as_str() == task).expect("has a container")
     }
 
-    pub fn end_task(&mut self, task: &str, code: i64) {
+    pub(crate) fn end_task(&mut self, task: &str, code: i64) {
         let id = self.container(task).expect("has a container").id.clone();
         self.end(&id, code);
     }
 
-    pub fn state(&self, task: &str) -> (u64, TaskState) {
+    pub(crate) fn state(&self, task: &str) -> (u64, TaskState) {
         self.memory.tasks.get(&TaskId::new(task)).map(|l| (l.run, l.status.state)).expect("is known")
     }
 
-    pub fn status(&self, task: &str) -> TaskStatus {
+    pub(crate) fn status(&self, task: &str) -> TaskStatus {
         self.memory.tasks[&TaskId::new(task)].status.clone()
     }
 }
 
-pub fn network(id: &str) -> NetworkAssignment {
+pub(crate) fn network(id: &str) -> NetworkAssignment {
     NetworkAssignment {
         id: NetworkId::new(id),
         name: id.into(),
@@ -232,7 +235,7 @@ pub fn network(id: &str) -> NetworkAssignment {
     }
 }
 
-pub fn service_task(id: &str, slot: u32) -> TaskAssignment {
+pub(crate) fn service_task(id: &str, slot: u32) -> TaskAssignment {
     TaskAssignment {
         id: TaskId::new(id),
         name: format!("web.{slot}"),
@@ -244,6 +247,6 @@ pub fn service_task(id: &str, slot: u32) -> TaskAssignment {
     }
 }
 
-pub fn container_task(id: &str) -> TaskAssignment {
+pub(crate) fn container_task(id: &str) -> TaskAssignment {
     TaskAssignment { service: None, name: id.into(), slot: 0, ..service_task(id, 0) }
 }

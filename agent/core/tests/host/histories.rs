@@ -1,12 +1,11 @@
 //! Random histories: whatever users, containers, engines and crashes do, a host settles where it is wanted, and a
 //! settled host has nothing left to plan.
 
-mod common;
-
 use agent_core::{ContainerState, Memory};
-use common::*;
-use proptest::prelude::*;
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_oneof, proptest};
 use skein_api::*;
+
+use crate::model::*;
 
 const TASKS: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -19,7 +18,9 @@ enum Step {
     /// Plan; the first actions get these answers, the others stay in flight for ever (the agent dies).
     PlanAndDo(Vec<u8>),
     /// The agent is started again: what was in flight is forgotten.
-    AgentRestart { ledger_lost: bool },
+    AgentRestart {
+        ledger_lost: bool,
+    },
     EngineRestart,
     Ends(usize, i64),
     Health(usize, bool),
@@ -90,11 +91,14 @@ fn take(host: &mut Host, step: Step) {
             }
             for (action, answer) in plan.actions.iter().zip(answers) {
                 host.now += 1;
-                host.run(action, match answer {
-                    0 => Answer::FailsForGood,
-                    1 => Answer::FailsOnce,
-                    _ => Answer::Works,
-                });
+                host.run(
+                    action,
+                    match answer {
+                        0 => Answer::FailsForGood,
+                        1 => Answer::FailsOnce,
+                        _ => Answer::Works,
+                    },
+                );
             }
         }
         Step::AgentRestart { ledger_lost } => {

@@ -1,0 +1,97 @@
+//! Join, place, talk, kill, rejoin: the main path and its recoveries.
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use xtask::{
+    cluster::PATIENCE,
+    lab::{Lab, wait_for},
+};
+
+use super::{cluster, lab};
+
+const TWO: &str = r#"
+services:
+  a:
+    image: busybox
+    command: ["sh", "-c", "echo started; exec sleep 1000"]
+    deploy: {placement: {constraints: ["node.labels.host==h1"]}}
+  b:
+    image: busybox
+    command: ["sh", "-c", "mkdir /www; echo from-b > /www/index.html; exec httpd -f -p 80 -h /www"]
+    networks: {default: {aliases: [web]}}
+    ports: ["8080:80"]
+    environment: ["constraint:host==h2"]
+"#;
+
+#[test]
+fn services_on_two_hosts_find_each_other() -> Result<()> {
+    let lab = lab("path", 2, &["busybox"])?;
+    let cluster = cluster(&lab)?;
+    let file = cluster.compose_file("s", TWO)?;
+    let said = cluster.stack_up("s", &file)?;
+    ensure!(said.contains("s_a") || said.is_empty(), "{said}");
+    let (a, b) = (cluster.wait_for_running("s_a.1")?, cluster.wait_for_running("s_b.1")?);
+    ensure!(cluster.node_name(&a["node"])? == "h1" && cluster.node_name(&b["node"])? == "h2");
+    for name in ["b", "s_b", "web", "s_b.1", "tasks.b"] {
+        let got = cluster.skein(&["exec", "s_a.1", "--", "wget", "-qO-", &format!("http://{name}/")])?;
+        ensure!(got.trim() == "from-b", "{name}: {got}");
+    }
+    ensure!(cluster.skein(&["logs", "s_a.1"])?.contains("started"));
+    published_port(&lab)?;
+    // The same file again changes nothing.
+    let again = cluster.skein(&["up", "-f", &file.display().to_string(), "-p", "s", "--yes", "--dry-run"])?;
+    ensure!(!again.contains("recreate"), "{again}");
+    agents_killed(&lab, &cluster, &a)?;
+    master_killed(&cluster, &a)?;
+    cluster.skein(&["down", "-p", "s", "--yes"])?;
+    wait_for("no container to be left", PATIENCE, || {
+        let left: Vec<String> =
+            lab.engines().map(|h| h.docker(&["ps", "-aq"])).collect::<Result<Vec<_>>>()?;
+        Ok(left.iter().all(String::is_empty).then_some(()))
+    })
+    .with_context(|| lab.logs(40))
+}
+
+/// A published port works on the host that runs the container.
+fn published_port(lab: &Lab) -> Result<()> {
+    let url = format!("http://{}:8080/", lab.host("h2").ipv4());
+    let got = lab.host("master").run(&["busybox", "wget", "-qO-", "-T", "5", &url])?;
+    ensure!(got.trim() == "from-b", "{got}");
+    Ok(())
+}
+
+fn container_of(lab: &Lab, task: &serde_json::Value) -> Result<String> {
+    let id = task["status"]["container_id"].as_str().context("no container id")?;
+    lab.host("h1").docker(&["inspect", "-f", "{{.Id}} {{.State.StartedAt}} {{.RestartCount}}", id])
+}
+
+/// Both agents die under load: no request is lost and no container restarted.
+fn agents_killed(lab: &Lab, cluster: &xtask::cluster::Cluster<'_>, a: &serde_json::Value) -> Result<()> {
+    let before = container_of(lab, a)?;
+    let id = a["status"]["container_id"].as_str().context("no container id")?;
+    let loops = "i=0; while [ $i -lt 200 ]; do wget -T 2 -qO- http://b/ >/dev/null || echo lost; i=$((i+1)); done; echo done";
+    let mut load = lab.host("h1").docker_command();
+    let load = load.args(["exec", id, "sh", "-c", loops]).stdout(std::process::Stdio::piped()).spawn()?;
+    for host in ["h1", "h2"] {
+        cluster.process(host, "skein-agent")?.signal(Signal::SIGKILL)?;
+    }
+    for host in ["h1", "h2"] {
+        cluster.start_agent(host)?;
+    }
+    let output = load.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(said.trim() == "done", "requests were lost: {said}");
+    cluster.wait_for_nodes(2)?;
+    ensure!(container_of(lab, a)? == before, "the container was restarted");
+    Ok(())
+}
+
+/// The master dies and comes back: the same tasks in the same containers.
+fn master_killed(cluster: &xtask::cluster::Cluster<'_>, a: &serde_json::Value) -> Result<()> {
+    cluster.process("master", "skein-master")?.kill()?;
+    cluster.start_master()?;
+    cluster.wait_for_nodes(2)?;
+    let now = cluster.wait_for_running("s_a.1")?;
+    ensure!(now["id"] == a["id"] && now["status"]["container_id"] == a["status"]["container_id"], "{now}");
+    Ok(())
+}
