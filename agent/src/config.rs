@@ -217,7 +217,9 @@ impl Amount {
         }
         let mem_bytes = match &self.memory {
             None => 0,
-            Some(text) => parse_bytes(text).ok_or_else(|| bad(format!("memory {text:?} is not like 512MiB or 2GiB")))?,
+            Some(text) => {
+                parse_bytes(text).ok_or_else(|| bad(format!("memory {text:?} is not like 512MiB or 2GiB")))?
+            }
         };
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1e15, checked above")]
         Ok(Resources { nano_cpus: (cpus * 1e9) as u64, mem_bytes })

@@ -329,11 +329,11 @@ fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     loop {
         if let Some(tls) = tls_error(cause) {
             return match tls {
-                rustls::Error::InvalidCertificate(
-                    CertificateError::UnknownIssuer | CertificateError::BadSignature,
-                ) => "its certificate is not signed by the CA that the token names; \
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                    "its certificate is not signed by the CA that the token names; \
                      hint: this master belongs to another cluster, or somebody is in between"
-                    .to_owned(),
+                        .to_owned()
+                }
                 rustls::Error::InvalidCertificate(
                     CertificateError::NotValidYet
                     | CertificateError::NotValidYetContext { .. }

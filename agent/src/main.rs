@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::unix::net::UnixListener,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -10,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
+use netlib::{Kernel as _, linux::LinuxKernel};
 use skein_agent::{
     config::{Config, LogFormat, Overrides},
     dns::UpstreamSource,
@@ -22,7 +24,6 @@ use skein_agent::{
     plugin::{self, PluginServer},
     session::{self, Ended, Session},
 };
-use netlib::{Kernel as _, linux::LinuxKernel};
 use skein_api::{DEFAULT_PORT, JoinToken, grpc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -160,7 +161,8 @@ async fn join(config: Config, args: JoinArgs) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("no token; hint: --token or --token-file, from skein token create"),
     };
     let token = token.trim().to_owned();
-    let pin = JoinToken::parse(&token).map_err(|e| anyhow::anyhow!("{e}; hint: {}", e.hint.as_deref().unwrap_or("")))?;
+    let pin =
+        JoinToken::parse(&token).map_err(|e| anyhow::anyhow!("{e}; hint: {}", e.hint.as_deref().unwrap_or("")))?;
     let engine = engine(&config, None);
     engine.ping().await?;
     let masters: Vec<String> = args.master.iter().map(|m| with_port(m)).collect();
@@ -199,11 +201,18 @@ async fn join(config: Config, args: JoinArgs) -> anyhow::Result<ExitCode> {
     bail!("{}", failures.join("; "))
 }
 
-/// The parts that serve the engine: network and plugin.
+/// The parts that serve the engine: the network, and the socket on which its plugin will be.
 struct Network {
     overlay: OverlayHandle,
     overlay_task: OverlayTask,
-    plugin: PluginServer,
+    listener: UnixListener,
+}
+
+impl Network {
+    /// Answers the engine from now on. The overlay should follow the ledger by then: what it does not know it refuses.
+    fn serve(&mut self) -> anyhow::Result<PluginServer> {
+        Ok(PluginServer::try_start(self.listener.try_clone()?, self.overlay.clone())?)
+    }
 }
 
 fn network(config: &Config, underlay: host::Underlay) -> anyhow::Result<Network> {
@@ -223,8 +232,7 @@ fn network(config: &Config, underlay: host::Underlay) -> anyhow::Result<Network>
     let store = Arc::new(overlay_config.open_store()?);
     let resolvers = UpstreamSource::File("/etc/resolv.conf".into());
     let (overlay, overlay_task) = OverlayHandle::try_start(overlay_config, store, resolvers)?;
-    let plugin = PluginServer::try_start(listener, overlay.clone())?;
-    Ok(Network { overlay, overlay_task, plugin })
+    Ok(Network { overlay, overlay_task, listener })
 }
 
 /// `LISTEN_FDNAMES` of sd_listen_fds(3); listenfd(1) reads the others. Read before anything else looks at them.
@@ -261,7 +269,8 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     let shutdown = CancellationToken::new();
     let settings = agent_core::Settings {
-        image_unused_ms: (config.image_retention_hours > 0).then(|| u64::from(config.image_retention_hours) * 3_600_000),
+        image_unused_ms: (config.image_retention_hours > 0)
+            .then(|| u64::from(config.image_retention_hours) * 3_600_000),
     };
     let side = Arc::new(network.overlay.clone());
     let (executor, handle) = Executor::new(engine.clone(), ledger.clone(), side, settings);
@@ -276,6 +285,8 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         reports: handle.reports().clone(),
         description,
     };
+    session.follow().await;
+    let mut plugin = network.serve()?;
     let executor = tokio::spawn(executor.run(shutdown.clone()));
     let follow = tokio::spawn(host.follow(description_tx, shutdown.clone()));
     let session = session.run(shutdown.clone());
@@ -284,7 +295,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         ended = session => ended,
         signal = wait_for_signal() => { signal?; Ended::Shutdown }
         () = network.overlay_task.ended() => bail!("the network part ended by itself, which is a bug"),
-        () = network.plugin.ended() => bail!("the plugin's server ended by itself, which is a bug"),
+        () = plugin.ended() => bail!("the plugin's server ended by itself, which is a bug"),
     };
     tracing::info!(reason = %ended, "agent ends, containers go on");
     shutdown.cancel();
@@ -297,10 +308,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 /// The host's first description; an engine that is not up yet is waited for.
-async fn first_description(
-    host: &Host,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<skein_api::NodeDescription> {
+async fn first_description(host: &Host, shutdown: &CancellationToken) -> anyhow::Result<skein_api::NodeDescription> {
     let mut signal = Box::pin(wait_for_signal());
     loop {
         match host.describe().await {
@@ -336,7 +344,8 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
     engine.ping().await?;
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
     // The engine asks the plugin when networks go, so it must be served.
-    let network = network(&config, host.underlay)?;
+    let mut network = network(&config, host.underlay)?;
+    let plugin = network.serve()?;
     let mut failures = Vec::new();
     let mut note = |what: String, result: Result<(), String>| match result {
         Ok(()) => say(&format!("removed {what}")),
@@ -355,7 +364,7 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
     }
     let removed = network.overlay.apply(Vec::new(), Vec::new(), Vec::new()).await;
     note("overlay networks".to_owned(), removed.map_err(|e| session::chain(&e)));
-    drop(network);
+    drop((plugin, network));
     let kernel = host.kernel.clone();
     let removed = tokio::task::spawn_blocking(move || {
         for id in kernel.networks()? {

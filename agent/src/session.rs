@@ -127,8 +127,6 @@ impl Session {
     /// Keeps a session until `shutdown`, or until the node was removed.
     pub async fn run(self, shutdown: CancellationToken) -> Ended {
         let mut pause = BACKOFF.0;
-        // The network follows what the ledger holds from the first moment, with or without a master.
-        self.follow().await;
         for attempt in 0_usize.. {
             let address = &self.membership.masters[attempt % self.membership.masters.len()];
             let began = Instant::now();
@@ -220,8 +218,8 @@ impl Session {
         Ok(())
     }
 
-    /// Lets the network follow the ledger. False when it does not, which is logged and tried again by the overlay.
-    async fn follow(&self) -> bool {
+    /// Lets the network follow the ledger, which needs no master. False when it does not, which is logged and tried again by the overlay.
+    pub async fn follow(&self) -> bool {
         let assignments = self.ledger.assignments();
         let (networks, peers, endpoints) = split(assignments.values());
         match self.overlay.apply(networks, peers, endpoints).await {

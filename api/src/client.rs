@@ -28,8 +28,9 @@ use tokio::{
 use tokio_rustls::{TlsConnector, rustls};
 
 use crate::{
-    ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Event, ExecOptions, Explanation, LogOptions, Network,
-    NetworkSpec, Node, NodeUpdate, Service, StackApply, StackPlan, Task, Token, TokenCreate, TokenCreated, Volume,
+    ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Event, ExecOptions, Explanation, LogOptions,
+    Network, NetworkSpec, Node, NodeUpdate, Service, StackApply, StackPlan, Task, Token, TokenCreate, TokenCreated,
+    Volume,
     frame::{Decoder, Frame, FrameError, encode},
 };
 
@@ -152,10 +153,13 @@ impl ClientError {
     /// What the user may do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("the socket is for the local operator: run as root, or use a certificate (`skein context create`)".into())
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Some(
+                "the socket is for the local operator: run as root, or use a certificate (`skein context create`)"
+                    .into(),
+            ),
+            Self::Connect { .. } => {
+                Some("is skein-master running? `skein context ls` shows which master is meant".into())
             }
-            Self::Connect { .. } => Some("is skein-master running? `skein context ls` shows which master is meant".into()),
             Self::Api { error, .. } => error.hint.clone(),
             Self::Timeout { .. } | Self::Broken { .. } => Some("`skein info` shows how the master is".into()),
             Self::Tls(_) | Self::Unexpected { .. } => None,
@@ -250,7 +254,8 @@ impl Client {
 
     async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
         let failed = |source| ClientError::Connect { endpoint: self.endpoint(), source };
-        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()));
+        let late =
+            || io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()));
         let stream = timeout(CONNECT_TIMEOUT, self.connect_now()).await.map_err(|_| failed(late()))?.map_err(failed)?;
         let (sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(io::Error::other(e)))?;
@@ -298,11 +303,8 @@ impl Client {
         call: &Call,
         work: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
-        let late = |_| ClientError::Timeout {
-            call: call.to_string(),
-            endpoint: self.endpoint(),
-            after: self.request_timeout,
-        };
+        let late =
+            |_| ClientError::Timeout { call: call.to_string(), endpoint: self.endpoint(), after: self.request_timeout };
         timeout(self.request_timeout, work).await.map_err(late)?
     }
 
@@ -546,7 +548,10 @@ impl Client {
             .await?;
         let (read, write) = tokio::io::split(TokioIo::new(upgraded));
         let (client, name) = (self.clone(), call.to_string());
-        Ok((ExecReader { read, decoder: Decoder::new(), client, call }, ExecWriter { write, call: name, endpoint: self.endpoint() }))
+        Ok((
+            ExecReader { read, decoder: Decoder::new(), client, call },
+            ExecWriter { write, call: name, endpoint: self.endpoint() },
+        ))
     }
     /// Issues a client certificate.
     pub async fn cert_issue(&self, request: &CertRequest) -> Result<CertBundle, ClientError> {
@@ -558,24 +563,36 @@ impl Client {
     }
 }
 
-/// Splits a server-sent event stream (WHATWG HTML, section 9.2.6) into the data of its events. Comments (`:`), which
-/// keep the connection alive, and fields other than `data` are skipped.
+/// Name of the event that says: the reader was too slow and events are missing.
+const MISSED: &str = "missed";
+
+/// An event of a server-sent event stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SseEvent {
+    /// Its name; empty when it has none.
+    pub name: String,
+    /// Its data, lines joined.
+    pub data: String,
+}
+
+/// Splits a server-sent event stream (WHATWG HTML, section 9.2.6) into its events. Comments (`:`), which keep the
+/// connection alive, and fields other than `event` and `data` are skipped.
 #[derive(Debug, Default)]
 pub struct SseDecoder {
     line: Vec<u8>,
-    data: String,
-    ready: VecDeque<String>,
+    event: SseEvent,
+    ready: VecDeque<SseEvent>,
 }
 
 impl SseDecoder {
-    /// Adds bytes as they came; whole events can be taken with [`Self::next_data`] then.
+    /// Adds bytes as they came; whole events can be taken with [`Self::next_event`] then.
     ///
     /// # Errors
     /// An event is longer than [`EVENT_BYTES_MAX`].
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), String> {
         for piece in bytes.split_inclusive(|b| *b == b'\n') {
             self.line.extend_from_slice(piece);
-            if self.line.len() + self.data.len() > EVENT_BYTES_MAX {
+            if self.line.len() + self.event.data.len() > EVENT_BYTES_MAX {
                 return Err(format!("an event is longer than {EVENT_BYTES_MAX} bytes"));
             }
             if piece.ends_with(b"\n") {
@@ -587,20 +604,24 @@ impl SseDecoder {
     }
 
     fn end_of_line(&mut self, line: &str) {
+        let value = |rest: &str| rest.strip_prefix(' ').unwrap_or(rest).to_owned();
         if line.is_empty() {
-            if !self.data.is_empty() {
-                self.ready.push_back(std::mem::take(&mut self.data));
+            let event = std::mem::take(&mut self.event);
+            if !event.data.is_empty() {
+                self.ready.push_back(event);
             }
         } else if let Some(data) = line.strip_prefix("data:") {
-            if !self.data.is_empty() {
-                self.data.push('\n');
+            if !self.event.data.is_empty() {
+                self.event.data.push('\n');
             }
-            self.data.push_str(data.strip_prefix(' ').unwrap_or(data));
+            self.event.data.push_str(&value(data));
+        } else if let Some(name) = line.strip_prefix("event:") {
+            self.event.name = value(name);
         }
     }
 
-    /// The data of the next whole event.
-    pub fn next_data(&mut self) -> Option<String> {
+    /// The next whole event.
+    pub fn next_event(&mut self) -> Option<SseEvent> {
         self.ready.pop_front()
     }
 }
@@ -631,15 +652,19 @@ async fn next_piece(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> 
 }
 
 impl EventStream {
-    /// The next change; `None` when the master ended the stream. Cancel safe: what was read is kept.
+    /// The next change; `None` when the master ended the stream, or this reader was so slow that changes are missing:
+    /// open a new one and list anew then. Cancel safe: what was read is kept.
     ///
     /// # Errors
     /// The connection broke, or an event cannot be read.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
         loop {
-            if let Some(data) = self.decoder.next_data() {
-                let event = serde_json::from_str(&data);
-                return event.map(Some).map_err(|e| self.client.unexpected(&self.call, format!("an event is not one: {e}")));
+            if let Some(SseEvent { name, data }) = self.decoder.next_event() {
+                if name == MISSED {
+                    return Ok(None);
+                }
+                let bad = |e| self.client.unexpected(&self.call, format!("an event is not one: {e}"));
+                return serde_json::from_str(&data).map(Some).map_err(bad);
             }
             let Some(piece) = next_piece(&mut self.body).await.map_err(|e| self.client.broken(&self.call, e))? else {
                 return Ok(None);
@@ -737,7 +762,11 @@ impl ExecWriter {
             self.write.write_all(&bytes).await?;
             self.write.flush().await
         };
-        sent.await.map_err(|source| ClientError::Broken { call: self.call.clone(), endpoint: self.endpoint.clone(), source })
+        sent.await.map_err(|source| ClientError::Broken {
+            call: self.call.clone(),
+            endpoint: self.endpoint.clone(),
+            source,
+        })
     }
 }
 

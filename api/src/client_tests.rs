@@ -17,7 +17,9 @@ fn answer(status: u16, body: impl Into<Bytes>) -> Answer {
 }
 
 /// A server on a unix socket that answers each request with `handler(method path?query, body)`.
-fn serve(handler: impl Fn(&str, &[u8], &http::HeaderMap) -> Answer + Send + Sync + 'static) -> (tempfile::TempDir, Client) {
+fn serve(
+    handler: impl Fn(&str, &[u8], &http::HeaderMap) -> Answer + Send + Sync + 'static,
+) -> (tempfile::TempDir, Client) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("master.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -57,7 +59,10 @@ async fn calls_have_the_documented_lines() {
         assert_eq!(headers["skein-why"], "a test??");
         let body = std::str::from_utf8(body).unwrap();
         let list = line.starts_with("GET /v1/tasks?") || line == "GET /v1/services?stack=shop";
-        answer(200, if list { "[]".into() } else { serde_json::json!({ "name": format!("{line} {body}").trim() }).to_string() })
+        answer(
+            200,
+            if list { "[]".into() } else { serde_json::json!({ "name": format!("{line} {body}").trim() }).to_string() },
+        )
     });
     let client = client.with_why("a test\u{e4}\n");
     let check = |got: String, expected: &str| assert_eq!(got, expected);
@@ -86,7 +91,10 @@ async fn refusals_carry_status_code_and_hint() {
         _ => answer(200, "{"),
     });
     let error = client.node("x").await.unwrap_err();
-    assert_eq!((error.status(), error.code(), error.hint()), (Some(404), Some("not_found"), Some("skein node ls".into())));
+    assert_eq!(
+        (error.status(), error.code(), error.hint()),
+        (Some(404), Some("not_found"), Some("skein node ls".into()))
+    );
     assert_eq!(chain(&error), "no node \"x\"");
     let at = client.endpoint();
     let error = client.info().await.unwrap_err();
@@ -95,7 +103,11 @@ async fn refusals_carry_status_code_and_hint() {
         format!("failed to GET /v1/info: unexpected answer from {at}: status 502 Bad Gateway without a reason")
     );
     let error = client.volumes().await.unwrap_err();
-    assert!(chain(&error).contains("not the JSON that it should be: invalid type: map, expected a sequence"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("not the JSON that it should be: invalid type: map, expected a sequence"),
+        "{}",
+        chain(&error)
+    );
     assert!(!error.is_unreachable());
 }
 
@@ -136,7 +148,15 @@ async fn events_are_read_from_the_stream() {
             object: Some(serde_json::to_value(&task).unwrap()),
         };
         let text = |revision| serde_json::to_string(&event(revision)).unwrap();
-        answer(200, format!(": hello\n\ndata: {}\n\nevent: change\r\nid: 9\r\ndata:{}\r\n\r\n", text(8), text(9)))
+        answer(
+            200,
+            format!(
+                ": hello\n\ndata: {}\n\nevent: change\r\nid: 9\r\ndata:{}\r\n\r\nevent: missed\ndata: \"3\"\n\ndata: {}\n\n",
+                text(8),
+                text(9),
+                text(12)
+            ),
+        )
     });
     let mut events = client.events(Some(7)).await.unwrap();
     let first = events.next().await.unwrap().unwrap();
@@ -149,14 +169,14 @@ async fn events_are_read_from_the_stream() {
 
 #[test]
 fn event_streams_may_come_in_any_pieces() {
-    let text = "data: a\ndata: b\n\n:x\n\ndata:\u{fc}\r\n\r\nretry: 5\n\ndata: cut";
+    let text = "data: a\ndata: b\n\n:x\n\nevent: none\n\nevent: x\ndata:\u{fc}\r\n\r\nretry: 5\n\ndata: cut";
     for size in 1..text.len() {
         let (mut decoder, mut got) = (SseDecoder::default(), Vec::new());
         for piece in text.as_bytes().chunks(size) {
             decoder.push(piece).unwrap();
-            got.extend(std::iter::from_fn(|| decoder.next_data()));
+            got.extend(std::iter::from_fn(|| decoder.next_event()).map(|e| format!("{}-{}", e.name, e.data)));
         }
-        assert_eq!(got, ["a\nb", "\u{fc}"], "pieces of {size}");
+        assert_eq!(got, ["-a\nb", "x-\u{fc}"], "pieces of {size}");
     }
     let mut decoder = SseDecoder::default();
     let long = vec![b'x'; EVENT_BYTES_MAX + 1];
@@ -189,7 +209,8 @@ async fn logs_are_frames_and_a_cut_is_seen() {
 async fn echo(mut request: Request<Incoming>) -> Result<Answer, Infallible> {
     assert_eq!(request.headers()[header::UPGRADE], EXEC_PROTOCOL);
     let upgrade = hyper::upgrade::on(&mut request);
-    let options: ExecOptions = serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    let options: ExecOptions =
+        serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap();
     tokio::spawn(async move {
         let mut stream = TokioIo::new(upgrade.await.unwrap());
         let mut decoder = Decoder::new();
@@ -322,7 +343,10 @@ fn unusable_certificates_are_named() {
         assert!(error.to_string().starts_with(expected), "{error}");
     };
     let good = pki.identity();
-    check(TlsIdentity { ca_pem: Vec::new(), ..good.clone() }, "failed to set up TLS: CA certificate: no certificate in it");
+    check(
+        TlsIdentity { ca_pem: Vec::new(), ..good.clone() },
+        "failed to set up TLS: CA certificate: no certificate in it",
+    );
     check(TlsIdentity { key_pem: Vec::new(), ..good.clone() }, "failed to set up TLS: client key: ");
     let other = pki.identity();
     check(TlsIdentity { key_pem: other.key_pem, ..good }, "failed to set up TLS: client certificate and key: ");

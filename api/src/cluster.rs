@@ -176,11 +176,9 @@ impl JoinToken {
         let hex = |part: &str, length: usize| part.len() == length && part.bytes().all(|b| b.is_ascii_hexdigit());
         let parts: Vec<&str> = text.trim().split('-').collect();
         match parts[..] {
-            ["SKEIN", "1", ca, id, secret] if hex(ca, 64) && hex(id, 12) && hex(secret, 32) => Ok(Self {
-                ca_sha256: ca.to_owned(),
-                id: id.to_owned(),
-                secret: secret.to_owned(),
-            }),
+            ["SKEIN", "1", ca, id, secret] if hex(ca, 64) && hex(id, 12) && hex(secret, 32) => {
+                Ok(Self { ca_sha256: ca.to_owned(), id: id.to_owned(), secret: secret.to_owned() })
+            }
             _ => Err(ApiError::new("token_malformed", "this is not a join token: SKEIN-1-<64 hex>-<12 hex>-<32 hex>")
                 .with_hint("copy the whole line that skein token create printed")),
         }

@@ -6,9 +6,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Containers on many hosts as if they were one machine.
 #[derive(Debug, Parser)]
-#[command(name = "skein", version, max_term_width = 100, after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not \
+#[command(
+    name = "skein",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not \
     found, 4 conflict, 5 no node fits, 6 master unreachable, 64 bad compose file or configuration. `exec` and `run` \
-    give back the container's own code.")]
+    give back the container's own code."
+)]
 pub(crate) struct Cli {
     /// Master to talk to: unix:///path or tcp://host:port [env: SKEIN_HOST]
     #[arg(long, global = true, value_name = "URL")]

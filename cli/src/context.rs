@@ -65,7 +65,9 @@ pub(crate) enum Address {
 /// Reads `unix:///path`, `tcp://host[:port]` or `tcp://[v6]:port`.
 pub(crate) fn parse_address(text: &str) -> Result<Address, Failure> {
     let bad = || {
-        let message = format!("expected a master's address such as unix://{DEFAULT_SOCKET} or tcp://host:{DEFAULT_PORT}, found {text:?}");
+        let message = format!(
+            "expected a master's address such as unix://{DEFAULT_SOCKET} or tcp://host:{DEFAULT_PORT}, found {text:?}"
+        );
         Failure::new(code::BAD_CONFIG, message, None)
     };
     if let Some(path) = text.strip_prefix("unix://") {
@@ -98,7 +100,8 @@ impl Context {
             Address::Unix(path) => Ok(Client::unix(path)),
             Address::Tcp(host, port) => {
                 if self.ca_pem.is_empty() || self.certificate_pem.is_empty() || self.key_pem.is_empty() {
-                    let message = format!("no certificates for {}: a master takes nothing but mutual TLS on TCP", self.host);
+                    let message =
+                        format!("no certificates for {}: a master takes nothing but mutual TLS on TCP", self.host);
                     let hint = "issue them on the master's host (`skein cert issue NAME --out DIR`), then `skein context \
                                 create NAME --host URL --certs DIR`, or give `--tls-dir DIR`";
                     return Err(Failure::new(code::BAD_CONFIG, message, Some(hint)));
@@ -133,7 +136,11 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8], replace: bool) -> Result<
     let write = |path: &Path, new: bool| {
         let mut options = fs::OpenOptions::new();
         options.write(true).mode(0o600);
-        if new { options.create_new(true) } else { options.create(true).truncate(true) };
+        if new {
+            options.create_new(true)
+        } else {
+            options.create(true).truncate(true)
+        };
         let mut file = options.open(path)?;
         file.write_all(bytes)?;
         file.sync_all()
@@ -146,7 +153,9 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8], replace: bool) -> Result<
         write(path, true)
     };
     done.map_err(|e| match e.kind() {
-        io::ErrorKind::AlreadyExists => Failure::new(code::CONFLICT, format!("{} is there already", path.display()), None),
+        io::ErrorKind::AlreadyExists => {
+            Failure::new(code::CONFLICT, format!("{} is there already", path.display()), None)
+        }
         _ => Failure::io(format!("failed to write {}", path.display()), &e),
     })
 }
@@ -172,7 +181,8 @@ impl Store {
     }
 
     fn dir(&self) -> Result<&Path, Failure> {
-        let none = || Failure::new(code::BAD_CONFIG, "no place for contexts: neither XDG_CONFIG_HOME nor HOME is set", None);
+        let none =
+            || Failure::new(code::BAD_CONFIG, "no place for contexts: neither XDG_CONFIG_HOME nor HOME is set", None);
         self.dir.as_deref().ok_or_else(none)
     }
 
@@ -196,7 +206,11 @@ impl Store {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(Failure::new(code::NOT_FOUND, format!("there is no context {name:?}"), Some("skein context ls")));
+                return Err(Failure::new(
+                    code::NOT_FOUND,
+                    format!("there is no context {name:?}"),
+                    Some("skein context ls"),
+                ));
             }
             Err(e) => return Err(Failure::io(format!("failed to read {}", path.display()), &e)),
         };
@@ -256,10 +270,13 @@ impl Store {
     pub(crate) fn resolve(&self, choice: &Choice) -> Result<(Option<String>, Context), Failure> {
         let host = |host: &str| -> Result<(Option<String>, Context), Failure> {
             let context = Context { host: host.to_owned(), ..Default::default() };
-            Ok((None, match &choice.tls_dir {
-                Some(dir) => context.with_certs(dir)?,
-                None => context,
-            }))
+            Ok((
+                None,
+                match &choice.tls_dir {
+                    Some(dir) => context.with_certs(dir)?,
+                    None => context,
+                },
+            ))
         };
         let named = |name: &str| Ok((Some(name.to_owned()), self.get(name)?));
         match (&choice.host, &choice.context, &choice.env_host, &choice.env_context) {
@@ -292,7 +309,9 @@ mod tests {
         check("tcp://m1:99/", Some(Address::Tcp("m1".into(), 99)));
         check("tcp://[fd00::1]:99", Some(Address::Tcp("fd00::1".into(), 99)));
         check("tcp://[fd00::1]", Some(Address::Tcp("fd00::1".into(), DEFAULT_PORT)));
-        for bad in ["", "m1:99", "unix://x", "tcp://", "tcp://m1:x", "tcp://m1:99999", "http://m1", "tcp://a@b", "tcp://[::1"] {
+        for bad in
+            ["", "m1:99", "unix://x", "tcp://", "tcp://m1:x", "tcp://m1:99999", "http://m1", "tcp://a@b", "tcp://[::1"]
+        {
             check(bad, None);
         }
     }

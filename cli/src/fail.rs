@@ -106,9 +106,10 @@ mod tests {
             Failure::from(error),
             Failure {
                 code: 6,
-                text: "error: failed to reach the master at unix:///x: entity not found\nhint: is skein-master running? \
+                text:
+                    "error: failed to reach the master at unix:///x: entity not found\nhint: is skein-master running? \
                        `skein context ls` shows which master is meant\n"
-                    .into()
+                        .into()
             }
         );
     }

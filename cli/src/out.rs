@@ -152,7 +152,11 @@ pub(crate) fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if value < 10.0 && value.fract() >= 0.05 { format!("{value:.1}{}", UNITS[unit]) } else { format!("{value:.0}{}", UNITS[unit]) }
+    if value < 10.0 && value.fract() >= 0.05 {
+        format!("{value:.1}{}", UNITS[unit])
+    } else {
+        format!("{value:.0}{}", UNITS[unit])
+    }
 }
 
 /// CPUs from billionths: `2`, `0.5`.
@@ -166,7 +170,8 @@ mod tests {
 
     #[test]
     fn tables() {
-        let rows = [vec!["web.1".into(), "dc1-a".into(), "running".into()], vec!["ü".into(), String::new(), "a\nb".into()]];
+        let rows =
+            [vec!["web.1".into(), "dc1-a".into(), "running".into()], vec!["ü".into(), String::new(), "a\nb".into()]];
         assert_eq!(
             table(&["NAME", "NODE", "STATE"], &rows),
             "NAME    NODE    STATE\nweb.1   dc1-a   running\nü               a b\n"

@@ -76,7 +76,12 @@ mod tests {
         StackPlan {
             items: vec![
                 item("network", "shop_default", PlanAction::Keep, &[]),
-                item("service", "shop_db", PlanAction::Recreate, &["image: postgres:15 -> postgres:16", "env.A: (none) -> 1"]),
+                item(
+                    "service",
+                    "shop_db",
+                    PlanAction::Recreate,
+                    &["image: postgres:15 -> postgres:16", "env.A: (none) -> 1"],
+                ),
                 item("service", "shop_old", PlanAction::Orphan, &[]),
                 item("service", "shop_web", PlanAction::Create, &[]),
             ],

@@ -163,7 +163,9 @@ impl Progress {
         let lost = |slot: &&Slot| {
             let wanted = &self.wanted[&slot.0].service.spec.task.restart;
             let n = self.failures[*slot];
-            n >= FAILURES_MAX || wanted.condition == RestartCondition::None || wanted.max_attempts.is_some_and(|m| n > m)
+            n >= FAILURES_MAX
+                || wanted.condition == RestartCondition::None
+                || wanted.max_attempts.is_some_and(|m| n > m)
         };
         let failed: Vec<String> = self.failures.keys().filter(lost).map(|s| self.slot_name(s)).collect();
         if !failed.is_empty() {

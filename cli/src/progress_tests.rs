@@ -11,7 +11,8 @@ fn service(name: &str, mode: ServiceMode, restart: RestartCondition) -> Service 
 }
 
 fn progress(services: Vec<Service>, action: PlanAction) -> Progress {
-    let item = |s: &Service| PlanItem { kind: "service".into(), name: s.spec.name.clone(), action, differences: vec![] };
+    let item =
+        |s: &Service| PlanItem { kind: "service".into(), name: s.spec.name.clone(), action, differences: vec![] };
     let plan = StackPlan { items: services.iter().map(item).collect(), warnings: vec![] };
     let nodes = [(NodeId::new("n1"), "dc1-a".to_owned()), (NodeId::new("n2"), "dc1-b".to_owned())].into();
     Progress::new("shop", services, &plan, nodes)
@@ -41,7 +42,8 @@ fn task(line: &str) -> Task {
 
 /// Feeds tasks; gives back the lines that were shown and the outcome.
 fn run(progress: &mut Progress, script: &[&str]) -> (Vec<String>, Outcome) {
-    let lines = script.iter().filter_map(|l| progress.seen(task(l))).map(|l| format!("{}  {}", l.name, l.text)).collect();
+    let lines =
+        script.iter().filter_map(|l| progress.seen(task(l))).map(|l| format!("{}  {}", l.name, l.text)).collect();
     (lines, progress.outcome())
 }
 
@@ -49,9 +51,13 @@ fn run(progress: &mut Progress, script: &[&str]) -> (Vec<String>, Outcome) {
 fn a_service_comes_up() {
     let mut p = progress(vec![service("web", ServiceMode::Replicated(2), RestartCondition::Any)], PlanAction::Create);
     assert_eq!(p.outcome(), Outcome::Waiting);
-    let script = ["a web 1 pending", "a web 1 assigned n1", "a web 1 assigned n1", "a web 1 running n1", "b web 2 starting n2"];
+    let script =
+        ["a web 1 pending", "a web 1 assigned n1", "a web 1 assigned n1", "a web 1 running n1", "b web 2 starting n2"];
     let (lines, outcome) = run(&mut p, &script);
-    assert_eq!(lines, ["web.1  pending", "web.1  assigned on dc1-a", "web.1  running on dc1-a", "web.2  starting on dc1-b"]);
+    assert_eq!(
+        lines,
+        ["web.1  pending", "web.1  assigned on dc1-a", "web.1  running on dc1-a", "web.2  starting on dc1-b"]
+    );
     assert_eq!(outcome, Outcome::Waiting);
     assert_eq!(p.missing()[0].0, "shop_web");
     assert_eq!(p.missing()[0].1[0].text, "starting on dc1-b");
@@ -157,7 +163,10 @@ fn descriptions() {
     check(|s| s.message = "exited with 1".into(), "failed on dc1-a: exited with 1");
     check(|s| s.err = Some("no such image".into()), "failed on dc1-a: no such image");
     check(|s| s.oom_killed = true, "failed on dc1-a: killed: out of memory");
-    check(|s| *s = TaskStatus { state: TaskState::Running, message: "started".into(), ..Default::default() }, "running on dc1-a");
+    check(
+        |s| *s = TaskStatus { state: TaskState::Running, message: "started".into(), ..Default::default() },
+        "running on dc1-a",
+    );
     check(
         |s| *s = TaskStatus { state: TaskState::Running, health: Some(Health::Unhealthy), ..Default::default() },
         "running on dc1-a: unhealthy",

@@ -53,7 +53,9 @@ pub(crate) fn container(args: &RunArgs, around: &Surroundings<'_>) -> Result<Con
             // Docker's names for the engine's own network.
             "bridge" | "default" => {}
             "host" | "none" => return Err(format!("--network: {network:?} is not supported; name an overlay network")),
-            _ => spec.networks.push(NetworkAttachment { network: network.clone(), aliases: args.network_alias.clone() }),
+            _ => {
+                spec.networks.push(NetworkAttachment { network: network.clone(), aliases: args.network_alias.clone() })
+            }
         }
     }
     Ok(ContainerCreate { name, spec })
@@ -199,10 +201,10 @@ mod tests {
             _ => None,
         };
         let read = |path: &Path| match path.to_str() {
-            Some("/work dir/vars") => Ok("A=file\nB=$TOKEN\n".to_owned()),
+            Some("/my dir/vars") => Ok("A=file\nB=$TOKEN\n".to_owned()),
             _ => Err(std::io::ErrorKind::NotFound.into()),
         };
-        let around = Surroundings { dir: Path::new("/work dir"), lookup: &lookup, read: &read };
+        let around = Surroundings { dir: Path::new("/my dir"), lookup: &lookup, read: &read };
         let got = match container(&args, &around) {
             Ok(create) => {
                 let whole = serde_json::to_value(&create).unwrap();
@@ -247,7 +249,7 @@ mod tests {
         );
         check(
             &["-v", "data:/data", "-v", "./x:/x:ro", "-v", "~/y:/y", "-v", "/anon", "i"],
-            r#"{"spec":{"container":{"image":"i","mounts":[{"kind":"volume","read_only":false,"source":"data","target":"/data","tmpfs_size_bytes":null},{"kind":"bind","read_only":true,"source":"/work dir/x","target":"/x","tmpfs_size_bytes":null},{"kind":"bind","read_only":false,"source":"/root/y","target":"/y","tmpfs_size_bytes":null},{"kind":"volume","read_only":false,"source":null,"target":"/anon","tmpfs_size_bytes":null}]}}}"#,
+            r#"{"spec":{"container":{"image":"i","mounts":[{"kind":"volume","read_only":false,"source":"data","target":"/data","tmpfs_size_bytes":null},{"kind":"bind","read_only":true,"source":"/my dir/x","target":"/x","tmpfs_size_bytes":null},{"kind":"bind","read_only":false,"source":"/root/y","target":"/y","tmpfs_size_bytes":null},{"kind":"volume","read_only":false,"source":null,"target":"/anon","tmpfs_size_bytes":null}]}}}"#,
         );
         check(
             &["-p", "8080:80", "-p", "[::1]:53:53/udp", "i"],
@@ -262,7 +264,21 @@ mod tests {
             r#"{"spec":{"container":{"image":"i"},"resources":{"limits":{"mem_bytes":536870912,"nano_cpus":500000000},"reservations":{"mem_bytes":268435456}}}}"#,
         );
         check(
-            &["--entrypoint", "", "--init", "--privileged", "--cap-add", "NET_ADMIN", "-u", "1:2", "-w", "/w", "-l", "a=b", "i"],
+            &[
+                "--entrypoint",
+                "",
+                "--init",
+                "--privileged",
+                "--cap-add",
+                "NET_ADMIN",
+                "-u",
+                "1:2",
+                "-w",
+                "/w",
+                "-l",
+                "a=b",
+                "i",
+            ],
             r#"{"spec":{"container":{"cap_add":["NET_ADMIN"],"entrypoint":[],"image":"i","init":true,"labels":{"a":"b"},"privileged":true,"user":"1:2","working_dir":"/w"}}}"#,
         );
         check(
@@ -270,7 +286,17 @@ mod tests {
             r#"{"spec":{"container":{"hostname":"h","image":"i","stop_grace_ms":5000,"stop_signal":"SIGINT"},"restart":{"condition":"on-failure","max_attempts":3}}}"#,
         );
         check(
-            &["--volumes-from", "a:ro", "--tmpfs", "/run:size=1m", "--strategy", "binpack", "--add-host", "h:10.0.0.1", "i"],
+            &[
+                "--volumes-from",
+                "a:ro",
+                "--tmpfs",
+                "/run:size=1m",
+                "--strategy",
+                "binpack",
+                "--add-host",
+                "h:10.0.0.1",
+                "i",
+            ],
             r#"{"spec":{"container":{"extra_hosts":["h:10.0.0.1"],"image":"i","mounts":[{"kind":"tmpfs","read_only":false,"source":null,"target":"/run","tmpfs_size_bytes":1048576}],"volumes_from":[{"from":"a","read_only":true}]},"placement":{"strategy":"binpack"}}}"#,
         );
     }
@@ -281,12 +307,21 @@ mod tests {
         check(&["--cpus", "x", "i"], "--cpus: expected a number of CPUs such as 0.5, found \"x\"");
         check(&["-p", "x", "i"], "--publish: expected a port of 1 to 65535 or a range of them, found \"x\"");
         check(&["-v", "a:b", "i"], "--volume: expected an absolute path inside the container, found \"b\"");
-        check(&["-v", "/a:/b:rx", "i"], "--volume: unknown or unsupported option \"rx\" in \"/a:/b:rx\"; expected ro or rw");
+        check(
+            &["-v", "/a:/b:rx", "i"],
+            "--volume: unknown or unsupported option \"rx\" in \"/a:/b:rx\"; expected ro or rw",
+        );
         check(&["-v", "/a", "--tmpfs", "/a", "i"], "--tmpfs: two mounts have the target \"/a\"");
-        check(&["--restart", "maybe", "i"], "--restart: expected no, always, unless-stopped or on-failure[:attempts], found \"maybe\"");
+        check(
+            &["--restart", "maybe", "i"],
+            "--restart: expected no, always, unless-stopped or on-failure[:attempts], found \"maybe\"",
+        );
         check(&["--network", "host", "i"], "--network: \"host\" is not supported; name an overlay network");
-        check(&["-e", "constraint:disk", "i"], "--env: \"constraint:disk\" is a placement expression without an operator");
-        check(&["--env-file", "none", "i"], "--env-file: failed to read /work dir/none: entity not found");
+        check(
+            &["-e", "constraint:disk", "i"],
+            "--env: \"constraint:disk\" is a placement expression without an operator",
+        );
+        check(&["--env-file", "none", "i"], "--env-file: failed to read /my dir/none: entity not found");
         check(&["--add-host", "h", "i"], "--add-host: expected NAME:ADDRESS, found \"h\"");
         check(&["--stop-timeout", "x", "i"], "--stop-timeout: expected a duration such as 1m30s, found \"x\"");
     }

@@ -61,9 +61,7 @@ impl Agents {
         };
         let id = NodeId::new(id);
         let asked = id.clone();
-        let known = self.cluster.query(move |core| {
-            core.model().nodes.get(&asked).map(|n| n.key_digest == key_digest)
-        });
+        let known = self.cluster.query(move |core| core.model().nodes.get(&asked).map(|n| n.key_digest == key_digest));
         match known.await.map_err(status)? {
             Some(true) => Ok((id, conn)),
             Some(false) => Err(Status::unauthenticated("[wrong_key] the certificate's key is not the node's")),

@@ -50,7 +50,8 @@ impl Broker {
         let asked = cluster.open_stream(node.clone(), grpc::OpenStream { stream_id: stream_id.clone(), request_json });
         let result = match asked.await {
             Ok(()) => tokio::time::timeout(OPEN_WITHIN, opened).await.ok().and_then(Result::ok).ok_or_else(|| {
-                let message = format!("node {} did not open the stream within {} s", node.short(), OPEN_WITHIN.as_secs());
+                let message =
+                    format!("node {} did not open the stream within {} s", node.short(), OPEN_WITHIN.as_secs());
                 ApiError::new("node_unreachable", message)
             }),
             Err(error) => Err(error),

@@ -116,8 +116,10 @@ impl Config {
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
         let path = overrides.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
         let mut config = match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text)
-                .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })?,
+            Ok(text) => toml::from_str(&text).map_err(|e| ConfigError::Parse {
+                path: path.to_owned(),
+                message: e.to_string().trim_end().to_owned(),
+            })?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && overrides.config.is_none() => Self::default(),
             Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
         };

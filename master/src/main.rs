@@ -116,9 +116,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let embedded = EmbeddedStore::open(&config.data_dir)?;
     let store: Arc<dyn Store> = Arc::new(embedded.clone());
     let unix = bind_unix(&config.socket)?;
-    let tcp = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("failed to listen on {}", config.listen))?;
+    let tcp =
+        TcpListener::bind(config.listen).await.with_context(|| format!("failed to listen on {}", config.listen))?;
     let shutdown = CancellationToken::new();
     let (cluster, handle) = Cluster::start(store.clone(), config.settings()).await?;
     let ca = Arc::new(cluster.ca()?);

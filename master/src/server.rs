@@ -186,7 +186,9 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
     }
     match std::fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
-        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => return Err(BindError::Served(path.to_owned())),
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            return Err(BindError::Served(path.to_owned()));
+        }
         Ok(_) => std::fs::remove_file(path).map_err(io)?,
         Err(_) => {}
     }

@@ -23,10 +23,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::{
     names,
     nft::{Chain, Hook, Set, Table},
-    state::{
-        Desired, LinkMake, LinkSpec, Nexthop, Owned, Route, RouteKey, SysctlIf, Target, VethPeer,
-        Vxlan,
-    },
+    state::{Desired, LinkMake, LinkSpec, Nexthop, Owned, Route, RouteKey, SysctlIf, Target, VethPeer, Vxlan},
     types::{HostConfig, HostState, InvalidState, NetworkState, PublishedPort},
 };
 
@@ -58,10 +55,7 @@ pub fn fabric(
 ) -> Result<Desired, InvalidState> {
     state.validate(config)?;
     let mut want = Desired::empty(Owned::Fabric);
-    want.sysctls = FABRIC_SYSCTLS
-        .iter()
-        .map(|(path, value)| ((*path).to_owned(), (*value).to_owned()))
-        .collect();
+    want.sysctls = FABRIC_SYSCTLS.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
     add_gateway(&mut want, state);
     add_vxlan(&mut want, config, state);
     if !state.internal {
@@ -79,32 +73,13 @@ fn host_net(addr: IpAddr) -> IpNet {
 }
 
 fn add_gateway(want: &mut Desired, state: &NetworkState) {
-    want.links.insert(
-        "lo".to_owned(),
-        LinkSpec {
-            make: LinkMake::Elsewhere,
-            mac: None,
-            mtu: None,
-        },
-    );
+    want.links.insert("lo".to_owned(), LinkSpec { make: LinkMake::Elsewhere, mac: None, mtu: None });
     // IPv6 too: there the agent's servers bind, also while no container is here.
-    for gateway in [
-        Some(IpAddr::V4(state.gateway4)),
-        state.gateway6.map(IpAddr::V6),
-    ]
-    .into_iter()
-    .flatten()
-    {
+    for gateway in [Some(IpAddr::V4(state.gateway4)), state.gateway6.map(IpAddr::V6)].into_iter().flatten() {
         want.addrs.insert(("lo".to_owned(), host_net(gateway)));
     }
-    for subnet in [Some(IpNet::V4(state.subnet4)), state.subnet6.map(IpNet::V6)]
-        .into_iter()
-        .flatten()
-    {
-        let key = RouteKey {
-            dst: subnet.trunc(),
-            metric: names::UNREACHABLE_METRIC,
-        };
+    for subnet in [Some(IpNet::V4(state.subnet4)), state.subnet6.map(IpNet::V6)].into_iter().flatten() {
+        let key = RouteKey { dst: subnet.trunc(), metric: names::UNREACHABLE_METRIC };
         want.routes.insert(key, Route::ours(Target::Unreachable));
     }
 }
@@ -119,51 +94,25 @@ fn add_vxlan(want: &mut Desired, config: &HostConfig, state: &NetworkState) {
     };
     let dev = names::VXLAN_IFNAME.to_owned();
     let mac = names::vtep_mac(state.vni, config.host);
-    want.links.insert(
-        dev.clone(),
-        LinkSpec {
-            make: LinkMake::Vxlan(vxlan),
-            mac: Some(mac),
-            mtu: Some(state.mtu),
-        },
-    );
+    want.links.insert(dev.clone(), LinkSpec { make: LinkMake::Vxlan(vxlan), mac: Some(mac), mtu: Some(state.mtu) });
     for (host, peer) in &state.peers {
-        let (via, mac, id) = (
-            names::host_nexthop(*host),
-            names::vtep_mac(state.vni, *host),
-            names::nexthop_id(*host),
-        );
+        let (via, mac, id) = (names::host_nexthop(*host), names::vtep_mac(state.vni, *host), names::nexthop_id(*host));
         want.neighs.insert((dev.clone(), via), mac);
         want.fdb.insert((dev.clone(), mac), peer.vtep);
-        want.nexthops.insert(
-            id,
-            Nexthop {
-                dev: dev.clone(),
-                via,
-                protocol: names::RTPROT_SKEIN,
-            },
-        );
+        want.nexthops.insert(id, Nexthop { dev: dev.clone(), via, protocol: names::RTPROT_SKEIN });
         for block in &peer.blocks {
-            want.routes
-                .insert(RouteKey::new(*block), Route::ours(Target::Nexthop(id)));
+            want.routes.insert(RouteKey::new(*block), Route::ours(Target::Nexthop(id)));
         }
     }
 }
 
 fn default_net(v4: bool) -> IpNet {
-    if v4 {
-        IpNet::V4(Ipv4Net::default())
-    } else {
-        IpNet::V6(Ipv6Net::default())
-    }
+    if v4 { IpNet::V4(Ipv4Net::default()) } else { IpNet::V6(Ipv6Net::default()) }
 }
 
 fn add_uplink(want: &mut Desired, state: &NetworkState) {
     let dev = names::UPLINK_IFNAME.to_owned();
-    let peer = VethPeer {
-        name: names::host_uplink_ifname(state.vni),
-        mac: names::uplink_host_mac(state.vni),
-    };
+    let peer = VethPeer { name: names::host_uplink_ifname(state.vni), mac: names::uplink_host_mac(state.vni) };
     let spec = LinkSpec {
         make: LinkMake::VethPair(peer),
         mac: Some(names::uplink_fabric_mac(state.vni)),
@@ -173,88 +122,43 @@ fn add_uplink(want: &mut Desired, state: &NetworkState) {
     let mut vias = vec![IpAddr::V4(names::UPLINK_HOST_V4)];
     vias.extend(state.subnet6.map(|_| IpAddr::V6(names::UPLINK_HOST_V6)));
     for via in vias {
-        want.neighs
-            .insert((dev.clone(), via), names::uplink_host_mac(state.vni));
-        let target = Target::Dev {
-            dev: dev.clone(),
-            via: Some(via),
-        };
-        want.routes.insert(
-            RouteKey::new(default_net(via.is_ipv4())),
-            Route::ours(target),
-        );
+        want.neighs.insert((dev.clone(), via), names::uplink_host_mac(state.vni));
+        let target = Target::Dev { dev: dev.clone(), via: Some(via) };
+        want.routes.insert(RouteKey::new(default_net(via.is_ipv4())), Route::ours(target));
     }
 }
 
 /// Adds what one container needs in the fabric. The same for a whole network and for the fast path of one container.
-pub(crate) fn add_endpoint(
-    want: &mut Desired,
-    state: &NetworkState,
-    endpoint: &crate::types::Endpoint,
-) {
+pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &crate::types::Endpoint) {
     let dev = endpoint.fabric_ifname();
-    let spec = LinkSpec {
-        make: LinkMake::Elsewhere,
-        mac: Some(names::gateway_mac(state.vni)),
-        mtu: Some(state.mtu),
-    };
+    let spec = LinkSpec { make: LinkMake::Elsewhere, mac: Some(names::gateway_mac(state.vni)), mtu: Some(state.mtu) };
     want.links.insert(dev.clone(), spec);
     // Neighbour discovery for an address on lo is not answered: each veth needs the gateway itself.
     if let (Some(gateway), Some(_)) = (state.gateway6, endpoint.addr6) {
-        want.addrs
-            .insert((dev.clone(), host_net(IpAddr::V6(gateway))));
+        want.addrs.insert((dev.clone(), host_net(IpAddr::V6(gateway))));
     }
-    for addr in [
-        Some(IpAddr::V4(endpoint.addr4)),
-        endpoint.addr6.map(IpAddr::V6),
-    ]
-    .into_iter()
-    .flatten()
-    {
+    for addr in [Some(IpAddr::V4(endpoint.addr4)), endpoint.addr6.map(IpAddr::V6)].into_iter().flatten() {
         want.neighs.insert((dev.clone(), addr), endpoint.mac);
-        let target = Target::Dev {
-            dev: dev.clone(),
-            via: None,
-        };
-        want.routes
-            .insert(RouteKey::new(host_net(addr)), Route::ours(target));
+        let target = Target::Dev { dev: dev.clone(), via: None };
+        want.routes.insert(RouteKey::new(host_net(addr)), Route::ours(target));
     }
 }
 
 fn chain(kind: &str, hook: &str, priority: i32, rules: Vec<String>) -> Chain {
-    Chain {
-        hook: Hook {
-            kind: kind.to_owned(),
-            hook: hook.to_owned(),
-            priority,
-        },
-        rules,
-    }
+    Chain { hook: Hook { kind: kind.to_owned(), hook: hook.to_owned(), priority }, rules }
 }
 
 fn fabric_table(config: &HostConfig, state: &NetworkState, host_addrs: &BTreeSet<IpAddr>) -> Table {
-    let (container, uplink, port) = (
-        names::ENDPOINT_PREFIX,
-        names::UPLINK_IFNAME,
-        config.vxlan_port,
-    );
-    let mut table = Table {
-        name: names::NFT_TABLE,
-        sets: BTreeMap::new(),
-        chains: BTreeMap::new(),
-    };
+    let (container, uplink, port) = (names::ENDPOINT_PREFIX, names::UPLINK_IFNAME, config.vxlan_port);
+    let mut table = Table { name: names::NFT_TABLE, sets: BTreeMap::new(), chains: BTreeMap::new() };
     // IPv4 has rp_filter for this; IPv6 has not. "::" is duplicate address detection, never forwarded.
     let spoof = format!(
         "iifname \"{container}*\" meta nfproto ipv6 ip6 saddr != {{ ::, fe80::/10 }} fib saddr . iif oif eq 0 drop"
     );
-    table
-        .chains
-        .insert("spoof", chain("filter", "prerouting", -300, vec![spoof]));
+    table.chains.insert("spoof", chain("filter", "prerouting", -300, vec![spoof]));
     // Egress is masqueraded as the host, which is a VTEP that peers trust: VXLAN must not get that far.
     let inject = format!("oifname \"{uplink}\" udp dport {port} drop");
-    table
-        .chains
-        .insert("inject", chain("filter", "forward", 0, vec![inject]));
+    table.chains.insert("inject", chain("filter", "forward", 0, vec![inject]));
     // Without published ports no rule here touches conntrack, and connections are not tracked.
     if !state.internal && !state.published.is_empty() {
         add_publish_sets(&mut table, &state.published);
@@ -267,50 +171,28 @@ fn add_hairpin(table: &mut Table, state: &NetworkState, host_addrs: &BTreeSet<Ip
     let container = names::ENDPOINT_PREFIX;
     let mut sets = [Set::plain("ipv4_addr"), Set::plain("ipv6_addr")];
     for addr in host_addrs {
-        sets[usize::from(addr.is_ipv6())]
-            .elements
-            .insert(addr.to_string(), String::new());
+        sets[usize::from(addr.is_ipv6())].elements.insert(addr.to_string(), String::new());
     }
-    let mut selves = [
-        Set::plain("ipv4_addr . ipv4_addr"),
-        Set::plain("ipv6_addr . ipv6_addr"),
-    ];
+    let mut selves = [Set::plain("ipv4_addr . ipv4_addr"), Set::plain("ipv6_addr . ipv6_addr")];
     for addr in state.published.iter().map(|port| port.target) {
-        selves[usize::from(addr.is_ipv6())]
-            .elements
-            .insert(format!("{addr} . {addr}"), String::new());
+        selves[usize::from(addr.is_ipv6())].elements.insert(format!("{addr} . {addr}"), String::new());
     }
     let [host4, host6] = sets;
     let [self4, self6] = selves;
-    table.sets.extend([
-        ("host4", host4),
-        ("host6", host6),
-        ("self4", self4),
-        ("self6", self6),
-    ]);
+    table.sets.extend([("host4", host4), ("host6", host6), ("self4", self4), ("self6", self6)]);
     let mut publish = Vec::new();
     for (ip, six) in [("ip", false), ("ip6", true)] {
         let host = if six { "host6" } else { "host4" };
-        let from =
-            format!("iifname \"{container}*\" {ip} daddr @{host} meta l4proto {{ tcp, udp }}");
+        let from = format!("iifname \"{container}*\" {ip} daddr @{host} meta l4proto {{ tcp, udp }}");
         publish.extend(publish_rules(&from, six));
     }
-    table
-        .chains
-        .insert("publish", chain("nat", "prerouting", -105, publish));
+    table.chains.insert("publish", chain("nat", "prerouting", -105, publish));
     // A container that calls itself would answer itself directly; the gateway as source brings the answer back here.
-    let mut own = vec![format!(
-        "ct status dnat ip saddr . ip daddr @self4 snat ip to {}",
-        state.gateway4
-    )];
+    let mut own = vec![format!("ct status dnat ip saddr . ip daddr @self4 snat ip to {}", state.gateway4)];
     if let Some(gateway) = state.gateway6 {
-        own.push(format!(
-            "ct status dnat ip6 saddr . ip6 daddr @self6 snat ip6 to {gateway}"
-        ));
+        own.push(format!("ct status dnat ip6 saddr . ip6 daddr @self6 snat ip6 to {gateway}"));
     }
-    table
-        .chains
-        .insert("own", chain("nat", "postrouting", 95, own));
+    table.chains.insert("own", chain("nat", "postrouting", 95, own));
 }
 
 /// The two translations of a family, one address first, then every address. A look-up that finds nothing falls through.
@@ -323,24 +205,11 @@ fn publish_rules(from: &str, six: bool) -> [String; 2] {
 }
 
 fn add_publish_sets(table: &mut Table, ports: &BTreeSet<PublishedPort>) {
-    let mut one4 = Set::map(
-        "ipv4_addr . inet_proto . inet_service",
-        "ipv4_addr . inet_service",
-    );
-    let mut one6 = Set::map(
-        "ipv6_addr . inet_proto . inet_service",
-        "ipv6_addr . inet_service",
-    );
+    let mut one4 = Set::map("ipv4_addr . inet_proto . inet_service", "ipv4_addr . inet_service");
+    let mut one6 = Set::map("ipv6_addr . inet_proto . inet_service", "ipv6_addr . inet_service");
     let mut any4 = Set::map("inet_proto . inet_service", "ipv4_addr . inet_service");
     let mut any6 = Set::map("inet_proto . inet_service", "ipv6_addr . inet_service");
-    for PublishedPort {
-        proto,
-        host_ip,
-        host_port,
-        target,
-        target_port,
-    } in ports
-    {
+    for PublishedPort { proto, host_ip, host_port, target, target_port } in ports {
         let value = format!("{target} . {target_port}");
         match (host_ip, target.is_ipv4()) {
             (None, v4) => {
@@ -349,17 +218,11 @@ fn add_publish_sets(table: &mut Table, ports: &BTreeSet<PublishedPort>) {
             }
             (Some(ip), v4) => {
                 let map = if v4 { &mut one4 } else { &mut one6 };
-                map.elements
-                    .insert(format!("{ip} . {proto} . {host_port}"), value)
+                map.elements.insert(format!("{ip} . {proto} . {host_port}"), value)
             }
         };
     }
-    table.sets.extend([
-        ("one4", one4),
-        ("one6", one6),
-        ("any4", any4),
-        ("any6", any6),
-    ]);
+    table.sets.extend([("one4", one4), ("one6", one6), ("any4", any4), ("any6", any6)]);
 }
 
 /// The host's end of a network's uplink: up, with a neighbour and the routes to what lives on this host. `None` for an
@@ -372,15 +235,9 @@ pub fn uplink(state: &NetworkState, ipv6: bool) -> Option<Desired> {
     let mut want = Desired::empty(Owned::Uplink(dev.clone()));
     // For calls to a published port of 127.0.0.1, see [`host_rules`]. A container cannot abuse it: a packet to 127/8 is
     // martian in the fabric and never gets here.
-    want.sysctls.insert(
-        format!("net/ipv4/conf/{dev}/route_localnet"),
-        "1".to_owned(),
-    );
-    let spec = LinkSpec {
-        make: LinkMake::Elsewhere,
-        mac: Some(names::uplink_host_mac(state.vni)),
-        mtu: Some(state.mtu),
-    };
+    want.sysctls.insert(format!("net/ipv4/conf/{dev}/route_localnet"), "1".to_owned());
+    let spec =
+        LinkSpec { make: LinkMake::Elsewhere, mac: Some(names::uplink_host_mac(state.vni)), mtu: Some(state.mtu) };
     want.links.insert(dev.clone(), spec);
     let ipv6 = ipv6 && state.subnet6.is_some();
     let mut vias = vec![IpAddr::V4(names::UPLINK_FABRIC_V4)];
@@ -388,19 +245,10 @@ pub fn uplink(state: &NetworkState, ipv6: bool) -> Option<Desired> {
         vias.push(IpAddr::V6(names::UPLINK_FABRIC_V6));
     }
     for via in vias {
-        want.neighs
-            .insert((dev.clone(), via), names::uplink_fabric_mac(state.vni));
-        for block in state
-            .local_blocks
-            .iter()
-            .filter(|block| block.addr().is_ipv4() == via.is_ipv4())
-        {
-            let target = Target::Dev {
-                dev: dev.clone(),
-                via: Some(via),
-            };
-            want.routes
-                .insert(RouteKey::new(*block), Route::ours(target));
+        want.neighs.insert((dev.clone(), via), names::uplink_fabric_mac(state.vni));
+        for block in state.local_blocks.iter().filter(|block| block.addr().is_ipv4() == via.is_ipv4()) {
+            let target = Target::Dev { dev: dev.clone(), via: Some(via) };
+            want.routes.insert(RouteKey::new(*block), Route::ours(target));
         }
     }
     Some(want)
@@ -417,8 +265,7 @@ pub fn uplink(state: &NetworkState, ipv6: bool) -> Option<Desired> {
 pub fn host_rules(config: &HostConfig, state: &HostState) -> Result<Desired, InvalidState> {
     state.validate()?;
     let mut want = Desired::empty(Owned::HostRules);
-    want.sysctls
-        .insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
+    want.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
     if state.ipv6 {
         let forwarding = "net/ipv6/conf/all/forwarding".to_owned();
         want.sysctls.insert(forwarding.clone(), "1".to_owned());
@@ -437,16 +284,10 @@ pub fn host_rules(config: &HostConfig, state: &HostState) -> Result<Desired, Inv
 
 fn host_table(config: &HostConfig, state: &HostState) -> Table {
     let (up, port) = (names::HOST_UPLINK_PREFIX, config.vxlan_port);
-    let mut table = Table {
-        name: names::NFT_TABLE,
-        sets: BTreeMap::new(),
-        chains: BTreeMap::new(),
-    };
+    let mut table = Table { name: names::NFT_TABLE, sets: BTreeMap::new(), chains: BTreeMap::new() };
     let mut vteps = [Set::plain("ipv4_addr"), Set::plain("ipv6_addr")];
     for vtep in &state.vteps {
-        vteps[usize::from(vtep.is_ipv6())]
-            .elements
-            .insert(vtep.to_string(), String::new());
+        vteps[usize::from(vtep.is_ipv6())].elements.insert(vtep.to_string(), String::new());
     }
     let [vteps4, vteps6] = vteps;
     table.sets.extend([("vteps4", vteps4), ("vteps6", vteps6)]);
@@ -456,42 +297,24 @@ fn host_table(config: &HostConfig, state: &HostState) -> Table {
         format!("udp dport {port} meta nfproto ipv4 ip saddr != @vteps4 drop"),
         format!("udp dport {port} meta nfproto ipv6 ip6 saddr != @vteps6 drop"),
     ];
-    table
-        .chains
-        .insert("vxlan", chain("filter", "input", -5, guard));
+    table.chains.insert("vxlan", chain("filter", "input", -5, guard));
     // Into a network only what was asked for from inside or goes to a published port; networks do not see each other.
     let into = vec![
         format!("oifname \"{up}*\" ct state established,related accept"),
         format!("oifname \"{up}*\" ct status dnat accept"),
         format!("oifname \"{up}*\" drop"),
     ];
-    table
-        .chains
-        .insert("into", chain("filter", "forward", -5, into));
-    let mut publish =
-        publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();
-    publish.extend(publish_rules(
-        "fib daddr type local meta l4proto { tcp, udp }",
-        true,
-    ));
-    table
-        .chains
-        .insert("publish", chain("nat", "prerouting", -105, publish));
-    let mut publish_own =
-        publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();
-    publish_own.extend(publish_rules(
-        "ip6 daddr != ::1 fib daddr type local meta l4proto { tcp, udp }",
-        true,
-    ));
-    table
-        .chains
-        .insert("publish_own", chain("nat", "output", -105, publish_own));
+    table.chains.insert("into", chain("filter", "forward", -5, into));
+    let mut publish = publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();
+    publish.extend(publish_rules("fib daddr type local meta l4proto { tcp, udp }", true));
+    table.chains.insert("publish", chain("nat", "prerouting", -105, publish));
+    let mut publish_own = publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();
+    publish_own.extend(publish_rules("ip6 daddr != ::1 fib daddr type local meta l4proto { tcp, udp }", true));
+    table.chains.insert("publish_own", chain("nat", "output", -105, publish_own));
     let egress = vec![
         format!("oifname \"{up}*\" ip saddr 127.0.0.0/8 masquerade"),
         format!("iifname \"{up}*\" oifname != \"{up}*\" masquerade"),
     ];
-    table
-        .chains
-        .insert("egress", chain("nat", "postrouting", 95, egress));
+    table.chains.insert("egress", chain("nat", "postrouting", 95, egress));
     table
 }

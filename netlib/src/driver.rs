@@ -20,33 +20,18 @@ use crate::{
 ///
 /// # Errors
 /// When the state is invalid (nothing was changed) or the kernel refuses a change (the others were made).
-pub fn ensure_network(
-    kernel: &dyn Kernel,
-    config: &HostConfig,
-    state: &NetworkState,
-) -> Result<Report, Error> {
+pub fn ensure_network(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkState) -> Result<Report, Error> {
     state.validate(config)?;
     let mut report = Report::default();
     if kernel.create_fabric(&state.id)? {
-        report.changes.push(format!(
-            "network {}: make namespace {}",
-            state.id,
-            names::netns_name(&state.id)
-        ));
+        report.changes.push(format!("network {}: make namespace {}", state.id, names::netns_name(&state.id)));
     }
     let needs_addrs = !state.internal && !state.published.is_empty();
-    let host_addrs = if needs_addrs {
-        host_addrs(kernel)?
-    } else {
-        BTreeSet::new()
-    };
+    let host_addrs = if needs_addrs { host_addrs(kernel)? } else { BTreeSet::new() };
     let want = desired::fabric(config, state, &host_addrs)?;
     let fabric = Scope::Fabric(state.id.clone());
     let missing = converge(kernel, &fabric, &want, &mut report)?;
-    let lost = state
-        .endpoints
-        .iter()
-        .filter(|(_, endpoint)| missing.contains(&endpoint.fabric_ifname()));
+    let lost = state.endpoints.iter().filter(|(_, endpoint)| missing.contains(&endpoint.fabric_ifname()));
     report.lost_endpoints.extend(lost.map(|(id, _)| id.clone()));
     if !ensure_uplink(kernel, state, &mut report)? {
         // The pair is there, but the host's end is not where it belongs: renamed, moved, or of another VNI.
@@ -60,16 +45,10 @@ pub fn ensure_network(
 }
 
 /// Brings the host's end of an uplink into shape. Answers whether it is there.
-fn ensure_uplink(
-    kernel: &dyn Kernel,
-    state: &NetworkState,
-    report: &mut Report,
-) -> Result<bool, Error> {
+fn ensure_uplink(kernel: &dyn Kernel, state: &NetworkState, report: &mut Report) -> Result<bool, Error> {
     let ipv6 = state.subnet6.is_some() && uplink_has_ipv6(kernel, state)?;
     match desired::uplink(state, ipv6) {
-        Some(want) => {
-            converge(kernel, &Scope::Host, &want, report).map(|missing| missing.is_empty())
-        }
+        Some(want) => converge(kernel, &Scope::Host, &want, report).map(|missing| missing.is_empty()),
         None => Ok(true),
     }
 }
@@ -86,11 +65,7 @@ pub fn remove_network(kernel: &dyn Kernel, id: &NetworkId) -> Result<bool, Error
 ///
 /// # Errors
 /// When the state is invalid (nothing was changed) or the kernel refuses a change (the others were made).
-pub fn ensure_host(
-    kernel: &dyn Kernel,
-    config: &HostConfig,
-    state: &HostState,
-) -> Result<Report, Error> {
+pub fn ensure_host(kernel: &dyn Kernel, config: &HostConfig, state: &HostState) -> Result<Report, Error> {
     let want = desired::host_rules(config, state)?;
     let mut report = Report::default();
     converge(kernel, &Scope::Host, &want, &mut report)?;
@@ -113,40 +88,16 @@ pub fn add_endpoint(
     let name = endpoint.fabric_ifname();
     let mut want = Desired::empty(crate::state::Owned::Fabric);
     desired::add_endpoint(&mut want, state, endpoint);
-    let peer = VethPeer {
-        name: container_ifname.to_owned(),
-        mac: endpoint.mac,
-    };
+    let peer = VethPeer { name: container_ifname.to_owned(), mac: endpoint.mac };
     let mac = names::gateway_mac(state.vni);
     let mut ops = vec![
         Op::DeleteLink(name.clone()),
-        Op::CreateVeth {
-            name: name.clone(),
-            mac,
-            mtu: state.mtu,
-            peer,
-        },
-        Op::SetLink {
-            name: name.clone(),
-            mac: None,
-            mtu: None,
-        },
+        Op::CreateVeth { name: name.clone(), mac, mtu: state.mtu, peer },
+        Op::SetLink { name: name.clone(), mac: None, mtu: None },
     ];
-    ops.extend(
-        want.addrs
-            .into_iter()
-            .map(|(dev, addr)| Op::AddAddr(dev, addr)),
-    );
-    ops.extend(
-        want.neighs
-            .into_iter()
-            .map(|((dev, addr), mac)| Op::PutNeigh(dev, addr, mac)),
-    );
-    ops.extend(want.routes.into_iter().map(|(key, route)| Op::PutRoute {
-        key,
-        route,
-        replace: true,
-    }));
+    ops.extend(want.addrs.into_iter().map(|(dev, addr)| Op::AddAddr(dev, addr)));
+    ops.extend(want.neighs.into_iter().map(|((dev, addr), mac)| Op::PutNeigh(dev, addr, mac)));
+    ops.extend(want.routes.into_iter().map(|(key, route)| Op::PutRoute { key, route, replace: true }));
     let made = kernel.apply(&scope, &ops);
     if made.is_err() && !matches!(made, Err(Error::NoNetwork(_))) {
         // The first error says why; a removal that fails too is found by the next ensure_network.
@@ -162,17 +113,10 @@ pub fn add_endpoint(
 ///
 /// # Errors
 /// When there is no such fabric or the kernel refuses.
-pub fn remove_endpoint(
-    kernel: &dyn Kernel,
-    id: &NetworkId,
-    endpoint: &Endpoint,
-) -> Result<(), Error> {
+pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint) -> Result<(), Error> {
     let fabric = Scope::Fabric(id.clone());
     kernel.apply(&fabric, &[Op::DeleteLink(endpoint.fabric_ifname())])?;
-    let addrs = [
-        Some(IpAddr::V4(endpoint.addr4)),
-        endpoint.addr6.map(IpAddr::V6),
-    ];
+    let addrs = [Some(IpAddr::V4(endpoint.addr4)), endpoint.addr6.map(IpAddr::V6)];
     let addrs = addrs.into_iter().flatten().collect();
     for scope in [fabric, Scope::Host] {
         match kernel.forget_connections(&scope, &addrs) {
@@ -188,29 +132,14 @@ pub fn remove_endpoint(
 }
 
 fn host_addrs(kernel: &dyn Kernel) -> Result<BTreeSet<IpAddr>, Error> {
-    let query = Query {
-        objects: true,
-        only_our_routes: true,
-        ..Query::default()
-    };
-    Ok(kernel
-        .observe(&Scope::Host, &query)?
-        .addrs
-        .into_iter()
-        .map(|(_, addr)| addr.addr())
-        .collect())
+    let query = Query { objects: true, only_our_routes: true, ..Query::default() };
+    Ok(kernel.observe(&Scope::Host, &query)?.addrs.into_iter().map(|(_, addr)| addr.addr()).collect())
 }
 
 /// An administrator may have switched IPv6 off; then routes over the link are refused (EACCES).
 fn uplink_has_ipv6(kernel: &dyn Kernel, state: &NetworkState) -> Result<bool, Error> {
-    let path = format!(
-        "net/ipv6/conf/{}/disable_ipv6",
-        names::host_uplink_ifname(state.vni)
-    );
-    let query = Query {
-        sysctls: vec![path.clone()],
-        ..Query::default()
-    };
+    let path = format!("net/ipv6/conf/{}/disable_ipv6", names::host_uplink_ifname(state.vni));
+    let query = Query { sysctls: vec![path.clone()], ..Query::default() };
     let found = kernel.observe(&Scope::Host, &query)?;
     Ok(found.sysctls.get(&path).is_some_and(|value| value == "0"))
 }
@@ -230,36 +159,24 @@ fn converge(
     let mut conflicts = BTreeSet::new();
     match kernel.apply(scope, &plan.ops) {
         Ok(()) => {}
-        Err(Error::Apply {
-            scope,
-            total,
-            mut failures,
-        }) => {
+        Err(Error::Apply { scope, total, mut failures }) => {
             failures.0.retain(|failure| {
-                let foreign = matches!(
-                    plan.ops.get(failure.index),
-                    Some(Op::PutRoute { replace: false, .. })
-                ) && failure.source.raw_os_error() == Some(Errno::EEXIST as i32);
+                let foreign = matches!(plan.ops.get(failure.index), Some(Op::PutRoute { replace: false, .. }))
+                    && failure.source.raw_os_error() == Some(Errno::EEXIST as i32);
                 if foreign {
                     conflicts.insert(failure.index);
                 }
                 !foreign
             });
             if !failures.0.is_empty() {
-                return Err(Error::Apply {
-                    scope,
-                    total,
-                    failures,
-                });
+                return Err(Error::Apply { scope, total, failures });
             }
         }
         Err(error) => return Err(error),
     }
     for (index, op) in plan.ops.iter().enumerate() {
         if conflicts.contains(&index) {
-            report.conflicts.push(format!(
-                "{scope}: {op}: something else routes that prefix already"
-            ));
+            report.conflicts.push(format!("{scope}: {op}: something else routes that prefix already"));
         } else {
             report.changes.push(format!("{scope}: {op}"));
         }

@@ -57,16 +57,8 @@ impl Default for FakeState {
 
 /// A new namespace has a loopback device that is down, and the kernel's default sysctls.
 fn fresh_namespace(up: bool) -> Observed {
-    let lo = Link {
-        kind: LinkKind::Loopback,
-        mac: Mac([0; 6]),
-        mtu: 65_536,
-        up,
-    };
-    Observed {
-        links: BTreeMap::from([("lo".to_owned(), lo)]),
-        ..Observed::default()
-    }
+    let lo = Link { kind: LinkKind::Loopback, mac: Mac([0; 6]), mtu: 65_536, up };
+    Observed { links: BTreeMap::from([("lo".to_owned(), lo)]), ..Observed::default() }
 }
 
 /// Sysctls that exist per link, with the value they start with.
@@ -103,20 +95,13 @@ fn matches(pattern: &str, path: &str) -> bool {
 
 /// Every sysctl a namespace has, with what was set in it.
 fn sysctls(ns: &Observed) -> BTreeMap<String, String> {
-    let mut all: BTreeMap<String, String> = NS_SYSCTLS
-        .iter()
-        .map(|(path, value)| ((*path).to_owned(), (*value).to_owned()))
-        .collect();
+    let mut all: BTreeMap<String, String> =
+        NS_SYSCTLS.iter().map(|(path, value)| ((*path).to_owned(), (*value).to_owned())).collect();
     for name in ns.links.keys() {
-        all.extend(
-            LINK_SYSCTLS
-                .iter()
-                .map(|(path, value)| (path.replace('*', name), (*value).to_owned())),
-        );
+        all.extend(LINK_SYSCTLS.iter().map(|(path, value)| (path.replace('*', name), (*value).to_owned())));
     }
     for (path, value) in &ns.sysctls {
-        all.entry(path.clone())
-            .and_modify(|old| old.clone_from(value));
+        all.entry(path.clone()).and_modify(|old| old.clone_from(value));
     }
     all
 }
@@ -138,9 +123,7 @@ impl FakeKernel {
 
     fn lock(&self) -> MutexGuard<'_, FakeState> {
         // A panic while the lock was held is a failed test; its state does no further harm.
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -148,17 +131,13 @@ impl FakeState {
     fn ns(&mut self, scope: &Scope) -> Result<&mut Observed, Error> {
         match scope {
             Scope::Host => Ok(&mut self.host),
-            Scope::Fabric(id) => self
-                .fabrics
-                .get_mut(id)
-                .ok_or_else(|| Error::NoNetwork(id.clone())),
+            Scope::Fabric(id) => self.fabrics.get_mut(id).ok_or_else(|| Error::NoNetwork(id.clone())),
         }
     }
 
     /// Removes a link, the other end of a veth too, as the kernel does.
     pub fn delete_link(&mut self, scope: &Scope, name: &str) {
-        if let Some((peer_scope, peer_name)) = self.veths.remove(&(scope.clone(), name.to_owned()))
-        {
+        if let Some((peer_scope, peer_name)) = self.veths.remove(&(scope.clone(), name.to_owned())) {
             self.veths.remove(&(peer_scope.clone(), peer_name.clone()));
             self.drop_link(&peer_scope, &peer_name);
         }
@@ -168,8 +147,7 @@ impl FakeState {
     fn drop_link(&mut self, scope: &Scope, name: &str) {
         if let Ok(ns) = self.ns(scope) {
             ns.drop_link(name);
-            ns.sysctls
-                .retain(|path, _| !path.split('/').any(|part| part == name));
+            ns.sysctls.retain(|path, _| !path.split('/').any(|part| part == name));
         }
     }
 
@@ -181,37 +159,16 @@ impl FakeState {
                 self.delete_link(scope, name);
                 Ok(())
             }
-            Op::CreateVxlan {
-                name,
-                vxlan,
-                mac,
-                mtu,
-            } => self.create_vxlan(scope, name, vxlan, *mac, *mtu),
-            Op::CreateVeth {
-                name,
-                mac,
-                mtu,
-                peer,
-            } => {
+            Op::CreateVxlan { name, vxlan, mac, mtu } => self.create_vxlan(scope, name, vxlan, *mac, *mtu),
+            Op::CreateVeth { name, mac, mtu, peer } => {
                 let taken = |ns: &Observed, name: &str| ns.links.contains_key(name);
                 if taken(&self.host, &peer.name) || self.ns(scope).is_ok_and(|ns| taken(ns, name)) {
                     return refuse(Errno::EEXIST);
                 }
-                let end = |mac| Link {
-                    kind: LinkKind::Veth,
-                    mac,
-                    mtu: *mtu,
-                    up: false,
-                };
+                let end = |mac| Link { kind: LinkKind::Veth, mac, mtu: *mtu, up: false };
                 self.host.links.insert(peer.name.clone(), end(peer.mac));
-                self.ns(scope)
-                    .map_err(io::Error::other)?
-                    .links
-                    .insert(name.clone(), end(*mac));
-                let (here, there) = (
-                    (scope.clone(), name.clone()),
-                    (Scope::Host, peer.name.clone()),
-                );
+                self.ns(scope).map_err(io::Error::other)?.links.insert(name.clone(), end(*mac));
+                let (here, there) = ((scope.clone(), name.clone()), (Scope::Host, peer.name.clone()));
                 self.veths.insert(here.clone(), there.clone());
                 self.veths.insert(there, here);
                 Ok(())
@@ -220,44 +177,23 @@ impl FakeState {
         }
     }
 
-    fn create_vxlan(
-        &mut self,
-        scope: &Scope,
-        name: &str,
-        vxlan: &Vxlan,
-        mac: Mac,
-        mtu: u32,
-    ) -> Result<(), io::Error> {
+    fn create_vxlan(&mut self, scope: &Scope, name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> Result<(), io::Error> {
         // All VXLAN sockets are the host's: a VNI is there once per port and underlay device.
         let twin = |link: &Link| {
             matches!(&link.kind, LinkKind::Vxlan(other)
                 if (other.vni, other.port, &other.dev) == (vxlan.vni, vxlan.port, &vxlan.dev))
         };
-        if self
-            .fabrics
-            .values()
-            .chain([&self.host])
-            .any(|ns| ns.links.values().any(twin))
-        {
+        if self.fabrics.values().chain([&self.host]).any(|ns| ns.links.values().any(twin)) {
             return refuse(Errno::EEXIST);
         }
-        if vxlan
-            .dev
-            .as_ref()
-            .is_some_and(|dev| !self.host.links.contains_key(dev))
-        {
+        if vxlan.dev.as_ref().is_some_and(|dev| !self.host.links.contains_key(dev)) {
             return refuse(Errno::ENODEV);
         }
         let ns = self.ns(scope).map_err(io::Error::other)?;
         if ns.links.contains_key(name) {
             return refuse(Errno::EEXIST);
         }
-        let link = Link {
-            kind: LinkKind::Vxlan(vxlan.clone()),
-            mac,
-            mtu,
-            up: false,
-        };
+        let link = Link { kind: LinkKind::Vxlan(vxlan.clone()), mac, mtu, up: false };
         ns.links.insert(name.to_owned(), link);
         Ok(())
     }
@@ -272,11 +208,7 @@ fn is_up(ns: &Observed, dev: &str) -> Result<(), io::Error> {
 }
 
 fn exists(ns: &Observed, dev: &str) -> Result<(), io::Error> {
-    if ns.links.contains_key(dev) {
-        Ok(())
-    } else {
-        refuse(Errno::ENODEV)
-    }
+    if ns.links.contains_key(dev) { Ok(()) } else { refuse(Errno::ENODEV) }
 }
 
 /// The operations that touch one namespace only.
@@ -324,11 +256,7 @@ fn execute_in(ns: &mut Observed, op: &Op) -> Result<(), io::Error> {
             ns.fdb.insert((dev.clone(), *mac), *vtep);
         }
         Op::PutNexthop(id, hop) => return put_nexthop(ns, *id, hop),
-        Op::PutRoute {
-            key,
-            route,
-            replace,
-        } => return put_route(ns, key, route, *replace),
+        Op::PutRoute { key, route, replace } => return put_route(ns, key, route, *replace),
         Op::AcceptInDockerUser(family, direction) => {
             let Some(rules) = ns.docker_user.get_mut(family) else {
                 return refuse(Errno::ENOENT);
@@ -357,12 +285,7 @@ fn put_nexthop(ns: &mut Observed, id: u32, hop: &Nexthop) -> Result<(), io::Erro
     Ok(())
 }
 
-fn put_route(
-    ns: &mut Observed,
-    key: &RouteKey,
-    route: &Route,
-    replace: bool,
-) -> Result<(), io::Error> {
+fn put_route(ns: &mut Observed, key: &RouteKey, route: &Route, replace: bool) -> Result<(), io::Error> {
     match &route.target {
         Target::Nexthop(id) if !ns.nexthops.contains_key(id) => return refuse(Errno::EINVAL),
         Target::Dev { dev, .. } => is_up(ns, dev)?,
@@ -423,24 +346,14 @@ impl Kernel for FakeKernel {
         let ns = state.ns(scope)?.clone();
         let wanted = |path: &String| query.sysctls.iter().any(|pattern| matches(pattern, path));
         let mut found = Observed {
-            sysctls: sysctls(&ns)
-                .into_iter()
-                .filter(|(path, _)| wanted(path))
-                .collect(),
+            sysctls: sysctls(&ns).into_iter().filter(|(path, _)| wanted(path)).collect(),
             ..Observed::default()
         };
         if query.objects {
             let sysctls = std::mem::take(&mut found.sysctls);
-            found = Observed {
-                sysctls,
-                table: None,
-                docker_user: BTreeMap::new(),
-                ..ns.clone()
-            };
+            found = Observed { sysctls, table: None, docker_user: BTreeMap::new(), ..ns.clone() };
             if query.only_our_routes {
-                found
-                    .routes
-                    .retain(|_, route| route.protocol == names::RTPROT_SKEIN);
+                found.routes.retain(|_, route| route.protocol == names::RTPROT_SKEIN);
             }
         }
         if query.table {
@@ -452,17 +365,11 @@ impl Kernel for FakeKernel {
         Ok(found)
     }
 
-    fn forget_connections(
-        &self,
-        scope: &Scope,
-        targets: &BTreeSet<IpAddr>,
-    ) -> Result<usize, Error> {
+    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
         let mut state = self.lock();
         state.ns(scope)?;
         let before = state.connections.len();
-        state
-            .connections
-            .retain(|(at, target)| at != scope || !targets.contains(target));
+        state.connections.retain(|(at, target)| at != scope || !targets.contains(target));
         Ok(before - state.connections.len())
     }
 
@@ -472,21 +379,13 @@ impl Kernel for FakeKernel {
         let mut failures = OpFailures::default();
         for (index, op) in ops.iter().enumerate() {
             if let Err(source) = state.execute(scope, op) {
-                failures.0.push(OpFailure {
-                    index,
-                    what: op.to_string(),
-                    source,
-                });
+                failures.0.push(OpFailure { index, what: op.to_string(), source });
             }
         }
         if failures.0.is_empty() {
             Ok(())
         } else {
-            Err(Error::Apply {
-                scope: scope.clone(),
-                total: ops.len(),
-                failures,
-            })
+            Err(Error::Apply { scope: scope.clone(), total: ops.len(), failures })
         }
     }
 }

@@ -183,6 +183,5 @@ pub trait Kernel: Send + Sync {
     ///
     /// # Errors
     /// When there is no such fabric or connection tracking cannot be read.
-    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>)
-    -> Result<usize, Error>;
+    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error>;
 }

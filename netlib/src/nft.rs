@@ -64,39 +64,27 @@ impl TableView {
     pub fn same_frame(&self, other: &Self) -> bool {
         self.chains == other.chains
             && self.sets.len() == other.sets.len()
-            && self
-                .sets
-                .iter()
-                .zip(&other.sets)
-                .all(|((a, (at, _)), (b, (bt, _)))| a == b && at == bt)
+            && self.sets.iter().zip(&other.sets).all(|((a, (at, _)), (b, (bt, _)))| a == b && at == bt)
     }
 }
 
 /// The tag in a rule's comment: FNV-1a over its text, 64 bits in hex.
 pub fn rule_tag(rule: &str) -> String {
-    let digest = rule.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let digest = rule
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     format!("skein {digest:016x}")
 }
 
 impl Set {
     /// An empty set without values.
     pub fn plain(key: &'static str) -> Self {
-        Self {
-            key,
-            value: None,
-            elements: BTreeMap::new(),
-        }
+        Self { key, value: None, elements: BTreeMap::new() }
     }
 
     /// An empty map.
     pub fn map(key: &'static str, value: &'static str) -> Self {
-        Self {
-            key,
-            value: Some(value),
-            elements: BTreeMap::new(),
-        }
+        Self { key, value: Some(value), elements: BTreeMap::new() }
     }
 
     fn type_text(&self) -> String {
@@ -108,11 +96,7 @@ impl Set {
 
     fn elements_text(&self) -> String {
         let one = |(key, value): (&String, &String)| {
-            if self.value.is_some() {
-                format!("{key} : {value}")
-            } else {
-                key.clone()
-            }
+            if self.value.is_some() { format!("{key} : {value}") } else { key.clone() }
         };
         self.elements.iter().map(one).collect::<Vec<_>>().join(", ")
     }
@@ -121,17 +105,12 @@ impl Set {
 impl Table {
     /// What of it is compared.
     pub fn view(&self) -> TableView {
-        let set = |(name, set): (&&str, &Set)| {
-            ((*name).to_owned(), (set.type_text(), set.elements.clone()))
-        };
+        let set = |(name, set): (&&str, &Set)| ((*name).to_owned(), (set.type_text(), set.elements.clone()));
         let chain = |(name, chain): (&&str, &Chain)| {
             let tags = chain.rules.iter().map(|rule| rule_tag(rule)).collect();
             ((*name).to_owned(), (Some(chain.hook.clone()), tags))
         };
-        TableView {
-            sets: self.sets.iter().map(set).collect(),
-            chains: self.chains.iter().map(chain).collect(),
-        }
+        TableView { sets: self.sets.iter().map(set).collect(), chains: self.chains.iter().map(chain).collect() }
     }
 
     /// Text for `nft -f` that puts this table in place of any of its name, in one transaction. Connections that were
@@ -139,8 +118,7 @@ impl Table {
     pub fn replace_text(&self) -> String {
         let name = self.name;
         // "add" first: nft refuses to delete a table that is not there.
-        let mut text =
-            format!("add table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n");
+        let mut text = format!("add table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n");
         for (set_name, set) in &self.sets {
             let kind = if set.value.is_some() { "map" } else { "set" };
             let _ = writeln!(text, "  {kind} {set_name} {{\n    type {}", set.type_text());
@@ -150,16 +128,9 @@ impl Table {
             text.push_str("  }\n");
         }
         for (chain_name, chain) in &self.chains {
-            let Hook {
-                kind,
-                hook,
-                priority,
-            } = &chain.hook;
+            let Hook { kind, hook, priority } = &chain.hook;
             let _ = writeln!(text, "  chain {chain_name} {{");
-            let _ = writeln!(
-                text,
-                "    type {kind} hook {hook} priority {priority}; policy accept;"
-            );
+            let _ = writeln!(text, "    type {kind} hook {hook} priority {priority}; policy accept;");
             for rule in &chain.rules {
                 let _ = writeln!(text, "    {rule} comment \"{}\"", rule_tag(rule));
             }
@@ -172,20 +143,11 @@ impl Table {
     /// Text for `nft -f` that changes nothing but the elements of the named sets, in one transaction.
     pub fn elements_text(&self, sets: &[String]) -> String {
         let mut text = String::new();
-        for (name, set) in self
-            .sets
-            .iter()
-            .filter(|(name, _)| sets.iter().any(|wanted| wanted == *name))
-        {
+        for (name, set) in self.sets.iter().filter(|(name, _)| sets.iter().any(|wanted| wanted == *name)) {
             let kind = if set.value.is_some() { "map" } else { "set" };
             let _ = writeln!(text, "flush {kind} inet {} {name}", self.name);
             if !set.elements.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "add element inet {} {name} {{ {} }}",
-                    self.name,
-                    set.elements_text()
-                );
+                let _ = writeln!(text, "add element inet {} {name} {{ {} }}", self.name, set.elements_text());
             }
         }
         text

@@ -47,9 +47,7 @@ struct Inner {
 
 impl std::fmt::Debug for Overlay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Overlay")
-            .field("config", &self.inner.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Overlay").field("config", &self.inner.config).finish_non_exhaustive()
     }
 }
 
@@ -79,14 +77,7 @@ impl Overlay {
 
     fn with_kernel(config: HostConfig, kernel: LinuxKernel) -> Self {
         let (fabrics_tx, _) = watch::channel(0);
-        Self {
-            inner: Arc::new(Inner {
-                config,
-                kernel,
-                gates: Mutex::default(),
-                fabrics_tx,
-            }),
-        }
+        Self { inner: Arc::new(Inner { config, kernel, gates: Mutex::default(), fabrics_tx }) }
     }
 
     /// The settings it was opened with.
@@ -140,15 +131,11 @@ impl Overlay {
     /// When the kernel refuses.
     pub async fn remove_network(&self, id: &NetworkId) -> Result<bool, Error> {
         let id = id.clone();
-        self.run(
-            Scope::Fabric(id.clone()),
-            "removing a network",
-            move |inner| {
-                let result = driver::remove_network(&inner.kernel, &id);
-                inner.fabrics_tx.send_modify(|count| *count += 1);
-                result
-            },
-        )
+        self.run(Scope::Fabric(id.clone()), "removing a network", move |inner| {
+            let result = driver::remove_network(&inner.kernel, &id);
+            inner.fabrics_tx.send_modify(|count| *count += 1);
+            result
+        })
         .await
     }
 
@@ -157,10 +144,7 @@ impl Overlay {
     /// # Errors
     /// When the directory of namespaces cannot be read.
     pub async fn list_networks(&self) -> Result<Vec<NetworkId>, Error> {
-        self.run(Scope::Host, "listing networks", |inner| {
-            inner.kernel.networks()
-        })
-        .await
+        self.run(Scope::Host, "listing networks", |inner| inner.kernel.networks()).await
     }
 
     /// Makes a container's veth pair: one end in the fabric with routes and neighbours, the other in the host's
@@ -186,11 +170,9 @@ impl Overlay {
             id: network.id.clone(),
             ..*network
         };
-        self.run(
-            Scope::Fabric(network.id.clone()),
-            "adding an endpoint",
-            move |inner| driver::add_endpoint(&inner.kernel, &network, &endpoint, &ifname),
-        )
+        self.run(Scope::Fabric(network.id.clone()), "adding an endpoint", move |inner| {
+            driver::add_endpoint(&inner.kernel, &network, &endpoint, &ifname)
+        })
         .await
     }
 
@@ -200,11 +182,9 @@ impl Overlay {
     /// When the network does not exist here or the kernel refuses.
     pub async fn remove_endpoint(&self, id: &NetworkId, endpoint: &Endpoint) -> Result<(), Error> {
         let (id, endpoint) = (id.clone(), endpoint.clone());
-        self.run(
-            Scope::Fabric(id.clone()),
-            "removing an endpoint",
-            move |inner| driver::remove_endpoint(&inner.kernel, &id, &endpoint),
-        )
+        self.run(Scope::Fabric(id.clone()), "removing an endpoint", move |inner| {
+            driver::remove_endpoint(&inner.kernel, &id, &endpoint)
+        })
         .await
     }
 
@@ -226,42 +206,25 @@ impl Overlay {
     /// # Errors
     /// When nft or iptables refuses.
     pub async fn remove_host(&self) -> Result<(), Error> {
-        self.run(Scope::Host, "removing the host's rules", |inner| {
-            inner.kernel.remove_host_rules()
-        })
-        .await
+        self.run(Scope::Host, "removing the host's rules", |inner| inner.kernel.remove_host_rules()).await
     }
 
     /// Binds a UDP socket, nonblocking, inside a network's fabric, on its gateway for example.
     ///
     /// # Errors
     /// When the network does not exist here or the address cannot be bound.
-    pub async fn udp_socket_in(
-        &self,
-        id: &NetworkId,
-        addr: SocketAddr,
-    ) -> Result<UdpSocket, Error> {
+    pub async fn udp_socket_in(&self, id: &NetworkId, addr: SocketAddr) -> Result<UdpSocket, Error> {
         let scope = Scope::Fabric(id.clone());
-        self.run(scope.clone(), "opening a socket", move |inner| {
-            inner.kernel.udp_socket_in(&scope, addr)
-        })
-        .await
+        self.run(scope.clone(), "opening a socket", move |inner| inner.kernel.udp_socket_in(&scope, addr)).await
     }
 
     /// Binds a TCP listener, nonblocking, inside a network's fabric.
     ///
     /// # Errors
     /// When the network does not exist here or the address cannot be bound.
-    pub async fn tcp_listener_in(
-        &self,
-        id: &NetworkId,
-        addr: SocketAddr,
-    ) -> Result<TcpListener, Error> {
+    pub async fn tcp_listener_in(&self, id: &NetworkId, addr: SocketAddr) -> Result<TcpListener, Error> {
         let scope = Scope::Fabric(id.clone());
-        self.run(scope.clone(), "opening a listener", move |inner| {
-            inner.kernel.tcp_listener_in(&scope, addr)
-        })
-        .await
+        self.run(scope.clone(), "opening a listener", move |inner| inner.kernel.tcp_listener_in(&scope, addr)).await
     }
 
     /// The host's routes that are neither ours nor default nor link-local, to check a new subnet against.
@@ -269,10 +232,7 @@ impl Overlay {
     /// # Errors
     /// When they cannot be read.
     pub async fn host_routes(&self) -> Result<Vec<HostRoute>, Error> {
-        self.run(Scope::Host, "reading routes", |inner| {
-            inner.kernel.host_routes()
-        })
-        .await
+        self.run(Scope::Host, "reading routes", |inner| inner.kernel.host_routes()).await
     }
 
     /// MTU in bytes of the host's device `dev`, or else of the one that has `addr`.
@@ -281,10 +241,7 @@ impl Overlay {
     /// When there is no such device.
     pub async fn underlay_mtu(&self, dev: Option<&str>, addr: IpAddr) -> Result<u32, Error> {
         let dev = dev.map(str::to_owned);
-        self.run(Scope::Host, "reading the mtu", move |inner| {
-            inner.kernel.underlay_mtu(dev.as_deref(), addr)
-        })
-        .await
+        self.run(Scope::Host, "reading the mtu", move |inner| inner.kernel.underlay_mtu(dev.as_deref(), addr)).await
     }
 
     /// Subscribes to changes in the host's namespace and every fabric, also those made later. Subscribe first, then
@@ -333,9 +290,7 @@ pub struct Watch {
 
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watch")
-            .field("followed", &self.followed.keys())
-            .finish_non_exhaustive()
+        f.debug_struct("Watch").field("followed", &self.followed.keys()).finish_non_exhaustive()
     }
 }
 
@@ -375,11 +330,8 @@ impl Watch {
     async fn follow_all(&mut self) -> Result<(), Error> {
         let overlay = self.overlay.clone();
         let networks = overlay.list_networks().await?;
-        let scopes: BTreeSet<Scope> = networks
-            .into_iter()
-            .map(Scope::Fabric)
-            .chain(std::iter::once(Scope::Host))
-            .collect();
+        let scopes: BTreeSet<Scope> =
+            networks.into_iter().map(Scope::Fabric).chain(std::iter::once(Scope::Host)).collect();
         self.followed.retain(|scope, task| {
             let stays = scopes.contains(scope);
             if !stays {

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use crate::{
     nft::Table,
     state::{
-        Desired, Direction, Family, LinkKind, LinkMake, LinkSpec, Nexthop, Observed, Owned, Route,
-        RouteKey, Target, VethPeer, Vxlan,
+        Desired, Direction, Family, LinkKind, LinkMake, LinkSpec, Nexthop, Observed, Owned, Route, RouteKey, Target,
+        VethPeer, Vxlan,
     },
     types::Mac,
 };
@@ -105,10 +105,7 @@ pub enum Op {
 fn target_text(target: &Target) -> String {
     match target {
         Target::Nexthop(id) => format!("to next hop {id}"),
-        Target::Dev {
-            dev,
-            via: Some(via),
-        } => format!("via {via} on {dev}"),
+        Target::Dev { dev, via: Some(via) } => format!("via {via} on {dev}"),
         Target::Dev { dev, via: None } => format!("on {dev}"),
         Target::Unreachable => "as unreachable".to_owned(),
         Target::Other => "some other way".to_owned(),
@@ -123,20 +120,11 @@ impl fmt::Display for Op {
             }
             Self::PutTable(table) => write!(f, "put nft table inet {}", table.name),
             Self::PutElements { table, sets } => {
-                write!(
-                    f,
-                    "put elements of {} in nft table inet {}",
-                    sets.join(", "),
-                    table.name
-                )
+                write!(f, "put elements of {} in nft table inet {}", sets.join(", "), table.name)
             }
             Self::DeleteLink(name) => write!(f, "remove link {name}"),
             Self::CreateVxlan { name, vxlan, .. } => {
-                write!(
-                    f,
-                    "make vxlan device {name} for vni {} from {}",
-                    vxlan.vni, vxlan.local
-                )
+                write!(f, "make vxlan device {name} for vni {} from {}", vxlan.vni, vxlan.local)
             }
             Self::CreateVeth { name, peer, .. } => {
                 write!(f, "make veth pair {name} and {}", peer.name)
@@ -158,20 +146,9 @@ impl fmt::Display for Op {
                 write!(f, "put route {} {}", key.dst, target_text(&route.target))
             }
             Self::AcceptInDockerUser(family, direction) => {
-                let tool = if *family == Family::V4 {
-                    "iptables"
-                } else {
-                    "ip6tables"
-                };
-                let way = if *direction == Direction::In {
-                    "from"
-                } else {
-                    "to"
-                };
-                write!(
-                    f,
-                    "accept packets {way} overlay networks in {tool} chain DOCKER-USER"
-                )
+                let tool = if *family == Family::V4 { "iptables" } else { "ip6tables" };
+                let way = if *direction == Direction::In { "from" } else { "to" };
+                write!(f, "accept packets {way} overlay networks in {tool} chain DOCKER-USER")
             }
             Self::DeleteRoute(key, route) => {
                 write!(f, "remove route {} {}", key.dst, target_text(&route.target))
@@ -201,14 +178,7 @@ pub fn plan(want: &Desired, found: &Observed) -> Plan {
         .filter(|(name, spec)| spec.make == LinkMake::Elsewhere && !found.links.contains_key(*name))
         .map(|(name, _)| name.clone())
         .collect();
-    let mut planner = Planner {
-        want,
-        now: found.clone(),
-        plan: Plan {
-            ops: Vec::new(),
-            missing,
-        },
-    };
+    let mut planner = Planner { want, now: found.clone(), plan: Plan { ops: Vec::new(), missing } };
     planner.sysctls();
     planner.table();
     planner.links();
@@ -238,29 +208,18 @@ impl Planner<'_> {
     fn sysctls(&mut self) {
         let differs = |path: &str| self.want.sysctls.get(path) != self.now.sysctls.get(path);
         let mut ops = Vec::new();
-        if let Some(rule) = self
-            .want
-            .sysctl_if
-            .as_ref()
-            .filter(|rule| differs(&rule.trigger))
-        {
+        if let Some(rule) = self.want.sysctl_if.as_ref().filter(|rule| differs(&rule.trigger)) {
             let (head, tail) = rule.pattern.split_once('*').unwrap_or((&rule.pattern, ""));
             for (path, value) in &self.now.sysctls {
                 if path.starts_with(head) && path.ends_with(tail) && *value == rule.from {
-                    ops.push(Op::SetSysctl {
-                        path: path.clone(),
-                        value: rule.to.clone(),
-                    });
+                    ops.push(Op::SetSysctl { path: path.clone(), value: rule.to.clone() });
                 }
             }
         }
         for (path, value) in &self.want.sysctls {
             let of_missing = path.split('/').any(|part| self.plan.missing.contains(part));
             if !of_missing && differs(path) {
-                ops.push(Op::SetSysctl {
-                    path: path.clone(),
-                    value: value.clone(),
-                });
+                ops.push(Op::SetSysctl { path: path.clone(), value: value.clone() });
             }
         }
         self.plan.ops.extend(ops);
@@ -274,18 +233,9 @@ impl Planner<'_> {
         match &self.now.table {
             Some(found) if *found == want => {}
             Some(found) if found.same_frame(&want) => {
-                let differ =
-                    |(name, set): &(&String, &(String, _))| found.sets.get(*name) != Some(*set);
-                let sets = want
-                    .sets
-                    .iter()
-                    .filter(differ)
-                    .map(|(name, _)| name.clone())
-                    .collect();
-                self.push(Op::PutElements {
-                    table: table.clone(),
-                    sets,
-                });
+                let differ = |(name, set): &(&String, &(String, _))| found.sets.get(*name) != Some(*set);
+                let sets = want.sets.iter().filter(differ).map(|(name, _)| name.clone()).collect();
+                self.push(Op::PutElements { table: table.clone(), sets });
             }
             _ => self.push(Op::PutTable(table.clone())),
         }
@@ -298,12 +248,7 @@ impl Planner<'_> {
                 (LinkMake::VethPair(_), LinkKind::Veth) | (LinkMake::Elsewhere, _) => true,
                 _ => false,
             };
-            if self
-                .now
-                .links
-                .get(name)
-                .is_some_and(|link| !fits(&link.kind))
-            {
+            if self.now.links.get(name).is_some_and(|link| !fits(&link.kind)) {
                 self.push(Op::DeleteLink(name.clone()));
                 self.now.drop_link(name);
             }
@@ -316,11 +261,7 @@ impl Planner<'_> {
                         self.now.neighs.retain(|(dev, _), _| dev != name);
                     }
                     if mac.is_some() || mtu.is_some() || !link.up {
-                        self.push(Op::SetLink {
-                            name: name.clone(),
-                            mac,
-                            mtu,
-                        });
+                        self.push(Op::SetLink { name: name.clone(), mac, mtu });
                     }
                 }
             }
@@ -333,27 +274,13 @@ impl Planner<'_> {
         match &spec.make {
             LinkMake::Elsewhere => return,
             LinkMake::Vxlan(vxlan) => {
-                self.push(Op::CreateVxlan {
-                    name: name.clone(),
-                    vxlan: vxlan.clone(),
-                    mac,
-                    mtu,
-                });
+                self.push(Op::CreateVxlan { name: name.clone(), vxlan: vxlan.clone(), mac, mtu });
             }
             LinkMake::VethPair(peer) => {
-                self.push(Op::CreateVeth {
-                    name: name.clone(),
-                    mac,
-                    mtu,
-                    peer: peer.clone(),
-                });
+                self.push(Op::CreateVeth { name: name.clone(), mac, mtu, peer: peer.clone() });
             }
         }
-        self.push(Op::SetLink {
-            name,
-            mac: None,
-            mtu: None,
-        });
+        self.push(Op::SetLink { name, mac: None, mtu: None });
     }
 
     fn on_links(&mut self) {
@@ -391,11 +318,7 @@ impl Planner<'_> {
                 // A fabric is ours as a whole. In the host's namespace only our own routes are read, so what is not
                 // found may still be somebody else's.
                 let replace = want.owned == Owned::Fabric || self.now.routes.contains_key(key);
-                self.push(Op::PutRoute {
-                    key: *key,
-                    route: route.clone(),
-                    replace,
-                });
+                self.push(Op::PutRoute { key: *key, route: route.clone(), replace });
                 self.now.routes.insert(*key, route.clone());
             }
         }
@@ -443,28 +366,13 @@ impl Planner<'_> {
                 ops.push(Op::DeleteNexthop(*id));
             }
         }
-        for key in self
-            .now
-            .neighs
-            .keys()
-            .filter(|key| owned.link(&key.0) && !want.neighs.contains_key(*key))
-        {
+        for key in self.now.neighs.keys().filter(|key| owned.link(&key.0) && !want.neighs.contains_key(*key)) {
             ops.push(Op::DeleteNeigh(key.0.clone(), key.1));
         }
-        for (key, vtep) in self
-            .now
-            .fdb
-            .iter()
-            .filter(|(key, _)| owned.link(&key.0) && !want.fdb.contains_key(*key))
-        {
+        for (key, vtep) in self.now.fdb.iter().filter(|(key, _)| owned.link(&key.0) && !want.fdb.contains_key(*key)) {
             ops.push(Op::DeleteFdb(key.0.clone(), key.1, *vtep));
         }
-        for addr in self
-            .now
-            .addrs
-            .iter()
-            .filter(|addr| owned.link(&addr.0) && !want.addrs.contains(*addr))
-        {
+        for addr in self.now.addrs.iter().filter(|addr| owned.link(&addr.0) && !want.addrs.contains(*addr)) {
             ops.push(Op::DeleteAddr(addr.0.clone(), addr.1));
         }
         ops.extend(stale_links.into_iter().map(Op::DeleteLink));

@@ -101,14 +101,7 @@ pub struct RouteKey {
 impl RouteKey {
     /// A route with the default metric of its family.
     pub fn new(dst: IpNet) -> Self {
-        Self {
-            dst,
-            metric: if matches!(dst, IpNet::V4(_)) {
-                0
-            } else {
-                names::V6_DEFAULT_METRIC
-            },
-        }
+        Self { dst, metric: if matches!(dst, IpNet::V4(_)) { 0 } else { names::V6_DEFAULT_METRIC } }
     }
 }
 
@@ -142,10 +135,7 @@ pub struct Route {
 impl Route {
     /// A route of ours.
     pub fn ours(target: Target) -> Self {
-        Self {
-            target,
-            protocol: names::RTPROT_SKEIN,
-        }
+        Self { target, protocol: names::RTPROT_SKEIN }
     }
 }
 
@@ -184,9 +174,7 @@ impl Owned {
     pub fn link(&self, name: &str) -> bool {
         match self {
             Self::Fabric => {
-                name == names::VXLAN_IFNAME
-                    || name == names::UPLINK_IFNAME
-                    || name.starts_with(names::ENDPOINT_PREFIX)
+                name == names::VXLAN_IFNAME || name == names::UPLINK_IFNAME || name.starts_with(names::ENDPOINT_PREFIX)
             }
             Self::Uplink(uplink) => name == uplink,
             Self::HostRules => false,
@@ -344,23 +332,16 @@ impl Observed {
         self.addrs.retain(|(dev, _)| dev != name);
         self.neighs.retain(|(dev, _), _| dev != name);
         self.fdb.retain(|(dev, _), _| dev != name);
-        let gone: Vec<u32> = self
-            .nexthops
-            .iter()
-            .filter(|(_, hop)| hop.dev == name)
-            .map(|(id, _)| *id)
-            .collect();
+        let gone: Vec<u32> = self.nexthops.iter().filter(|(_, hop)| hop.dev == name).map(|(id, _)| *id).collect();
         for id in gone {
             self.drop_nexthop(id);
         }
-        self.routes
-            .retain(|_, route| !matches!(&route.target, Target::Dev { dev, .. } if dev == name));
+        self.routes.retain(|_, route| !matches!(&route.target, Target::Dev { dev, .. } if dev == name));
     }
 
     /// Removes a next hop and, as the kernel does, every route over it.
     pub fn drop_nexthop(&mut self, id: u32) {
         self.nexthops.remove(&id);
-        self.routes
-            .retain(|_, route| route.target != Target::Nexthop(id));
+        self.routes.retain(|_, route| route.target != Target::Nexthop(id));
     }
 }

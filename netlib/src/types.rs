@@ -57,9 +57,7 @@ impl TryFrom<String> for NetworkId {
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-' || c == '.';
         let starts_well = id.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
         if id.len() > 64 || !starts_well || !id.chars().all(word) {
-            return Err(InvalidState(format!(
-                "network id {id:?} is not 1 to 64 of [a-zA-Z0-9_.-]"
-            )));
+            return Err(InvalidState(format!("network id {id:?} is not 1 to 64 of [a-zA-Z0-9_.-]")));
         }
         Ok(Self(id))
     }
@@ -128,10 +126,7 @@ impl FromStr for Mac {
         let mut bytes = [0u8; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
-            let part = parts
-                .next()
-                .filter(|part| part.len() == 2)
-                .ok_or_else(wrong)?;
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
         if parts.next().is_some() {
@@ -197,11 +192,7 @@ impl HostConfig {
 
 /// The largest MTU an overlay can have, in bytes, over an underlay of `underlay_mtu` bytes with VTEPs of this family.
 pub fn overlay_mtu(underlay_mtu: u32, vtep: IpAddr) -> u32 {
-    underlay_mtu.saturating_sub(if vtep.is_ipv4() {
-        VXLAN_OVERHEAD_V4
-    } else {
-        VXLAN_OVERHEAD_V6
-    })
+    underlay_mtu.saturating_sub(if vtep.is_ipv4() { VXLAN_OVERHEAD_V4 } else { VXLAN_OVERHEAD_V6 })
 }
 
 /// Another host of a network.
@@ -227,11 +218,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint with the MAC that follows from its address.
     pub fn new(addr4: Ipv4Addr, addr6: Option<Ipv6Addr>) -> Self {
-        Self {
-            mac: crate::names::endpoint_mac(addr4),
-            addr4,
-            addr6,
-        }
+        Self { mac: crate::names::endpoint_mac(addr4), addr4, addr6 }
     }
 
     /// Name of the veth's end in the fabric.
@@ -354,11 +341,7 @@ impl Report {
 pub struct InvalidState(pub String);
 
 fn ensure(holds: bool, says: impl FnOnce() -> String) -> Result<(), InvalidState> {
-    if holds {
-        Ok(())
-    } else {
-        Err(InvalidState(says()))
-    }
+    if holds { Ok(()) } else { Err(InvalidState(says())) }
 }
 
 impl NetworkState {
@@ -373,25 +356,17 @@ impl NetworkState {
             format!("vni {} of network {id} is not 1 to {VNI_MAX}", self.vni)
         })?;
         ensure(self.subnet4.contains(&self.gateway4), || {
-            format!(
-                "gateway {} of network {id} is outside {}",
-                self.gateway4, self.subnet4
-            )
+            format!("gateway {} of network {id} is outside {}", self.gateway4, self.subnet4)
         })?;
         let both = match (self.subnet6, self.gateway6) {
             (Some(subnet), Some(gateway)) => subnet.contains(&gateway),
             (None, None) => true,
             _ => false,
         };
-        ensure(both, || {
-            format!("network {id} needs an ipv6 gateway inside its ipv6 subnet, or neither")
-        })?;
+        ensure(both, || format!("network {id} needs an ipv6 gateway inside its ipv6 subnet, or neither"))?;
         let max = config.overlay_mtu_max().min(MTU_MAX);
         ensure((MTU_MIN..=max).contains(&self.mtu), || {
-            format!(
-                "mtu {} of network {id} is not {MTU_MIN} to {max}, what the underlay carries",
-                self.mtu
-            )
+            format!("mtu {} of network {id} is not {MTU_MIN} to {max}, what the underlay carries", self.mtu)
         })?;
         self.validate_peers(config)?;
         self.validate_endpoints()?;
@@ -402,24 +377,12 @@ impl NetworkState {
         let mut owner: BTreeMap<IpNet, HostIndex> = BTreeMap::new();
         let mut vteps = BTreeSet::from([config.vtep]);
         let local = self.local_blocks.iter().map(|block| (config.host, *block));
-        let remote = self
-            .peers
-            .iter()
-            .flat_map(|(host, peer)| peer.blocks.iter().map(move |block| (*host, *block)));
+        let remote = self.peers.iter().flat_map(|(host, peer)| peer.blocks.iter().map(move |block| (*host, *block)));
         for (host, block) in local.chain(remote) {
-            ensure(self.holds(block), || {
-                format!(
-                    "block {block} of host {host} is outside network {}",
-                    self.id
-                )
-            })?;
-            ensure(block == block.trunc(), || {
-                format!("block {block} of host {host} has host bits set")
-            })?;
+            ensure(self.holds(block), || format!("block {block} of host {host} is outside network {}", self.id))?;
+            ensure(block == block.trunc(), || format!("block {block} of host {host} has host bits set"))?;
             if let Some(other) = owner.insert(block, host) {
-                return Err(InvalidState(format!(
-                    "block {block} belongs to both host {other} and host {host}"
-                )));
+                return Err(InvalidState(format!("block {block} belongs to both host {other} and host {host}")));
             }
         }
         for (host, peer) in &self.peers {
@@ -427,17 +390,9 @@ impl NetworkState {
                 format!("host {host} cannot be a peer of host {}", config.host)
             })?;
             ensure(peer.vtep.is_ipv4() == config.vtep.is_ipv4(), || {
-                format!(
-                    "vtep {} of host {host} and our own {} are of two families",
-                    peer.vtep, config.vtep
-                )
+                format!("vtep {} of host {host} and our own {} are of two families", peer.vtep, config.vtep)
             })?;
-            ensure(vteps.insert(peer.vtep), || {
-                format!(
-                    "vtep {} of host {host} is in use by another host",
-                    peer.vtep
-                )
-            })?;
+            ensure(vteps.insert(peer.vtep), || format!("vtep {} of host {host} is in use by another host", peer.vtep))?;
         }
         Ok(())
     }
@@ -446,17 +401,10 @@ impl NetworkState {
         let mut seen = BTreeSet::from([IpAddr::V4(self.gateway4)]);
         seen.extend(self.gateway6.map(IpAddr::V6));
         for (name, endpoint) in &self.endpoints {
-            let addrs = [
-                Some(IpAddr::V4(endpoint.addr4)),
-                endpoint.addr6.map(IpAddr::V6),
-            ];
+            let addrs = [Some(IpAddr::V4(endpoint.addr4)), endpoint.addr6.map(IpAddr::V6)];
             for addr in addrs.into_iter().flatten() {
-                ensure(self.holds(IpNet::from(addr)), || {
-                    format!("address {addr} of {name} is outside {}", self.id)
-                })?;
-                ensure(seen.insert(addr), || {
-                    format!("address {addr} of {name} is taken")
-                })?;
+                ensure(self.holds(IpNet::from(addr)), || format!("address {addr} of {name} is outside {}", self.id))?;
+                ensure(seen.insert(addr), || format!("address {addr} of {name} is taken"))?;
             }
         }
         Ok(())
@@ -484,28 +432,14 @@ impl HostState {
 fn validate_ports(ports: &BTreeSet<PublishedPort>) -> Result<(), InvalidState> {
     let mut seen = BTreeSet::new();
     for port in ports {
-        let PublishedPort {
-            proto,
-            host_ip,
-            host_port,
-            target,
-            target_port,
-        } = port;
-        ensure(*host_port != 0 && *target_port != 0, || {
-            format!("port 0 cannot be published (to {target})")
+        let PublishedPort { proto, host_ip, host_port, target, target_port } = port;
+        ensure(*host_port != 0 && *target_port != 0, || format!("port 0 cannot be published (to {target})"))?;
+        ensure(host_ip.is_none_or(|ip| ip.is_ipv4() == target.is_ipv4()), || {
+            format!("port {host_port}/{proto}: host address and target {target} are of two families")
         })?;
-        ensure(
-            host_ip.is_none_or(|ip| ip.is_ipv4() == target.is_ipv4()),
-            || {
-                format!(
-                    "port {host_port}/{proto}: host address and target {target} are of two families"
-                )
-            },
-        )?;
-        ensure(
-            seen.insert((*proto, *host_ip, *host_port, target.is_ipv4())),
-            || format!("port {host_port}/{proto} is published twice"),
-        )?;
+        ensure(seen.insert((*proto, *host_ip, *host_port, target.is_ipv4())), || {
+            format!("port {host_port}/{proto} is published twice")
+        })?;
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use netlib::{
-    Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Kernel, NetworkState, Peer,
-    Proto, PublishedPort, Report, Scope, driver,
+    Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Kernel, NetworkState, Peer, Proto, PublishedPort,
+    Report, Scope, driver,
     fake::{FakeKernel, FakeState},
     names,
     state::{Direction, Family, Link, LinkKind, Route, RouteKey, Target},
@@ -37,28 +37,12 @@ fn blocks(host: u8, six: bool) -> BTreeSet<ipnet::IpNet> {
     blocks
 }
 
-fn state(
-    peers: &BTreeSet<u8>,
-    endpoints: &BTreeSet<u8>,
-    six: bool,
-    internal: bool,
-    vni: u32,
-) -> NetworkState {
+fn state(peers: &BTreeSet<u8>, endpoints: &BTreeSet<u8>, six: bool, internal: bool, vni: u32) -> NetworkState {
     let peer = |host: &u8| {
-        (
-            HostIndex(u16::from(*host)),
-            Peer {
-                vtep: IpAddr::from([192, 0, 2, *host]),
-                blocks: blocks(*host, six),
-            },
-        )
+        (HostIndex(u16::from(*host)), Peer { vtep: IpAddr::from([192, 0, 2, *host]), blocks: blocks(*host, six) })
     };
-    let endpoint = |nth: &u8| {
-        (
-            EndpointId(format!("e{nth}")),
-            Endpoint::new(addr4(1, *nth), six.then(|| addr6(1, *nth))),
-        )
-    };
+    let endpoint =
+        |nth: &u8| (EndpointId(format!("e{nth}")), Endpoint::new(addr4(1, *nth), six.then(|| addr6(1, *nth))));
     let published = endpoints.iter().take(2).map(|nth| PublishedPort {
         proto: Proto::Tcp,
         host_ip: None,
@@ -85,16 +69,14 @@ fn state(
 fn any_state() -> impl Strategy<Value = NetworkState> {
     let peers = prop::collection::btree_set(2u8..20, 0..8);
     let endpoints = prop::collection::btree_set(2u8..20, 0..8);
-    (peers, endpoints, any::<bool>(), any::<bool>(), 1u32..4).prop_map(
-        |(peers, endpoints, six, internal, vni)| state(&peers, &endpoints, six, internal, vni),
-    )
+    (peers, endpoints, any::<bool>(), any::<bool>(), 1u32..4)
+        .prop_map(|(peers, endpoints, six, internal, vni)| state(&peers, &endpoints, six, internal, vni))
 }
 
 /// What the engine and the agent do: containers that are wanted and have no link yet are attached.
 fn attach(kernel: &FakeKernel, state: &NetworkState, report: &Report) {
     for id in &report.lost_endpoints {
-        driver::add_endpoint(kernel, state, &state.endpoints[id], &format!("c-{id}"))
-            .expect("attaches");
+        driver::add_endpoint(kernel, state, &state.endpoints[id], &format!("c-{id}")).expect("attaches");
     }
 }
 
@@ -112,57 +94,26 @@ fn quiet(kernel: &FakeKernel, state: &NetworkState) {
 
 /// Things that are not ours, in the host and in the fabric, and one link of the host with its route and sysctl.
 fn plant(kernel: &FakeKernel, id: &netlib::NetworkId) {
-    let link = || Link {
-        kind: LinkKind::Other,
-        mac: netlib::Mac([4; 6]),
-        mtu: 1500,
-        up: true,
-    };
+    let link = || Link { kind: LinkKind::Other, mac: netlib::Mac([4; 6]), mtu: 1500, up: true };
     let key = RouteKey::new("198.51.100.0/24".parse().expect("net"));
-    let route = || Route {
-        target: Target::Dev {
-            dev: "eth9".into(),
-            via: None,
-        },
-        protocol: 4,
-    };
+    let route = || Route { target: Target::Dev { dev: "eth9".into(), via: None }, protocol: 4 };
     kernel.with(|state| {
         let fabric = state.fabrics.get_mut(id).expect("fabric");
         for ns in [&mut state.host, fabric] {
             ns.links.insert("eth9".into(), link());
             ns.routes.insert(key, route());
-            ns.addrs
-                .insert(("eth9".into(), "198.51.100.1/24".parse().expect("net")));
-            ns.neighs.insert(
-                ("eth9".into(), IpAddr::from([198, 51, 100, 2])),
-                netlib::Mac([6; 6]),
-            );
+            ns.addrs.insert(("eth9".into(), "198.51.100.1/24".parse().expect("net")));
+            ns.neighs.insert(("eth9".into(), IpAddr::from([198, 51, 100, 2])), netlib::Mac([6; 6]));
         }
     });
 }
 
 fn foreign(state: &FakeState) -> String {
     let of = |ns: &netlib::state::Observed| {
-        let links: Vec<_> = ns
-            .links
-            .iter()
-            .filter(|(name, _)| !name.starts_with("sk"))
-            .collect();
-        let routes: Vec<_> = ns
-            .routes
-            .iter()
-            .filter(|(_, route)| route.protocol != names::RTPROT_SKEIN)
-            .collect();
-        let addrs: Vec<_> = ns
-            .addrs
-            .iter()
-            .filter(|(dev, _)| !dev.starts_with("sk") && dev != "lo")
-            .collect();
-        let neighs: Vec<_> = ns
-            .neighs
-            .iter()
-            .filter(|((dev, _), _)| !dev.starts_with("sk"))
-            .collect();
+        let links: Vec<_> = ns.links.iter().filter(|(name, _)| !name.starts_with("sk")).collect();
+        let routes: Vec<_> = ns.routes.iter().filter(|(_, route)| route.protocol != names::RTPROT_SKEIN).collect();
+        let addrs: Vec<_> = ns.addrs.iter().filter(|(dev, _)| !dev.starts_with("sk") && dev != "lo").collect();
+        let neighs: Vec<_> = ns.neighs.iter().filter(|((dev, _), _)| !dev.starts_with("sk")).collect();
         format!("{links:?} {routes:?} {addrs:?} {neighs:?}")
     };
     let fabrics: Vec<_> = state.fabrics.values().map(of).collect();
@@ -185,10 +136,7 @@ fn damage(state: &mut FakeState, kind: u8, nth: usize) {
     let ours = |name: &str| name.starts_with("sk");
     match kind {
         0 => {
-            let routes = fabric
-                .routes
-                .iter()
-                .filter(|(_, route)| route.protocol == names::RTPROT_SKEIN);
+            let routes = fabric.routes.iter().filter(|(_, route)| route.protocol == names::RTPROT_SKEIN);
             drop(pick(routes.map(|(key, _)| key), nth).map(|key| fabric.routes.remove(&key)));
         }
         1 => {
@@ -214,11 +162,7 @@ fn damage(state: &mut FakeState, kind: u8, nth: usize) {
             }
         }
         5 => fabric.table = None,
-        6 => drop(
-            fabric
-                .sysctls
-                .insert("net/ipv4/ip_forward".into(), "0".into()),
-        ),
+        6 => drop(fabric.sysctls.insert("net/ipv4/ip_forward".into(), "0".into())),
         7 => {
             let name = pick(fabric.links.keys().filter(|name| ours(name)), nth);
             if let Some(link) = name.and_then(|name| fabric.links.get_mut(&name)) {
@@ -226,29 +170,17 @@ fn damage(state: &mut FakeState, kind: u8, nth: usize) {
                 link.up = false;
             }
         }
-        8 => state
-            .host
-            .routes
-            .retain(|_, route| route.protocol != names::RTPROT_SKEIN),
+        8 => state.host.routes.retain(|_, route| route.protocol != names::RTPROT_SKEIN),
         9 => state.host.neighs.retain(|(dev, _), _| !ours(dev)),
         10 => {
-            let name = pick(
-                state
-                    .host
-                    .links
-                    .keys()
-                    .filter(|name| name.starts_with("ske-")),
-                nth,
-            );
+            let name = pick(state.host.links.keys().filter(|name| name.starts_with("ske-")), nth);
             if let Some(name) = name {
                 state.delete_link(&Scope::Host, &name);
             }
         }
         _ => {
             let stray = Route::ours(Target::Unreachable);
-            fabric
-                .routes
-                .insert(RouteKey::new("203.0.113.0/24".parse().expect("net")), stray);
+            fabric.routes.insert(RouteKey::new("203.0.113.0/24".parse().expect("net")), stray);
         }
     }
 }
@@ -300,31 +232,11 @@ fn a_block_that_moves_is_replaced_and_never_absent() {
     settle(&kernel, &before).expect("settles");
     let mut after = before.clone();
     let blocks = after.peers.remove(&HostIndex(2)).expect("peer").blocks;
-    after
-        .peers
-        .get_mut(&HostIndex(3))
-        .expect("peer")
-        .blocks
-        .extend(blocks);
+    after.peers.get_mut(&HostIndex(3)).expect("peer").blocks.extend(blocks);
     let report = driver::ensure_network(&kernel, &config(), &after).expect("ensures");
-    let at = |text: &str| {
-        report
-            .changes
-            .iter()
-            .position(|change| change.contains(text))
-            .expect(text)
-    };
-    assert!(
-        at("put route 10.57.2.0/24") < at("remove next hop"),
-        "{report:?}"
-    );
-    assert!(
-        !report
-            .changes
-            .iter()
-            .any(|change| change.contains("remove route")),
-        "{report:?}"
-    );
+    let at = |text: &str| report.changes.iter().position(|change| change.contains(text)).expect(text);
+    assert!(at("put route 10.57.2.0/24") < at("remove next hop"), "{report:?}");
+    assert!(!report.changes.iter().any(|change| change.contains("remove route")), "{report:?}");
     quiet(&kernel, &after);
 }
 
@@ -332,10 +244,7 @@ fn a_block_that_moves_is_replaced_and_never_absent() {
 fn the_host_is_brought_into_shape_once() {
     let kernel = FakeKernel::new();
     kernel.with(|state| {
-        state
-            .host
-            .docker_user
-            .insert(Family::V4, [Direction::Out].into());
+        state.host.docker_user.insert(Family::V4, [Direction::Out].into());
     });
     let port = PublishedPort {
         proto: Proto::Udp,
@@ -344,11 +253,7 @@ fn the_host_is_brought_into_shape_once() {
         target: IpAddr::V4(addr4(1, 2)),
         target_port: 53,
     };
-    let want = HostState {
-        vteps: [IpAddr::from([192, 0, 2, 2])].into(),
-        published: [port].into(),
-        ipv6: true,
-    };
+    let want = HostState { vteps: [IpAddr::from([192, 0, 2, 2])].into(), published: [port].into(), ipv6: true };
     let report = driver::ensure_host(&kernel, &config(), &want).expect("ensures");
     let expected = [
         "host: set sysctl net.ipv6.conf.lo.accept_ra to 2",
@@ -358,32 +263,17 @@ fn the_host_is_brought_into_shape_once() {
         "host: accept packets from overlay networks in iptables chain DOCKER-USER",
     ];
     assert_eq!(report.changes, expected);
-    assert!(
-        driver::ensure_host(&kernel, &config(), &want)
-            .expect("ensures")
-            .is_empty()
-    );
-    let more = HostState {
-        vteps: ["192.0.2.2", "192.0.2.3"]
-            .map(|ip| ip.parse().expect("ip"))
-            .into(),
-        ..want
-    };
+    assert!(driver::ensure_host(&kernel, &config(), &want).expect("ensures").is_empty());
+    let more = HostState { vteps: ["192.0.2.2", "192.0.2.3"].map(|ip| ip.parse().expect("ip")).into(), ..want };
     let report = driver::ensure_host(&kernel, &config(), &more).expect("ensures");
-    assert_eq!(
-        report.changes,
-        ["host: put elements of vteps4 in nft table inet skein"]
-    );
+    assert_eq!(report.changes, ["host: put elements of vteps4 in nft table inet skein"]);
 }
 
 #[test]
 fn a_foreign_route_on_the_host_is_told_and_left_alone() {
     let kernel = FakeKernel::new();
     let key = RouteKey::new("10.57.1.0/24".parse().expect("net"));
-    let theirs = Route {
-        target: Target::Other,
-        protocol: 4,
-    };
+    let theirs = Route { target: Target::Other, protocol: 4 };
     kernel.with(|state| state.host.routes.insert(key, theirs.clone()));
     let want = state(&numbers([2]), &numbers([]), false, false, 5);
     let report = driver::ensure_network(&kernel, &config(), &want).expect("ensures");
@@ -396,27 +286,15 @@ fn the_fake_refuses_what_the_kernel_refuses() {
     let kernel = FakeKernel::new();
     let want = state(&numbers([2]), &numbers([]), false, true, 5);
     settle(&kernel, &want).expect("settles");
-    let twin = NetworkState {
-        id: "red".parse().expect("id"),
-        ..want.clone()
-    };
+    let twin = NetworkState { id: "red".parse().expect("id"), ..want.clone() };
     let error = driver::ensure_network(&kernel, &config(), &twin).expect_err("the vni is taken");
-    let Error::Apply { failures, .. } = &error else {
-        panic!("{error}")
-    };
+    let Error::Apply { failures, .. } = &error else { panic!("{error}") };
     assert!(
-        failures.0[0].what.contains("vxlan device")
-            && failures.0[0].source.kind() == std::io::ErrorKind::AlreadyExists
+        failures.0[0].what.contains("vxlan device") && failures.0[0].source.kind() == std::io::ErrorKind::AlreadyExists
     );
     let endpoint = Endpoint::new(addr4(1, 9), None);
-    let nowhere = NetworkState {
-        id: "green".parse().expect("id"),
-        ..want
-    };
-    assert!(matches!(
-        driver::add_endpoint(&kernel, &nowhere, &endpoint, "c"),
-        Err(Error::NoNetwork(_))
-    ));
+    let nowhere = NetworkState { id: "green".parse().expect("id"), ..want };
+    assert!(matches!(driver::add_endpoint(&kernel, &nowhere, &endpoint, "c"), Err(Error::NoNetwork(_))));
 }
 
 #[test]
@@ -426,21 +304,14 @@ fn contradictions_are_refused_before_anything_changes() {
         let kernel = FakeKernel::new();
         let mut bad = good.clone();
         spoil(&mut bad);
-        let error = driver::ensure_network(&kernel, &config(), &bad)
-            .expect_err(says)
-            .to_string();
-        assert!(
-            error.starts_with("invalid network state: ") && error.contains(says),
-            "{error}"
-        );
+        let error = driver::ensure_network(&kernel, &config(), &bad).expect_err(says).to_string();
+        assert!(error.starts_with("invalid network state: ") && error.contains(says), "{error}");
         assert_eq!(kernel.with(|state| state.clone()), FakeState::default());
         assert!(kernel.networks().expect("lists").is_empty());
     };
     check("vni 0", &|state| state.vni = 0);
     check("mtu 1451", &|state| state.mtu = 1451);
-    check("gateway 10.9.0.1", &|state| {
-        state.gateway4 = Ipv4Addr::new(10, 9, 0, 1)
-    });
+    check("gateway 10.9.0.1", &|state| state.gateway4 = Ipv4Addr::new(10, 9, 0, 1));
     check("ipv6 gateway", &|state| state.gateway6 = None);
     check("is outside network blue", &|state| {
         let outside = "10.58.0.0/24".parse().expect("net");
@@ -456,43 +327,23 @@ fn contradictions_are_refused_before_anything_changes() {
         state.peers.get_mut(&HostIndex(2)).expect("peer").vtep = "2001:db8::2".parse().expect("ip");
     });
     check("cannot be a peer", &|state| {
-        let peer = Peer {
-            vtep: IpAddr::from([192, 0, 2, 9]),
-            blocks: BTreeSet::new(),
-        };
+        let peer = Peer { vtep: IpAddr::from([192, 0, 2, 9]), blocks: BTreeSet::new() };
         state.peers.insert(HostIndex(1), peer);
     });
     check("is taken", &|state| {
-        state
-            .endpoints
-            .insert(EndpointId("twin".into()), Endpoint::new(addr4(1, 4), None));
+        state.endpoints.insert(EndpointId("twin".into()), Endpoint::new(addr4(1, 4), None));
     });
 }
 
 #[test]
 fn names_and_numbers_are_as_documented() {
-    assert_eq!(
-        names::vtep_mac(0x01_02_03, HostIndex(0x0405)).to_string(),
-        "02:01:02:03:04:05"
-    );
-    assert_eq!(
-        names::endpoint_mac(addr4(1, 7)).to_string(),
-        "06:53:0a:39:01:07"
-    );
+    assert_eq!(names::vtep_mac(0x01_02_03, HostIndex(0x0405)).to_string(), "02:01:02:03:04:05");
+    assert_eq!(names::endpoint_mac(addr4(1, 7)).to_string(), "06:53:0a:39:01:07");
     assert_eq!(names::endpoint_ifname(addr4(1, 7)), "skv-0a390107");
     assert_eq!(names::host_nexthop(HostIndex(2)).to_string(), "fe80::53:2");
     assert!(names::host_uplink_ifname(netlib::types::VNI_MAX).len() <= 15);
-    assert_eq!(
-        "02:01:02:03:04:05".parse(),
-        Ok(names::vtep_mac(0x01_02_03, HostIndex(0x0405)))
-    );
-    for bad in [
-        "",
-        "02:01:02:03:04",
-        "02:01:02:03:04:05:06",
-        "2:1:2:3:4:5",
-        "zz:01:02:03:04:05",
-    ] {
+    assert_eq!("02:01:02:03:04:05".parse(), Ok(names::vtep_mac(0x01_02_03, HostIndex(0x0405))));
+    for bad in ["", "02:01:02:03:04", "02:01:02:03:04:05:06", "2:1:2:3:4:5", "zz:01:02:03:04:05"] {
         assert!(bad.parse::<netlib::Mac>().is_err(), "{bad}");
     }
     for bad in ["", "..", "-x", "a/b", "a b", &"x".repeat(65)] {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use skein_agent::{
     engine::{Engine, EngineConfig, EngineNetworkSpec, EngineState},
     executor::{CancellationToken, Executor, ExecutorHandle, NetworkSide, Settings},
-    ledger::{AssignmentChange, Ledger, LedgerState},
+    ledger::{AssignmentChange, Ledger, LedgerError, LedgerState},
     streams::{FRAMES_BUFFERED, Frame, serve},
 };
 use skein_api::{
@@ -25,7 +25,7 @@ use skein_api::{
     TaskAddress, TaskAssignment, TaskId, TaskReport, TaskSpec, TaskState,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
-use xtask::lab::{Host, Lab, LabSpec};
+use xtask::lab::{Host, Lab, LabSpec, wait_for};
 
 /// Far more than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,9 +100,17 @@ struct Agent {
 
 impl Agent {
     fn start(host: &Host, dir: &Path, network: Arc<Bridges>) -> Self {
+        Self::start_with(host, dir, network, Settings::default())
+    }
+
+    fn start_with(host: &Host, dir: &Path, network: Arc<Bridges>, settings: Settings) -> Self {
         let engine = Engine::new(EngineConfig::new(host.engine_socket(), "cluster1", "node1"));
-        let ledger = Ledger::open(dir).expect("the ledger opens");
-        let settings = Settings::default();
+        // An agent that was "killed" inside this process may still have a write on the blocking pool.
+        let open = || match Ledger::open(dir) {
+            Err(LedgerError::Locked { .. }) => Ok(None),
+            opened => Ok(Some(opened?)),
+        };
+        let ledger = wait_for("the ledger unlocked", PATIENCE, open).expect("the ledger opens");
         let (executor, handle) = Executor::new(engine.clone(), ledger.clone(), network.clone(), settings);
         let running = tokio::spawn(executor.run(CancellationToken::new()));
         Self { engine, ledger, network, handle, running }
@@ -342,7 +350,7 @@ async fn an_agent_that_is_killed_at_any_point_is_continued_by_the_next() {
             task
         })
     };
-    // Each life is a little longer than the one before, over the time that six starts take.
+    // Each life is a little longer than the one before, over the time that six starts take: here time is the input.
     for life in (0..12u64).map(|n| Duration::from_millis(40 * n * n / 4)) {
         let agent = Agent::start(host, dir.path(), network);
         agent.assign(tasks());
@@ -516,6 +524,17 @@ async fn images_come_from_the_host_first_and_then_from_a_registry() {
     agent.settled().await;
     let pulled: Vec<String> = agent.ledger.locals("executor/image/").into_keys().collect();
     assert_eq!(pulled, [format!("executor/image/{image}")], "only what we pulled may ever be collected");
+
+    // Nobody wants it any more: it goes when it was unused for long, and what was there before stays.
+    agent.assign([]);
+    agent.settled().await;
+    assert!(agent.engine.has_image(&image).await.expect("the engine answers"), "not before its time");
+    let network = agent.kill().await;
+    let agent = Agent::start_with(host, dir.path(), network, Settings { image_unused_ms: Some(1) });
+    agent.ledger.confirm();
+    agent.settled().await;
+    assert!(!agent.engine.has_image(&image).await.expect("the engine answers"));
+    assert!(agent.engine.has_image("busybox").await.expect("the engine answers"));
     agent.kill().await;
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{lab, setup, test, tidy, ui};
+use crate::{demo, lab, setup, test, tidy, ui};
 
 /// Automation of this repository
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the main job: a cluster of three hosts on this machine, an application and its database
+    Demo(demo::DemoArgs),
     /// Several hosts with an engine each, on this machine
     Lab(lab::cli::LabArgs),
     /// Install what the lab, the tests and the demo need from the distribution's packages
@@ -40,6 +42,7 @@ struct SetupArgs {
 /// Runs the command that the process's arguments name. Starts no thread before the command does.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Lab(args) => lab::cli::main(args).map(|()| ExitCode::SUCCESS),
         Command::Setup(args) => setup::ensure(args.yes).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
@@ -54,8 +57,5 @@ pub fn main() -> ExitCode {
 /// The root of the repository that this program was built from.
 pub fn repository_root() -> PathBuf {
     // Known at compile time: the program is run from its repository, by cargo.
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is a folder of the repository")
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the repository").to_path_buf()
 }

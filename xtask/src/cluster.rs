@@ -21,9 +21,6 @@ pub const PROGRAMS: [&str; 4] = ["skein", "skein-master", "skein-agent", "demo-a
 /// Nothing in a lab takes longer on two busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where the master's socket is, on its host.
-const MASTER_SOCKET: &str = "/run/skein/master.sock";
-
 /// Port of the master.
 const PORT: u16 = 7440;
 
@@ -80,7 +77,8 @@ impl<'a> Cluster<'a> {
     pub fn start_master(&self) -> Result<Process> {
         let host = self.master();
         let data = host.dir().join("skein-master");
-        let spawn = Spawn::new(program("skein-master")?).arg("--data-dir").arg(data).env("RUST_LOG", "info");
+        let spawn = Spawn::new(program("skein-master")?).arg("--data-dir").arg(data);
+        let spawn = spawn.arg("--socket").arg(self.socket()).env("RUST_LOG", "info");
         let process = host.spawn(spawn)?;
         self.wait_for_master().with_context(|| process.log_tail())?;
         Ok(process)
@@ -97,6 +95,11 @@ impl<'a> Cluster<'a> {
     /// The host of the master.
     pub fn master(&self) -> &'a Host {
         self.lab.host(crate::lab::MASTER)
+    }
+
+    /// The master's socket: below its host's directory, so that it has the same path inside and outside.
+    pub fn socket(&self) -> PathBuf {
+        self.master().dir().join("skein.sock")
     }
 
     /// The running process of that name on a host.
@@ -118,9 +121,8 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// When the program was not built.
     pub fn skein_command(&self) -> Result<Command> {
-        let socket = self.master().path(MASTER_SOCKET);
         let mut command = Command::new(program("skein")?);
-        command.arg("--host").arg(format!("unix://{}", socket.display()));
+        command.arg("--host").arg(format!("unix://{}", self.socket().display()));
         command.env("NO_COLOR", "1").env_remove("SKEIN_HOST").stdin(std::process::Stdio::null());
         Ok(command)
     }
@@ -313,7 +315,6 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// With what `skein up` said.
     pub fn stack_up(&self, stack: &str, file: &Path) -> Result<String> {
-        self.skein(&["up", "-f", &file.display().to_string(), "-p", stack, "--yes"])
-            .with_context(|| self.lab.logs(40))
+        self.skein(&["up", "-f", &file.display().to_string(), "-p", stack, "--yes"]).with_context(|| self.lab.logs(40))
     }
 }

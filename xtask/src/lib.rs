@@ -3,6 +3,7 @@
 //! A library as well as a program, since the end-to-end tests run in the same lab and check the same needs. Modules:
 //! - [`cli`]: the commands of `cargo xtask`; the one place where they are wired
 //! - [`cluster`]: a real cluster in a lab
+//! - [`demo`]: the main job, shown and verified
 //! - [`lab`]: several hosts with an engine each, on this machine
 //! - [`setup`]: what a host needs, and its installation
 //! - [`test`](mod@test): what CI runs, in order
@@ -11,6 +12,7 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod demo;
 pub mod lab;
 pub mod setup;
 pub mod test;

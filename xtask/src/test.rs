@@ -37,13 +37,8 @@ pub const ROOT_TEST_PREFIXES: &[&str] = &["kernel", "lab", "e2e", "engine"];
 
 /// Variables that cargo sets for the program it runs. Passed on to another cargo they make build scripts run again
 /// that watch them (ring's does), and half the workspace with them.
-const CARGO_RUN_VARIABLES: &[&str] = &[
-    "CARGO_PKG_",
-    "CARGO_MANIFEST_",
-    "CARGO_BIN_",
-    "CARGO_CRATE_NAME",
-    "CARGO_PRIMARY",
-];
+const CARGO_RUN_VARIABLES: &[&str] =
+    &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_PRIMARY"];
 
 /// Runs everything.
 ///
@@ -60,17 +55,10 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     if failed.is_empty() {
         ui::heading("tests");
     } else {
-        ui::heading(&format!(
-            "tests (the outcome is a failure already: {})",
-            failed.join(", ")
-        ));
+        ui::heading(&format!("tests (the outcome is a failure already: {})", failed.join(", ")));
     }
     let passed = status(command)?;
-    Ok(if passed && failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if passed && failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs every check, the failed ones too, and returns the names of those.
@@ -100,10 +88,7 @@ fn step(name: &str, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<
     let start = Instant::now();
     let outcome = run();
     let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
-    ui::note(&format!(
-        "    {name}: {verdict}, {}",
-        seconds(start.elapsed())
-    ));
+    ui::note(&format!("    {name}: {verdict}, {}", seconds(start.elapsed())));
     outcome
 }
 
@@ -112,34 +97,15 @@ fn seconds(time: Duration) -> String {
 }
 
 fn check_format(root: &Path) -> anyhow::Result<()> {
-    if optional_tool(
-        root,
-        "fmt",
-        "rustup component add rustfmt, or apt-get install rustfmt",
-    )? {
+    if optional_tool(root, "fmt", "rustup component add rustfmt, or apt-get install rustfmt")? {
         must(cargo(root, &["fmt", "--all", "--check"]))?;
     }
     Ok(())
 }
 
 fn check_clippy(root: &Path) -> anyhow::Result<()> {
-    if optional_tool(
-        root,
-        "clippy",
-        "rustup component add clippy, or apt-get install rust-clippy",
-    )? {
-        must(cargo(
-            root,
-            &[
-                "clippy",
-                "--quiet",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        ))?;
+    if optional_tool(root, "clippy", "rustup component add clippy, or apt-get install rust-clippy")? {
+        must(cargo(root, &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     }
     Ok(())
 }
@@ -160,21 +126,11 @@ fn check_deny(root: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     // Not `advisories`: their database is downloaded, and would make yesterday's green commit red.
-    must(cargo(
-        root,
-        &[
-            "deny",
-            "--workspace",
-            "check",
-            "bans",
-            "licenses",
-            "sources",
-        ],
-    ))
+    must(cargo(root, &["deny", "--workspace", "check", "bans", "licenses", "sources"]))
 }
 
 /// The programs that the tests in the lab start, as they are in the development profile.
-fn build_programs(root: &Path) -> anyhow::Result<()> {
+pub(crate) fn build_programs(root: &Path) -> anyhow::Result<()> {
     must(cargo(root, &["build", "--quiet", "--workspace", "--bins"]))
 }
 
@@ -186,9 +142,7 @@ fn optional_tool(root: &Path, name: &str, hint: &str) -> anyhow::Result<bool> {
     if std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false") {
         bail!("failed to find `cargo {name}`, which CI must have\nhint: {hint}");
     }
-    ui::note(&format!(
-        "skipped: `cargo {name}` is not installed\nhint: {hint}"
-    ));
+    ui::note(&format!("skipped: `cargo {name}` is not installed\nhint: {hint}"));
     Ok(false)
 }
 
@@ -204,15 +158,10 @@ fn test_command(root: &Path, args: &TestArgs) -> anyhow::Result<Command> {
     let list = if has_subcommand(root, "nextest") {
         nextest_args(args, &programs)
     } else {
-        ui::note(
-            "cargo-nextest is not installed: the tests run with cargo test, without time limits",
-        );
+        ui::note("cargo-nextest is not installed: the tests run with cargo test, without time limits");
         libtest_args(args, &programs)
     };
-    Ok(cargo(
-        root,
-        &list.iter().map(String::as_str).collect::<Vec<_>>(),
-    ))
+    Ok(cargo(root, &list.iter().map(String::as_str).collect::<Vec<_>>()))
 }
 
 /// A test program of a package: a file of its `tests` folder.
@@ -239,10 +188,7 @@ fn nextest_args(args: &TestArgs, programs: &[TestProgram]) -> Vec<String> {
             .map(|program| format!("binary_id({}::{})", program.package, program.name))
             .collect();
         if !expression.is_empty() {
-            list.extend([
-                "--filterset".into(),
-                format!("not ({})", expression.join(" + ")),
-            ]);
+            list.extend(["--filterset".into(), format!("not ({})", expression.join(" + "))]);
         }
     }
     list.extend(args.filters.iter().cloned());
@@ -250,22 +196,13 @@ fn nextest_args(args: &TestArgs, programs: &[TestProgram]) -> Vec<String> {
 }
 
 fn libtest_args(args: &TestArgs, programs: &[TestProgram]) -> Vec<String> {
-    let mut list: Vec<String> = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]
-        .map(String::from)
-        .to_vec();
+    let mut list: Vec<String> = ["test", "--workspace", "--no-fail-fast", "--lib", "--bins"].map(String::from).to_vec();
     if args.fast {
-        let mut names: Vec<&str> = programs
-            .iter()
-            .filter(|program| !program.needs_root())
-            .map(|program| program.name.as_str())
-            .collect();
+        let mut names: Vec<&str> =
+            programs.iter().filter(|program| !program.needs_root()).map(|program| program.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        list.extend(
-            names
-                .into_iter()
-                .flat_map(|name| ["--test".to_owned(), name.to_owned()]),
-        );
+        list.extend(names.into_iter().flat_map(|name| ["--test".to_owned(), name.to_owned()]));
     } else {
         list.push("--tests".into());
     }
@@ -300,25 +237,16 @@ fn test_programs(root: &Path) -> anyhow::Result<Vec<TestProgram>> {
 }
 
 fn parse_programs(json: &[u8]) -> anyhow::Result<Vec<TestProgram>> {
-    let metadata: Metadata =
-        serde_json::from_slice(json).context("failed to read the output of cargo metadata")?;
+    let metadata: Metadata = serde_json::from_slice(json).context("failed to read the output of cargo metadata")?;
     Ok(metadata
         .packages
         .into_iter()
-        .flat_map(
-            |Package {
-                 name: package,
-                 targets,
-             }| {
-                targets
-                    .into_iter()
-                    .filter(|target| target.kind.iter().any(|kind| kind == "test"))
-                    .map(move |target| TestProgram {
-                        package: package.clone(),
-                        name: target.name,
-                    })
-            },
-        )
+        .flat_map(|Package { name: package, targets }| {
+            targets
+                .into_iter()
+                .filter(|target| target.kind.iter().any(|kind| kind == "test"))
+                .map(move |target| TestProgram { package: package.clone(), name: target.name })
+        })
         .collect())
 }
 
@@ -351,9 +279,7 @@ fn cargo(root: &Path, args: &[&str]) -> Command {
 }
 
 fn is_cargo_run_variable(name: &str) -> bool {
-    CARGO_RUN_VARIABLES
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+    CARGO_RUN_VARIABLES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn must(command: Command) -> anyhow::Result<()> {
@@ -366,17 +292,12 @@ fn must(command: Command) -> anyhow::Result<()> {
 
 fn status(mut command: Command) -> anyhow::Result<bool> {
     let line = line(&command);
-    let status = command
-        .status()
-        .with_context(|| format!("failed to start `{line}`"))?;
+    let status = command.status().with_context(|| format!("failed to start `{line}`"))?;
     Ok(status.success())
 }
 
 fn line(command: &Command) -> String {
-    let args: Vec<_> = command
-        .get_args()
-        .map(|arg| arg.to_string_lossy())
-        .collect();
+    let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
     format!("cargo {}", args.join(" "))
 }
 
@@ -385,25 +306,13 @@ mod tests {
     use super::*;
 
     fn programs() -> Vec<TestProgram> {
-        [
-            ("netlib", "kernel"),
-            ("netlib", "plan"),
-            ("skein-tests", "e2e_compose"),
-            ("skein-tests", "durability"),
-        ]
-        .map(|(package, name)| TestProgram {
-            package: package.into(),
-            name: name.into(),
-        })
-        .to_vec()
+        [("netlib", "kernel"), ("netlib", "plan"), ("skein-tests", "e2e_compose"), ("skein-tests", "durability")]
+            .map(|(package, name)| TestProgram { package: package.into(), name: name.into() })
+            .to_vec()
     }
 
     fn args(fast: bool, filters: &[&str]) -> TestArgs {
-        TestArgs {
-            fast,
-            yes: false,
-            filters: filters.iter().map(|f| (*f).to_owned()).collect(),
-        }
+        TestArgs { fast, yes: false, filters: filters.iter().map(|f| (*f).to_owned()).collect() }
     }
 
     #[test]
@@ -419,10 +328,7 @@ mod tests {
             ("plan", false),
             ("my_lab", false),
         ] {
-            let program = TestProgram {
-                package: "p".into(),
-                name: name.into(),
-            };
+            let program = TestProgram { package: "p".into(), name: name.into() };
             assert_eq!(program.needs_root(), expected, "{name}");
         }
     }
@@ -433,11 +339,7 @@ mod tests {
             assert_eq!(nextest_args(args, programs).join(" "), expected);
         };
         check(&args(false, &[]), &programs(), "nextest run --workspace");
-        check(
-            &args(false, &["dns"]),
-            &programs(),
-            "nextest run --workspace dns",
-        );
+        check(&args(false, &["dns"]), &programs(), "nextest run --workspace dns");
         check(
             &args(true, &["dns"]),
             &programs(),
@@ -451,10 +353,7 @@ mod tests {
         let check = |args: &TestArgs, expected: &str| {
             assert_eq!(libtest_args(args, &programs()).join(" "), expected);
         };
-        check(
-            &args(false, &[]),
-            "test --workspace --no-fail-fast --lib --bins --tests -- --test-threads=1",
-        );
+        check(&args(false, &[]), "test --workspace --no-fail-fast --lib --bins --tests -- --test-threads=1");
         check(
             &args(true, &["dns", "ipam"]),
             "test --workspace --no-fail-fast --lib --bins --test durability --test plan -- dns ipam",
@@ -465,10 +364,7 @@ mod tests {
     fn test_programs_come_from_cargo_metadata() {
         let json = br#"{"packages":[{"name":"netlib","targets":[
             {"name":"netlib","kind":["lib"]},{"name":"kernel","kind":["test"]}]}]}"#;
-        let expected = TestProgram {
-            package: "netlib".into(),
-            name: "kernel".into(),
-        };
+        let expected = TestProgram { package: "netlib".into(), name: "kernel".into() };
         assert_eq!(parse_programs(json).unwrap(), [expected]);
         assert!(parse_programs(b"{").is_err());
     }

@@ -26,11 +26,7 @@ pub struct Finding {
 
 impl Finding {
     fn new(path: &Path, line: usize, message: impl Into<String>) -> Self {
-        Self {
-            path: path.to_path_buf(),
-            line,
-            message: message.into(),
-        }
+        Self { path: path.to_path_buf(), line, message: message.into() }
     }
 }
 
@@ -59,10 +55,7 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
         ui::note(&finding.to_string());
     }
     if !findings.is_empty() {
-        bail!(
-            "failed to find everything tidy: {} findings",
-            findings.len()
-        );
+        bail!("failed to find everything tidy: {} findings", findings.len());
     }
     Ok(())
 }
@@ -84,15 +77,11 @@ pub fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
 }
 
 fn check_file(root: &Path, path: &Path, findings: &mut Vec<Finding>) -> anyhow::Result<()> {
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default();
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     if !["rs", "md", "toml", "yml", "yaml"].contains(&extension) || is_sample(path) {
         return Ok(());
     }
-    let content = std::fs::read(root.join(path))
-        .with_context(|| format!("failed to read {}", path.display()))?;
+    let content = std::fs::read(root.join(path)).with_context(|| format!("failed to read {}", path.display()))?;
     let Ok(content) = String::from_utf8(content) else {
         findings.push(Finding::new(path, 0, "is not UTF-8"));
         return Ok(());
@@ -107,10 +96,7 @@ fn check_file(root: &Path, path: &Path, findings: &mut Vec<Finding>) -> anyhow::
             }
         }
         "md" => findings.extend(text::check_links(root, path, &content)),
-        "toml"
-            if path.file_name().is_some_and(|name| name == "Cargo.toml")
-                && path.components().count() > 1 =>
-        {
+        "toml" if path.file_name().is_some_and(|name| name == "Cargo.toml") && path.components().count() > 1 => {
             findings.extend(manifest::check(path, &content));
         }
         _ => {}
@@ -119,32 +105,21 @@ fn check_file(root: &Path, path: &Path, findings: &mut Vec<Finding>) -> anyhow::
 }
 
 fn is_sample(path: &Path) -> bool {
-    path.components().any(|part| {
-        part.as_os_str()
-            .to_str()
-            .is_some_and(|name| SAMPLE_DIRS.contains(&name))
-    })
+    path.components().any(|part| part.as_os_str().to_str().is_some_and(|name| SAMPLE_DIRS.contains(&name)))
 }
 
 /// Every file below `root/dir`, relative to the root. Symbolic links are not followed.
 fn walk(root: &Path, dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let full = root.join(dir);
-    let entries =
-        std::fs::read_dir(&full).with_context(|| format!("failed to list {}", full.display()))?;
+    let entries = std::fs::read_dir(&full).with_context(|| format!("failed to list {}", full.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("failed to list {}", full.display()))?;
         let name = entry.file_name();
         let path = dir.join(&name);
-        let kind = entry
-            .file_type()
-            .with_context(|| format!("failed to look at {}", path.display()))?;
+        let kind = entry.file_type().with_context(|| format!("failed to look at {}", path.display()))?;
         if kind.is_file() {
             files.push(path);
-        } else if kind.is_dir()
-            && !name
-                .to_str()
-                .is_some_and(|name| SKIPPED_DIRS.contains(&name))
-        {
+        } else if kind.is_dir() && !name.to_str().is_some_and(|name| SKIPPED_DIRS.contains(&name)) {
             walk(root, &path, files)?;
         }
     }
@@ -158,13 +133,7 @@ mod tests {
     #[test]
     fn the_walk_leaves_out_what_is_not_ours_and_samples_are_known() {
         let root = tempfile::tempdir().unwrap();
-        for path in [
-            "a/x.rs",
-            "target/y.rs",
-            ".git/z.rs",
-            "a/testdata/w.rs",
-            ".ci/run",
-        ] {
+        for path in ["a/x.rs", "target/y.rs", ".git/z.rs", "a/testdata/w.rs", ".ci/run"] {
             let path = root.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
@@ -172,10 +141,7 @@ mod tests {
         let mut files = Vec::new();
         walk(root.path(), Path::new(""), &mut files).unwrap();
         files.sort();
-        assert_eq!(
-            files,
-            [".ci/run", "a/testdata/w.rs", "a/x.rs"].map(PathBuf::from)
-        );
+        assert_eq!(files, [".ci/run", "a/testdata/w.rs", "a/x.rs"].map(PathBuf::from));
         assert!(is_sample(Path::new("a/testdata/w.rs")));
         assert!(!is_sample(Path::new("a/x.rs")));
     }
@@ -193,10 +159,7 @@ mod tests {
         };
         assert_eq!(check("a/src/lib.rs", "//! Docs.\n"), 0);
         assert_eq!(check("a/src/lib.rs", "fn f() {}\n"), 1);
-        assert_eq!(
-            check("master/core/src/lib.rs", "//! Docs.\nuse std::fs;\n"),
-            1
-        );
+        assert_eq!(check("master/core/src/lib.rs", "//! Docs.\nuse std::fs;\n"), 1);
         assert_eq!(check("a/README.md", "[gone](gone.md)\n"), 1);
         assert_eq!(check("a/Cargo.toml", "[package]\nname = \"a\"\n"), 6);
         assert_eq!(check("a/picture.svg", "trailing \n"), 0);
@@ -205,13 +168,7 @@ mod tests {
 
     #[test]
     fn findings_read_like_a_compilers() {
-        assert_eq!(
-            Finding::new(Path::new("a.rs"), 3, "is wrong").to_string(),
-            "a.rs:3: is wrong"
-        );
-        assert_eq!(
-            Finding::new(Path::new("a.rs"), 0, "is wrong").to_string(),
-            "a.rs: is wrong"
-        );
+        assert_eq!(Finding::new(Path::new("a.rs"), 3, "is wrong").to_string(), "a.rs:3: is wrong");
+        assert_eq!(Finding::new(Path::new("a.rs"), 0, "is wrong").to_string(), "a.rs: is wrong");
     }
 }

@@ -2,10 +2,7 @@
 //!
 //! Everything goes to standard error, as cargo's and nextest's own messages do, so that the order is kept; standard
 //! output stays free for results.
-#![allow(
-    clippy::print_stderr,
-    reason = "this module is the output of a command line program"
-)]
+#![allow(clippy::print_stderr, reason = "this module is the output of a command line program")]
 
 /// A heading above a step.
 pub fn heading(text: &str) {

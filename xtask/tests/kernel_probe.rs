@@ -7,11 +7,7 @@ use xtask::setup::kernel::probe;
 /// Output of a program that must succeed.
 fn output(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -39,13 +35,7 @@ fn a_probe_without_the_privilege_names_it() {
         .unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(
-        message.contains("network namespaces: Operation not permitted (EPERM)"),
-        "{message}"
-    );
+    assert!(message.contains("network namespaces: Operation not permitted (EPERM)"), "{message}");
     assert!(message.contains("nothing was changed"), "{message}");
-    assert!(
-        message.contains("hint: run on the machine itself"),
-        "{message}"
-    );
+    assert!(message.contains("hint: run on the machine itself"), "{message}");
 }

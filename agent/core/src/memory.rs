@@ -33,6 +33,8 @@ pub struct TaskLocal {
     /// The run that `status` is about. Never less than the assignment's once that run began; more when the agent
     /// restarted the container by itself.
     pub run: u64,
+    /// The assignment's `run` that this run answers: a higher one is a user's start. It may be less than `run`.
+    pub assigned_run: u64,
     /// The last status that was reported.
     pub status: TaskStatus,
     /// We asked the container of this run to stop, and why.

@@ -113,6 +113,7 @@ impl Context<'_> {
             container,
             local: known.cloned().unwrap_or_else(|| TaskLocal {
                 run: assignment.run,
+                assigned_run: assignment.run,
                 reserved: container.is_some() && !assignment.networks.is_empty(),
                 ..Default::default()
             }),
@@ -127,6 +128,10 @@ impl Context<'_> {
         }
         if was_terminal {
             task.next_run(plan);
+        } else if task.user_start() && !task.live() && !task.local.status.state.is_terminal() {
+            // It has not started yet, so this start is that one.
+            task.local.assigned_run = assignment.run;
+            task.local.run = task.local.run.max(assignment.run);
         }
         if !task.wants_running() {
             self.cancel_start(&assignment.id, plan);
@@ -395,6 +400,12 @@ impl Task<'_> {
         self.local.quick_ends = if lasted >= restart::STABLE_MS { 0 } else { self.local.quick_ends.saturating_add(1) };
     }
 
+    /// A user started it since this run began. The agent's own restarts raise `run` too, so it is the assignment's run
+    /// that tells.
+    fn user_start(&self) -> bool {
+        !self.is_service() && self.assignment.run > self.local.assigned_run
+    }
+
     /// Begins another run of an ended container task, if a user or its policy wants that.
     fn next_run(&mut self, plan: &mut Plan) {
         if self.is_service()
@@ -415,7 +426,7 @@ impl Task<'_> {
             return;
         }
         let started = self.container.map_or(UnixMillis(0), |c| c.started_at);
-        if self.assignment.run > run || self.local.status.state == TaskState::Shutdown {
+        if self.user_start() || self.local.status.state == TaskState::Shutdown {
             restart::reset(&mut self.local);
             self.begin_run(self.assignment.run.max(run + 1), started);
             return;
@@ -432,6 +443,7 @@ impl Task<'_> {
 
     fn begin_run(&mut self, run: u64, prev_started: UnixMillis) {
         self.local.run = run;
+        self.local.assigned_run = self.assignment.run;
         self.local.prev_started = prev_started;
         self.local.stopping = None;
         self.local.rejected = None;
@@ -490,7 +502,7 @@ impl Task<'_> {
 
     fn act_on_live(&mut self, c: &Container, terminal: bool) -> Option<Action> {
         let unhealthy = self.is_service() && c.health == Some(Health::Unhealthy);
-        let again = !self.is_service() && self.assignment.run > self.local.run;
+        let again = self.user_start();
         let reason = match self.local.stopping {
             Some(reason) => Some(reason),
             None if !self.wants_running() => Some(StopReason::Requested),

@@ -266,7 +266,11 @@ mod tests {
         let check = |name: &str, t: RecordType, rotation: usize, code: ResponseCode, want: &[&str]| {
             let got = answer(&zone, &ask(name, t), rotation, false).unwrap();
             let data: Vec<String> = got.answers.iter().map(|r| r.data.to_string()).collect();
-            assert_eq!((got.metadata.response_code, data), (code, want.iter().map(|s| s.to_string()).collect()), "{name}");
+            assert_eq!(
+                (got.metadata.response_code, data),
+                (code, want.iter().map(|s| s.to_string()).collect()),
+                "{name}"
+            );
             assert_eq!(got.metadata.id, 7);
             assert!(got.answers.iter().all(|r| (1..=5).contains(&r.ttl)));
         };

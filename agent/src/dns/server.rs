@@ -190,8 +190,7 @@ impl DnsServer {
 
     fn forward_permit(&self, client: IpAddr) -> Option<Permit> {
         let permit = self.forwards.take(client);
-        let counter =
-            if permit.is_some() { &self.counters.forwarded_total } else { &self.counters.rejected_total };
+        let counter = if permit.is_some() { &self.counters.forwarded_total } else { &self.counters.rejected_total };
         counter.fetch_add(1, Ordering::Relaxed);
         permit
     }
@@ -269,7 +268,9 @@ impl DnsServer {
     /// Answers the messages of one connection in their order, until it ends or is silent for too long.
     async fn connection(&self, network: &NetworkId, client: IpAddr, mut stream: TcpStream) -> io::Result<()> {
         loop {
-            let Ok(packet) = timeout(TCP_IDLE, read_framed(&mut stream)).await else { return Ok(()) };
+            let Ok(packet) = timeout(TCP_IDLE, read_framed(&mut stream)).await else {
+                return Ok(());
+            };
             let Some(packet) = packet? else { return Ok(()) };
             let answer = match self.decide(network, client, true, &packet) {
                 Outcome::Drop => return Ok(()),

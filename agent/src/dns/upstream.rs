@@ -87,7 +87,9 @@ impl Upstreams {
     /// The resolvers to ask now, at most [`UPSTREAMS_MAX`]. A file that cannot be read leaves the last good list.
     pub fn current(&self) -> Vec<SocketAddr> {
         let path = match &self.source {
-            UpstreamSource::Fixed(list) => return list.iter().take(UPSTREAMS_MAX).copied().collect(),
+            UpstreamSource::Fixed(list) => {
+                return list.iter().take(UPSTREAMS_MAX).copied().collect();
+            }
             UpstreamSource::File(path) => path,
         };
         let mut cache = self.cache.lock().unwrap_or_else(|e| e.into_inner());
@@ -97,7 +99,9 @@ impl Upstreams {
         }
         cache.looked = Some(now);
         // Small and almost always in the page cache: not worth a blocking thread.
-        let Ok(meta) = std::fs::metadata(path) else { return cache.resolvers.clone() };
+        let Ok(meta) = std::fs::metadata(path) else {
+            return cache.resolvers.clone();
+        };
         let stamp = (meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), meta.len());
         if cache.stamp != Some(stamp)
             && meta.len() <= FILE_BYTES_MAX
@@ -136,7 +140,9 @@ pub fn parse_resolv_conf(text: &str) -> Vec<SocketAddr> {
         if words.next() != Some("nameserver") {
             continue;
         }
-        let Some(Ok(address)) = words.next().map(str::parse::<IpAddr>) else { continue };
+        let Some(Ok(address)) = words.next().map(str::parse::<IpAddr>) else {
+            continue;
+        };
         let address = SocketAddr::new(address, 53);
         if !found.contains(&address) && found.len() < UPSTREAMS_MAX {
             found.push(address);

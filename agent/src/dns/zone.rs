@@ -111,7 +111,9 @@ impl Zone {
             entry.reverse.insert(IpAddr::V6(n.gateway6), gateway);
         }
         for e in endpoints {
-            let Some(entry) = zone.networks.get_mut(&e.network) else { continue };
+            let Some(entry) = zone.networks.get_mut(&e.network) else {
+                continue;
+            };
             for name in &e.names {
                 entry.own.entry(canonical(name)).or_default().insert((e.v4, e.v6));
             }
@@ -156,9 +158,10 @@ impl Zone {
     pub fn name(&self, network: &NetworkId, client: IpAddr, name: &str, family: Family) -> NameAnswer {
         let name = canonical(name);
         let seen = self.seen_by(network, client);
-        let found = seen.iter().find_map(|n| n.find(&name)).or_else(|| {
-            seen.iter().find_map(|n| n.find(name.strip_suffix(&n.name)?.strip_suffix('.')?))
-        });
+        let found = seen
+            .iter()
+            .find_map(|n| n.find(&name))
+            .or_else(|| seen.iter().find_map(|n| n.find(name.strip_suffix(&n.name)?.strip_suffix('.')?)));
         if let Some(members) = found {
             return NameAnswer::Known(of_family(members, family));
         }

@@ -346,11 +346,16 @@ impl<N: NetworkSide> Executor<N> {
             }
         }
         let settled = plan.is_empty() && self.running.is_empty();
+        // A plan that only remembered or said something may have made room for another; its like is empty the next time.
+        let look_again = !plan.is_empty() && plan.actions.is_empty() && plan.cancel.is_empty();
         for action in plan.actions {
             self.begin(action, &assignments);
         }
         self.repair_ledger().await;
         self.say(settled, None);
+        if look_again {
+            return Some(Duration::ZERO);
+        }
         plan.wake_at.map(|at| Duration::from_millis(at.since_ms(now)))
     }
 

@@ -4,7 +4,11 @@
 //! not know: the engine, the master. One task; it reads its requests from a bounded `mpsc`, netlib's watch, and two
 //! timers. Requests run one after another: each takes a few milliseconds, a whole `apply` as long as the kernel does.
 //!
+//! `requests`: what the engine asks for.
+//!
 //! The kernel is checked (*audit*): what changed according to netlink half a second later, everything once a minute.
+
+mod requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,17 +27,14 @@ use tokio::{
 
 use super::{
     Message, OverlayConfig, OverlayCounters, OverlayError, Shared,
-    claims::{Claims, HostPort},
+    claims::Claims,
     desired,
     lease::{LEASE_PREFIX, Leases},
     store::{Change, LocalStore, StoreError},
 };
 use crate::{
     dns::{DnsServer, Serving, Zone},
-    plugin::{
-        state::{Effect, PluginState, container_ifname},
-        wire::{Reply, Request},
-    },
+    plugin::PluginState,
 };
 
 /// Keys of the networks that this host had last, so that the plugin knows them before the first `apply`.
@@ -54,14 +55,6 @@ enum Cause {
     Request,
     /// Nobody asked: changes are repairs.
     Audit,
-}
-
-/// What to take back when a request fails half way.
-#[derive(Clone, Debug)]
-enum Undo {
-    Join(String),
-    Publish(String),
-    Nothing,
 }
 
 /// The name server's tasks of one network.
@@ -94,6 +87,8 @@ pub(super) struct Actor {
     sandboxes: Vec<Vec<(NetworkId, Vec<IpAddr>)>>,
     /// Peers are known only after the first `apply`: before it nothing is ensured, since that would cut them off.
     applied: bool,
+    /// The last look at everything found or made all of it so.
+    ensured: bool,
     dirty: BTreeSet<Scope>,
     audit_at: Option<Instant>,
 }
@@ -140,6 +135,7 @@ impl Actor {
             served: BTreeMap::new(),
             sandboxes: Vec::new(),
             applied: false,
+            ensured: false,
             dirty: BTreeSet::new(),
             audit_at: None,
         })
@@ -211,17 +207,21 @@ impl Actor {
                 wanted.insert(id.clone(), old.clone());
             }
         }
-        let changes = self.set_known(wanted);
-        self.peers.clear();
+        let mut by_network: BTreeMap<NetworkId, Vec<PeerAssignment>> = BTreeMap::new();
         for peer in peers {
-            self.peers.entry(peer.network.clone()).or_default().push(peer);
+            by_network.entry(peer.network.clone()).or_default().push(peer);
         }
+        // Most changes are of endpoints, which are the name server's alone: the kernel need not be read for them.
+        let same = self.ensured && wanted == self.known && by_network == self.peers;
+        let changes = self.set_known(wanted);
+        self.peers = by_network;
         self.endpoints = endpoints;
         self.applied = true;
         self.publish_zone();
         let stored = self.persist(changes).await;
-        let ensured = self.ensure_all(Cause::Request).await;
-        ensured?;
+        if !same {
+            self.ensure_all(Cause::Request).await?;
+        }
         stored?;
         Ok(())
     }
@@ -325,6 +325,7 @@ impl Actor {
             // Without a network the guard of the VXLAN port would only be in the way of others.
             note(self.remove_host().await);
         }
+        self.ensured = first.is_ok();
         first
     }
 
@@ -390,7 +391,9 @@ impl Actor {
         for change in &report.changes {
             match cause {
                 Cause::Request => tracing::info!(what, change, "changed the kernel's state"),
-                Cause::Audit => tracing::warn!(what, repair = change, "repaired the kernel's state"),
+                Cause::Audit => {
+                    tracing::warn!(what, repair = change, "repaired the kernel's state")
+                }
             }
         }
         if cause == Cause::Audit {
@@ -472,7 +475,8 @@ impl Actor {
         id: &NetworkId,
         state: &netlib::NetworkState,
     ) -> Result<(), OverlayError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| OverlayError::Dns { network: id.clone(), source };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| OverlayError::Dns { network: id.clone(), source };
         let path = netlib.config().netns_dir.join(netlib::names::netns_name(&state.id));
         let inode = std::fs::metadata(&path).map_err(|e| failed(e.into()))?.ino();
         let alive = match self.served.get_mut(id) {
@@ -510,142 +514,6 @@ impl Actor {
         Ok(self.dns.serve(id, udp, tcp)?)
     }
 
-    // --- the engine's plugin ---
-
-    async fn plugin_request(&mut self, request: Request) -> Result<Reply, String> {
-        let builds = builds_up(&request);
-        let undo = match &request {
-            Request::Join { endpoint, .. } => Undo::Join(endpoint.clone()),
-            Request::Publish { endpoint, .. } => Undo::Publish(endpoint.clone()),
-            _ => Undo::Nothing,
-        };
-        let request = self.claim_ports(request)?;
-        let outcome = match self.plugin.handle(&self.known, &mut self.leases, request) {
-            Ok(outcome) => outcome,
-            Err(refusal) => {
-                self.hold_ports();
-                return Err(refusal.to_string());
-            }
-        };
-        if builds {
-            // Not remembered means lost at our next start, with its container cut off: better not begun.
-            if let Err(error) = self.persist(outcome.changes).await {
-                self.undo(undo).await;
-                return Err(chain(&error));
-            }
-        } else {
-            self.persist_or_warn(outcome.changes).await;
-        }
-        for effect in outcome.effects {
-            if let Err(error) = self.effect(effect).await {
-                if builds {
-                    self.undo(undo).await;
-                    return Err(chain(&error));
-                }
-                tracing::warn!(error = chain(&error), "failed to clean up behind the engine: the audit goes on with it");
-            }
-        }
-        if self.sandboxes != self.in_several_networks() {
-            self.publish_zone();
-        }
-        self.remove_retired().await;
-        Ok(outcome.reply)
-    }
-
-    /// Makes the ports of a Publish concrete and ours, before anything is decided.
-    fn claim_ports(&mut self, request: Request) -> Result<Request, String> {
-        let Request::Publish { endpoint, ports } = request else { return Ok(request) };
-        if !ports.is_empty() {
-            if !self.applied {
-                return Err("the agent is still starting".into());
-            }
-            self.plugin.check_ports(&endpoint, &ports).map_err(|e| e.to_string())?;
-        }
-        let ports = self.claims.claim(&ports).map_err(|e| chain(&e))?;
-        Ok(Request::Publish { endpoint, ports })
-    }
-
-    /// Holds exactly the ports that endpoints publish.
-    fn hold_ports(&mut self) {
-        let mut keep: BTreeSet<HostPort> = BTreeSet::new();
-        for (id, endpoint) in self.plugin.endpoints() {
-            if let Err(error) = self.claims.claim(&endpoint.ports) {
-                tracing::warn!(endpoint = id, error = chain(&error), "a published port is not ours any more");
-            }
-            keep.extend(endpoint.ports.iter().map(|p| (p.proto, p.host_ip, p.host_port)));
-        }
-        self.claims.retain(&keep);
-    }
-
-    /// Takes back what a request began that could not be finished. What else it made (an endpoint, an address), the
-    /// engine takes down by itself.
-    async fn undo(&mut self, undo: Undo) {
-        match undo {
-            Undo::Join(endpoint) => {
-                let change = self.plugin.join_failed(&endpoint);
-                self.persist_or_warn(change).await;
-            }
-            Undo::Publish(endpoint) => {
-                let outcome = self.plugin.set_ports(&endpoint, Vec::new());
-                self.persist_or_warn(outcome.changes).await;
-                for effect in outcome.effects {
-                    warn_of(self.effect(effect).await);
-                }
-                self.hold_ports();
-            }
-            Undo::Nothing => {}
-        }
-    }
-
-    async fn effect(&mut self, effect: Effect) -> Result<(), OverlayError> {
-        match effect {
-            Effect::Attach { endpoint } => self.attach(&endpoint).await,
-            Effect::Detach { network, endpoint } => {
-                let netlib = self.netlib().await?;
-                let invalid = |source| OverlayError::Invalid { network: network.clone(), source };
-                let id: netlib::NetworkId = network.as_str().parse().map_err(invalid)?;
-                match netlib.remove_endpoint(&id, &endpoint).await {
-                    // The whole network is gone, and the link with it.
-                    Ok(()) | Err(netlib::Error::NoNetwork(_)) => Ok(()),
-                    Err(source) => Err(OverlayError::Kernel { what: format!("the end of {}", endpoint.addr4), source }),
-                }
-            }
-            Effect::Ports { network } => {
-                self.hold_ports();
-                self.ensure_host(Cause::Request).await?;
-                if self.applied && self.known.contains_key(&network) {
-                    self.ensure_network(&network, Cause::Request).await?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    async fn attach(&mut self, id: &str) -> Result<(), OverlayError> {
-        let netlib = self.netlib().await?;
-        let Some(endpoint) = self.plugin.endpoints().get(id) else { return Ok(()) };
-        let network = endpoint.network.clone();
-        let (kernel_endpoint, ifname) = (endpoint.to_netlib(), container_ifname(id));
-        let ours = self.known.get(&network).ok_or_else(|| OverlayError::UnknownNetwork(network.clone()))?;
-        let what = format!("{} of network {}", endpoint.v4, ours.name);
-        let state = desired::bare_network(ours)
-            .map_err(|source| OverlayError::Invalid { network: network.clone(), source })?;
-        let result = match netlib.add_endpoint(&state, &kernel_endpoint, &ifname).await {
-            // After a boot the engine may be here before the fabric.
-            Err(netlib::Error::NoNetwork(_)) if self.applied => {
-                self.ensure_network(&network, Cause::Request).await?;
-                netlib.add_endpoint(&state, &kernel_endpoint, &ifname).await
-            }
-            result => result,
-        };
-        result.map_err(|source| OverlayError::Kernel { what, source })?;
-        if self.served.get(&network).is_some_and(|s| s.v6.is_none()) {
-            // The first link brings the IPv6 gateway: names can be served there from now on.
-            self.serve_names(&netlib, &network, &state).await?;
-        }
-        Ok(())
-    }
-
     // --- the disk ---
 
     async fn persist(&self, changes: impl IntoIterator<Item = Change>) -> Result<(), StoreError> {
@@ -671,20 +539,6 @@ async fn changed(watch: &mut Option<netlib::Watch>) -> Result<Vec<Scope>, netlib
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,
     }
-}
-
-/// Requests that make something, and must fail when it cannot be done or remembered. The others take down, and must
-/// not stand in the engine's way.
-fn builds_up(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::CreateNetwork { .. }
-            | Request::CreateEndpoint { .. }
-            | Request::Join { .. }
-            | Request::Publish { .. }
-            | Request::RequestPool { .. }
-            | Request::RequestAddress { .. }
-    )
 }
 
 fn warn_of(result: Result<(), OverlayError>) {

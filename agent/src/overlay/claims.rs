@@ -107,7 +107,9 @@ impl Claims {
                     self.held.insert(key, socket);
                     return Ok(candidate);
                 }
-                Err(source) if source.kind() == io::ErrorKind::AddrInUse && first != last => continue,
+                Err(source) if source.kind() == io::ErrorKind::AddrInUse && first != last => {
+                    continue;
+                }
                 Err(source) if source.kind() == io::ErrorKind::AddrInUse => {
                     let holder = holder(proto, candidate).unwrap_or_else(|| "another process".into());
                     return Err(ClaimError::InUse { port: candidate, proto, holder });
@@ -158,13 +160,20 @@ fn bind((proto, ip, port): HostPort) -> io::Result<Socket> {
 /// The process that has a port: `process 123 (nginx)`. Reads the kernel's socket tables (proc_net_tcp) and then every
 /// process's open files.
 fn holder(proto: Proto, port: u16) -> Option<String> {
-    let inodes: BTreeSet<u64> = ["", "6"].iter().filter_map(|family| {
-        let table = fs::read_to_string(format!("/proc/net/{}{family}", proto.as_str())).ok()?;
-        table.lines().skip(1).find_map(|line| inode_of(line, port))
-    }).collect();
+    let inodes: BTreeSet<u64> = ["", "6"]
+        .iter()
+        .filter_map(|family| {
+            let table = fs::read_to_string(format!("/proc/net/{}{family}", proto.as_str())).ok()?;
+            table.lines().skip(1).find_map(|line| inode_of(line, port))
+        })
+        .collect();
     for process in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        let Ok(files) = fs::read_dir(process.path().join("fd")) else { continue };
+        let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(files) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
         let has = files.flatten().any(|f| {
             let target = fs::read_link(f.path()).unwrap_or_default();
             let inode = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());

@@ -247,7 +247,9 @@ impl Leases {
 
     /// The engine gives one family's address back. A task keeps its own; unknown ones are no error.
     pub fn give_back(&mut self, network: &NetworkId, family: AddressFamily, address: Ipv4Addr) -> Option<Change> {
-        let Some(Holder::Engine { mac, v4, v6 }) = self.holder(network, address).cloned() else { return None };
+        let Some(Holder::Engine { mac, v4, v6 }) = self.holder(network, address).cloned() else {
+            return None;
+        };
         let (v4, v6) = (v4 && family != AddressFamily::V4, v6 && family != AddressFamily::V6);
         let holder = if v4 || v6 { Holder::Engine { mac, v4, v6 } } else { self.next_released() };
         Some(self.set(network, address, holder))
@@ -284,9 +286,11 @@ impl Leases {
 
     fn free(&self, network: &NetworkAssignment) -> Result<Ipv4Addr, LeaseError> {
         let known = self.networks.get(&network.id);
-        let fresh = network.blocks.iter().flat_map(addresses).find(|a| {
-            usable(network, *a) && known.is_none_or(|k| !k.contains_key(a))
-        });
+        let fresh = network
+            .blocks
+            .iter()
+            .flat_map(addresses)
+            .find(|a| usable(network, *a) && known.is_none_or(|k| !k.contains_key(a)));
         if let Some(address) = fresh {
             return Ok(address);
         }

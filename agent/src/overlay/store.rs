@@ -129,7 +129,9 @@ impl LocalStore for DirStore {
         for entry in fs::read_dir(&self.dir).map_err(failed(&self.dir))? {
             let path = entry.map_err(failed(&self.dir))?.path();
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let Some(key) = name.strip_suffix(ENDING).and_then(key_of) else { continue };
+            let Some(key) = name.strip_suffix(ENDING).and_then(key_of) else {
+                continue;
+            };
             if !key.starts_with(prefix) {
                 continue;
             }

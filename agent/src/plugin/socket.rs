@@ -65,7 +65,9 @@ pub enum SocketError {
 /// # Errors
 /// It is there but not usable.
 pub fn handed_over(fds: &mut ListenFd, names: Option<&str>) -> Result<Option<UnixListener>, SocketError> {
-    let Some(index) = position(fds.len(), names) else { return Ok(None) };
+    let Some(index) = position(fds.len(), names) else {
+        return Ok(None);
+    };
     fds.take_unix_listener(index).map_err(|source| SocketError::HandedOver { index, source })
 }
 
@@ -86,9 +88,13 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     use std::os::unix::fs::FileTypeExt;
     let failed = |source| SocketError::Bind { path: path.to_path_buf(), source };
     match fs::symlink_metadata(path) {
-        Ok(meta) if !meta.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_path_buf())),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_path_buf()));
+        }
         Ok(_) => match UnixStream::connect(path) {
-            Ok(stream) => return Err(SocketError::Taken { path: path.to_path_buf(), holder: holder(&stream) }),
+            Ok(stream) => {
+                return Err(SocketError::Taken { path: path.to_path_buf(), holder: holder(&stream) });
+            }
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed)?,
             Err(e) => return Err(failed(e)),
         },

@@ -230,7 +230,9 @@ impl PluginState {
     pub fn sandboxes(&self) -> Vec<Vec<(NetworkId, Vec<IpAddr>)>> {
         let mut found: BTreeMap<&str, Vec<(NetworkId, Vec<IpAddr>)>> = BTreeMap::new();
         for endpoint in self.endpoints.values() {
-            let Some(sandbox) = &endpoint.sandbox else { continue };
+            let Some(sandbox) = &endpoint.sandbox else {
+                continue;
+            };
             let addresses = [Some(IpAddr::V4(endpoint.v4)), endpoint.v6.map(IpAddr::V6)];
             let entry = (endpoint.network.clone(), addresses.into_iter().flatten().collect());
             found.entry(sandbox).or_default().push(entry);
@@ -271,9 +273,7 @@ impl PluginState {
         request: Request,
     ) -> Result<Outcome, Refusal> {
         match request {
-            Request::Activate => {
-                Ok(Outcome::reply(Reply::Activate { implements: ["NetworkDriver", "IpamDriver"] }))
-            }
+            Request::Activate => Ok(Outcome::reply(Reply::Activate { implements: ["NetworkDriver", "IpamDriver"] })),
             Request::DriverCapabilities => {
                 Ok(Outcome::reply(Reply::DriverCapabilities { scope: "local", connectivity_scope: "global" }))
             }
@@ -378,7 +378,9 @@ impl PluginState {
         let interface = ReplyInterface { mac_address: wanted.mac.is_empty().then(|| mac.to_string()) };
         let mut outcome = Outcome::reply(Reply::Endpoint { interface });
         // The address was given to the engine anew, so another endpoint that has it was leaked by an engine's crash.
-        let leaked: Vec<String> = self.endpoints.iter()
+        let leaked: Vec<String> = self
+            .endpoints
+            .iter()
             .filter(|(other, e)| **other != id && e.network == network && e.v4 == v4)
             .map(|(other, _)| other.clone())
             .collect();
@@ -493,10 +495,8 @@ pub fn container_ifname(endpoint: &str) -> String {
 fn join_reply(ours: &NetworkAssignment, endpoint: &PluginEndpoint, id: &str) -> JoinReply {
     let on_link = |destination: String| StaticRoute { destination, route_type: 1, next_hop: String::new() };
     let by = |destination: String, next_hop: String| StaticRoute { destination, route_type: 0, next_hop };
-    let mut static_routes = vec![
-        on_link(format!("{}/32", ours.gateway4)),
-        by(ours.subnet4.to_string(), ours.gateway4.to_string()),
-    ];
+    let mut static_routes =
+        vec![on_link(format!("{}/32", ours.gateway4)), by(ours.subnet4.to_string(), ours.gateway4.to_string())];
     if endpoint.v6.is_some() {
         static_routes.push(on_link(format!("{}/128", ours.gateway6)));
         static_routes.push(by(ours.subnet6.to_string(), ours.gateway6.to_string()));
@@ -602,7 +602,8 @@ fn ipv4_of(ours: &NetworkAssignment, address: IpAddr) -> Option<Ipv4Addr> {
 
 fn parse_pool(pool: &str) -> Result<(NetworkId, AddressFamily), Refusal> {
     let malformed = || Refusal::Malformed { what: "a pool of this driver", value: pool.to_owned() };
-    let (id, family) = pool.strip_prefix(DRIVER).and_then(|p| p.strip_prefix('/')?.rsplit_once('/')).ok_or_else(malformed)?;
+    let (id, family) =
+        pool.strip_prefix(DRIVER).and_then(|p| p.strip_prefix('/')?.rsplit_once('/')).ok_or_else(malformed)?;
     let family = match family {
         "4" => AddressFamily::V4,
         "6" => AddressFamily::V6,

@@ -316,7 +316,9 @@ fn binding(wire: WireBinding) -> Result<PortBinding, String> {
     let proto = match wire.proto {
         6 => Proto::Tcp,
         17 => Proto::Udp,
-        132 => return Err(format!("port {}/sctp cannot be published: only tcp and udp can", wire.port)),
+        132 => {
+            return Err(format!("port {}/sctp cannot be published: only tcp and udp can", wire.port));
+        }
         other => return Err(format!("port {} has unknown protocol {other}", wire.port)),
     };
     let host_ip = match wire.host_ip.as_str() {
@@ -502,13 +504,8 @@ mod tests {
                 task: Some("t1".into()),
             },
         );
-        let ports = vec![PortBinding {
-            proto: Proto::Udp,
-            host_ip: None,
-            host_port: 53,
-            host_port_end: 53,
-            port: 5353,
-        }];
+        let ports =
+            vec![PortBinding { proto: Proto::Udp, host_ip: None, host_port: 53, host_port_end: 53, port: 5353 }];
         check(
             "/NetworkDriver.ProgramExternalConnectivity",
             r#"{"EndpointID":"p1","Options":{"com.docker.network.portmap":[

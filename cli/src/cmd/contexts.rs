@@ -35,7 +35,8 @@ pub(crate) fn run(command: ContextCommand, store: &Store, choice: &Choice, out: 
     match command {
         ContextCommand::Create { certs, ca, cert, key, server_name, force, name } => {
             let Some(host) = choice.host.clone() else {
-                let hint = format!("skein context create --host tcp://HOST:{} --certs DIR {name}", skein_api::DEFAULT_PORT);
+                let hint =
+                    format!("skein context create --host tcp://HOST:{} --certs DIR {name}", skein_api::DEFAULT_PORT);
                 return Err(Failure::new(code::USAGE, "a context needs the address of its master", Some(&hint)));
             };
             parse_address(&host)?;

@@ -7,14 +7,14 @@
 use std::collections::BTreeSet;
 
 use skein_api::{
-    LogOptions, ServiceId, Task, TaskId, TaskState, UnixMillis,
+    Event, LogOptions, ServiceId, Task, TaskId, TaskState, UnixMillis,
     client::{Client, ClientError, TaskFilter},
     frame::Frame,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::App;
+use super::{App, stack::reopen};
 use crate::{
     args::LogsArgs,
     compose::values::duration_ms,
@@ -92,10 +92,16 @@ pub(super) async fn logs(app: &App, args: &LogsArgs) -> Result<u8, Failure> {
     }
     // Subscribed before the list: a task that comes in between is not missed.
     let mut events = if args.follow { Some(client.events(None).await?) } else { None };
-    let mut followed = Followed { client: client.clone(), options, seen: BTreeSet::new(), readers: JoinSet::new(), tx: None };
     let (tx, mut rx) = mpsc::channel(LINES_WAITING_MAX);
-    followed.tx = Some(tx);
-    let mut services = stack_services(&client, &subjects).await?;
+    let mut followed = Followed {
+        services: stack_services(&client, &subjects).await?,
+        others: BTreeSet::new(),
+        client: client.clone(),
+        options,
+        seen: BTreeSet::new(),
+        readers: JoinSet::new(),
+        tx: Some(tx),
+    };
     let mut tasks = initial(&client, &subjects).await?;
     tasks.sort_by(|a, b| (&a.name, a.meta.created_at).cmp(&(&b.name, b.meta.created_at)));
     tasks.iter().for_each(|t| followed.add(t));
@@ -117,17 +123,12 @@ pub(super) async fn logs(app: &App, args: &LogsArgs) -> Result<u8, Failure> {
                 None => break,
             },
             event = next_event(&mut events), if events.is_some() => match event? {
-                Some(event) if event.kind == "task" => {
-                    let Some(Ok(task)) = event.object.map(serde_json::from_value::<Task>) else { continue };
-                    if task.service.as_ref().is_some_and(|s| !services.contains(s.as_str())) {
-                        services = stack_services(&client, &subjects).await?;
-                    }
-                    if task.status.state >= TaskState::Starting && subjects.iter().any(|s| s.has(&task, &services)) {
-                        followed.add(&task);
-                    }
+                Some(event) => followed.take(event, &subjects).await?,
+                None => {
+                    events = Some(reopen(&client).await?);
+                    followed.services = stack_services(&client, &subjects).await?;
+                    initial(&client, &subjects).await?.iter().for_each(|t| followed.add(t));
                 }
-                Some(_) => {}
-                None => { events = None; followed.tx = None; }
             },
             Some(ended) = followed.readers.join_next() => if let Ok(Err(e)) = ended {
                 app.out.note(&e.text);
@@ -144,11 +145,13 @@ pub(super) async fn logs(app: &App, args: &LogsArgs) -> Result<u8, Failure> {
     Ok(failed.unwrap_or(0))
 }
 
-async fn next_event(
-    events: &mut Option<skein_api::client::EventStream>,
-) -> Result<Option<skein_api::Event>, ClientError> {
+async fn next_event(events: &mut Option<skein_api::client::EventStream>) -> Result<Option<Event>, ClientError> {
     match events {
-        Some(events) => events.next().await,
+        Some(events) => match events.next().await {
+            // As an end of the stream: it is opened again.
+            Err(e) if e.is_unreachable() => Ok(None),
+            other => other,
+        },
         None => std::future::pending().await,
     }
 }
@@ -185,6 +188,10 @@ async fn initial(client: &Client, subjects: &[Subject]) -> Result<Vec<Task>, Fai
 
 /// The tasks whose output is being read.
 struct Followed {
+    /// Services of the stacks that are meant.
+    services: BTreeSet<String>,
+    /// Services that are known to be of none of them.
+    others: BTreeSet<String>,
     client: Client,
     options: LogOptions,
     seen: BTreeSet<(TaskId, u64)>,
@@ -193,6 +200,24 @@ struct Followed {
 }
 
 impl Followed {
+    /// Follows the task of an event if it is meant and has, or will soon have, output.
+    async fn take(&mut self, event: Event, subjects: &[Subject]) -> Result<(), Failure> {
+        let object = event.object.filter(|_| event.kind == "task");
+        let Some(Ok(task)) = object.map(serde_json::from_value::<Task>) else { return Ok(()) };
+        if let Some(service) = task.service.as_ref().map(ToString::to_string)
+            && !self.services.contains(&service)
+            && self.others.insert(service.clone())
+            && subjects.iter().any(|s| matches!(s, Subject::Stack(_)))
+        {
+            // A service of such a stack may be new.
+            self.services = stack_services(&self.client, subjects).await?;
+        }
+        if task.status.state >= TaskState::Starting && subjects.iter().any(|s| s.has(&task, &self.services)) {
+            self.add(&task);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, task: &Task) {
         let Some(tx) = self.tx.clone() else { return };
         if !self.seen.insert((task.id.clone(), task.run)) {
@@ -264,8 +289,7 @@ fn write(line: &OutputLine, width: usize, bare: bool, colour: bool) -> Result<()
     let mut text = Vec::with_capacity(line.bytes.len() + 32);
     if !bare {
         let padded = format!("{:<width$}", line.name);
-        let prefix =
-            if colour { format!("\x1b[{}m{padded} |\x1b[0m ", line.colour) } else { format!("{padded} | ") };
+        let prefix = if colour { format!("\x1b[{}m{padded} |\x1b[0m ", line.colour) } else { format!("{padded} | ") };
         text.extend_from_slice(prefix.as_bytes());
     }
     text.extend_from_slice(&line.bytes);

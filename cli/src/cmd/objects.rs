@@ -197,7 +197,11 @@ async fn network(app: &App, command: NetworkCommand) -> Result<u8, Failure> {
             let spec =
                 NetworkSpec { name, labels: labels(&label)?, stack: None, subnet4: subnet, internal, attachable };
             let network = app.client("skein network create")?.network_create(&spec).await?;
-            if app.out.json { app.out.value(&network)? } else { app.out.line(network.id.as_str())? }
+            if app.out.json {
+                app.out.value(&network)?
+            } else {
+                app.out.line(network.id.as_str())?
+            }
             Ok(0)
         }
         NetworkCommand::Inspect(args) => {
@@ -246,7 +250,10 @@ async fn token(app: &App, command: TokenCommand) -> Result<u8, Failure> {
             } else {
                 app.out.line(&created.token)?;
                 let hosts = if uses == 1 { "one host".to_owned() } else { format!("{uses} hosts") };
-                app.out.note(&format!("for {hosts} within {}, shown this once: skein-agent join", span(ttl.as_secs())));
+                app.out.note(&format!(
+                    "for {hosts} within {}, shown this once; there: skein-agent join --master HOST --token TOKEN",
+                    span(ttl.as_secs())
+                ));
             }
             Ok(0)
         }
@@ -312,7 +319,8 @@ async fn explain(app: &App, name: &str) -> Result<(), Failure> {
 pub(crate) fn explained(e: &skein_api::Explanation) -> String {
     let mut text = format!("{}: {}\n", e.subject, e.summary);
     if e.nodes > 0 || !e.filters.is_empty() {
-        let rows = e.filters.iter().map(|f| vec![f.filter.clone(), f.rejected.to_string(), f.rejected_alone.to_string()]);
+        let rows =
+            e.filters.iter().map(|f| vec![f.filter.clone(), f.rejected.to_string(), f.rejected_alone.to_string()]);
         text.push_str(&table(&["FILTER", "REJECTED", "ALONE"], &rows.collect::<Vec<_>>()));
         text.push_str(&format!("{} of {} nodes fit\n", e.fitting, e.nodes));
     }
@@ -383,7 +391,8 @@ mod tests {
 
     #[test]
     fn explanations() {
-        let filter = |filter: &str, rejected, rejected_alone| FilterCount { filter: filter.into(), rejected, rejected_alone };
+        let filter =
+            |filter: &str, rejected, rejected_alone| FilterCount { filter: filter.into(), rejected, rejected_alone };
         let explanation = Explanation {
             subject: "shop_web".into(),
             summary: "no node fits".into(),

@@ -13,12 +13,8 @@ use crate::{
 /// Lists tasks.
 pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), Failure> {
     let client = app.client("skein ps")?;
-    let filter = TaskFilter {
-        stack: args.stack.clone(),
-        service: args.service.clone(),
-        node: args.node.clone(),
-        all: args.all,
-    };
+    let filter =
+        TaskFilter { stack: args.stack.clone(), service: args.service.clone(), node: args.node.clone(), all: args.all };
     let mut tasks = client.tasks(&filter).await?;
     tasks.sort_by(|a, b| (&a.name, a.meta.created_at, &a.id).cmp(&(&b.name, b.meta.created_at, &b.id)));
     if args.quiet {
@@ -94,8 +90,14 @@ mod tests {
         check(|s| s.message = "started".into(), "running 30s");
         check(|s| s.health = Some(Health::Healthy), "running 30s (healthy)");
         check(|s| (s.state, s.exit_code) = (TaskState::Failed, Some(2)), "failed 30s: exited with 2");
-        check(|s| (s.state, s.message) = (TaskState::Preparing, "pulling image".into()), "preparing 30s: pulling image");
-        check(|s| (s.state, s.oom_killed, s.exit_code) = (TaskState::Failed, true, Some(137)), "failed 30s: out of memory");
+        check(
+            |s| (s.state, s.message) = (TaskState::Preparing, "pulling image".into()),
+            "preparing 30s: pulling image",
+        );
+        check(
+            |s| (s.state, s.oom_killed, s.exit_code) = (TaskState::Failed, true, Some(137)),
+            "failed 30s: out of memory",
+        );
     }
 
     #[test]

@@ -33,7 +33,11 @@ pub(super) async fn run(app: &App, args: &RunArgs) -> Result<u8, Failure> {
     let client = app.client("skein run")?;
     if args.detach {
         let task = client.container_create(&create).await?;
-        if app.out.json { app.out.value(&task)? } else { app.out.line(task.id.as_str())? }
+        if app.out.json {
+            app.out.value(&task)?
+        } else {
+            app.out.line(task.id.as_str())?
+        }
         return Ok(0);
     }
     let events = client.events(None).await?;
@@ -128,7 +132,9 @@ async fn output(client: &Client, task: &Task) -> Result<(), Failure> {
         match frame {
             Frame::Stdout(data) => stdout(&data)?,
             Frame::Stderr(data) => stderr(&data),
-            Frame::Failure(why) => return Err(Failure::new(code::FAILED, format!("failed to read the output: {why}"), None)),
+            Frame::Failure(why) => {
+                return Err(Failure::new(code::FAILED, format!("failed to read the output: {why}"), None));
+            }
             _ => {}
         }
     }

@@ -232,7 +232,7 @@ async fn watch_up(
 }
 
 /// Opens the event stream again; goes on trying while the master is away. The caller has the time limit.
-async fn reopen(client: &Client) -> Result<EventStream, ClientError> {
+pub(super) async fn reopen(client: &Client) -> Result<EventStream, ClientError> {
     loop {
         sleep(RECONNECT_PAUSE).await;
         match client.events(None).await {
@@ -272,7 +272,8 @@ async fn not_up(client: &Client, stack: &str, why: &str, progress: &Progress) ->
         for line in lines {
             text.push_str(&format!("  {}  {}\n", line.name, line.text));
         }
-        let unplaced = lines.is_empty() || lines.iter().any(|l| l.text.starts_with("pending") || l.text.starts_with("new"));
+        let unplaced =
+            lines.is_empty() || lines.iter().any(|l| l.text.starts_with("pending") || l.text.starts_with("new"));
         if unplaced && let Ok(explanation) = client.explain(service).await {
             if explanation.fitting == 0 {
                 exit = code::NO_NODE_FITS;

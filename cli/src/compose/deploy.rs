@@ -88,7 +88,8 @@ fn mode(cx: &mut Cx, f: &Fields<'_>, d: Option<&Fields<'_>>, pos: Pos, spec: &mu
     };
     if let (Some(several), Some(name)) = (several, &spec.task.container.container_name) {
         let at = f.key_pos("container_name").unwrap_or(pos);
-        let message = format!("{}: container_name {name:?} is for one container, but the service has {several}", f.path);
+        let message =
+            format!("{}: container_name {name:?} is for one container, but the service has {several}", f.path);
         cx.error_hint(at, message, "remove container_name; the service's name reaches all its tasks");
     }
 }

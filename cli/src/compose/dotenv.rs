@@ -98,9 +98,8 @@ impl<'a> Reader<'a> {
             }
             _ => {
                 let line = self.line();
-                let comment = line.char_indices().find(|(i, c)| {
-                    *c == '#' && (*i == 0 || line[..*i].ends_with([' ', '\t']))
-                });
+                let comment =
+                    line.char_indices().find(|(i, c)| *c == '#' && (*i == 0 || line[..*i].ends_with([' ', '\t'])));
                 let value = comment.map_or(line, |(i, _)| &line[..i]).trim();
                 self.expand(value, number)
             }

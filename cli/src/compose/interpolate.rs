@@ -81,7 +81,10 @@ impl Scan<'_> {
 
     fn name(&mut self) -> String {
         let start = self.at;
-        while self.peek().is_some_and(|c| c == '_' || c.is_ascii_alphabetic() || (self.at > start && c.is_ascii_digit())) {
+        while self
+            .peek()
+            .is_some_and(|c| c == '_' || c.is_ascii_alphabetic() || (self.at > start && c.is_ascii_digit()))
+        {
             self.at += 1;
         }
         self.chars[start..self.at].iter().collect()
@@ -153,7 +156,10 @@ impl Scan<'_> {
             None => return self.bad(number, format!("\"${{{name}\" is not closed with \"}}\"")),
             Some(c) => {
                 let found = if colon { format!(":{c}") } else { c.to_string() };
-                return self.bad(number, format!("expected \"}}\", \"-\", \"?\" or \"+\" after \"${{{name}\", found {found:?}"));
+                return self.bad(
+                    number,
+                    format!("expected \"}}\", \"-\", \"?\" or \"+\" after \"${{{name}\", found {found:?}"),
+                );
             }
         };
         if self.peek() != Some('}') {

@@ -143,11 +143,8 @@ pub const HEALTHCHECK: Table = &[
 ];
 
 /// One of `depends_on`.
-pub const DEPENDS_ON: Table = &[
-    ("condition", Yes),
-    ("required", Yes),
-    ("restart", Warn("a service is not restarted with what it depends on")),
-];
+pub const DEPENDS_ON: Table =
+    &[("condition", Yes), ("required", Yes), ("restart", Warn("a service is not restarted with what it depends on"))];
 
 /// One of `env_file`.
 pub const ENV_FILE: Table = &[("format", Yes), ("path", Yes), ("required", Yes)];

@@ -31,8 +31,13 @@ pub(crate) fn short(text: &str, base: &Path, home: Option<&str>) -> Result<Short
         _ => return Err(format!("expected [SOURCE:]TARGET[:OPTIONS], found {text:?}")),
     };
     check_target(target)?;
-    let mut mount =
-        Mount { kind: MountKind::Volume, source: None, target: target.into(), read_only: false, tmpfs_size_bytes: None };
+    let mut mount = Mount {
+        kind: MountKind::Volume,
+        source: None,
+        target: target.into(),
+        read_only: false,
+        tmpfs_size_bytes: None,
+    };
     if let Some(source) = source {
         if source.starts_with(['/', '.', '~']) {
             mount.kind = MountKind::Bind;
@@ -130,7 +135,10 @@ pub(super) fn mounts(cx: &mut Cx, f: &Fields<'_>, around: &Surroundings<'_>) -> 
             cx.error(*pos, format!("{}: two mounts have the target {:?}", f.path, mount.target));
         }
         if let (MountKind::Bind, Some(source)) = (mount.kind, &mount.source) {
-            cx.warn(*pos, format!("{}: {source} must exist on the host that runs the task; it is not copied there", f.path));
+            cx.warn(
+                *pos,
+                format!("{}: {source} must exist on the host that runs the task; it is not copied there", f.path),
+            );
         }
     }
     found.into_iter().unzip()

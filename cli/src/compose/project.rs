@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skein_api::{
-    DependencyCondition, MountKind, NetworkAttachment, NetworkSpec, Dependency, RestartCondition, StackSpec,
+    Dependency, DependencyCondition, MountKind, NetworkAttachment, NetworkSpec, RestartCondition, StackSpec,
 };
 
 use super::{
@@ -116,7 +116,14 @@ fn resources<T>(
         let spec = if external {
             for (key, _) in table.iter().filter(|(k, _)| !matches!(*k, "external" | "name")) {
                 if let (Some(at), Some(_)) = (f.key_pos(key), f.get(key)) {
-                    cx.error(at, format!("{}.{key}: the {} is external, nothing else can be said of it", f.path, path.trim_end_matches('s')));
+                    cx.error(
+                        at,
+                        format!(
+                            "{}.{key}: the {} is external, nothing else can be said of it",
+                            f.path,
+                            path.trim_end_matches('s')
+                        ),
+                    );
                 }
             }
             None
@@ -146,7 +153,9 @@ fn network(cx: &mut Cx, f: &Fields<'_>, name: &str, stack: &str) -> NetworkSpec 
     if let Some((node, path)) = f.get("driver") {
         match cx.word(node, &path).as_deref() {
             Some("overlay" | "default") | None => {}
-            Some("bridge") => cx.warn(node.pos, format!("{path}: \"bridge\" becomes an overlay network over all hosts")),
+            Some("bridge") => {
+                cx.warn(node.pos, format!("{path}: \"bridge\" becomes an overlay network over all hosts"))
+            }
             Some(other) => cx.error_hint(
                 node.pos,
                 format!("{path}: the driver {other:?} is refused: networks of a cluster are overlays"),
@@ -214,7 +223,9 @@ fn volume(cx: &mut Cx, f: &Fields<'_>, _name: &str, _stack: &str) {
     {
         cx.error_hint(
             node.pos,
-            format!("{path}: the driver {driver:?} is refused: it changes where the data is, which is not supported yet"),
+            format!(
+                "{path}: the driver {driver:?} is refused: it changes where the data is, which is not supported yet"
+            ),
             "mount a path of the host",
         );
     }
@@ -247,9 +258,13 @@ fn dependencies(cx: &mut Cx, drafts: &mut [Draft], keys: &[String], left_out: &B
             if !required {
                 cx.warn(*pos, format!("services.{name}.{by}: {on:?} is not there and not required"));
             } else if left_out.contains(on) {
-                cx.error(*pos, format!("services.{name}.{by}: the service {on:?} is left out: none of its profiles is active"));
+                cx.error(
+                    *pos,
+                    format!("services.{name}.{by}: the service {on:?} is left out: none of its profiles is active"),
+                );
             } else {
-                let problem = Problem::at(*pos, format!("services.{name}.{by}: there is no service {on:?} in the file"));
+                let problem =
+                    Problem::at(*pos, format!("services.{name}.{by}: there is no service {on:?} in the file"));
                 let meant = did_you_mean(on, keys.iter().map(String::as_str));
                 cx.errors.push(match meant {
                     Some(meant) => problem.hint(format!("did you mean {meant:?}?")),
@@ -260,10 +275,12 @@ fn dependencies(cx: &mut Cx, drafts: &mut [Draft], keys: &[String], left_out: &B
         });
         // What was said in depends_on stands before what links and volumes_from imply: the first of a name counts.
         let mut seen = BTreeSet::new();
-        draft.spec.depends_on = draft.needs.iter().filter(|n| seen.insert(n.on.clone())).map(|n| Dependency {
-            service: n.on.clone(),
-            condition: n.condition,
-        }).collect();
+        draft.spec.depends_on = draft
+            .needs
+            .iter()
+            .filter(|n| seen.insert(n.on.clone()))
+            .map(|n| Dependency { service: n.on.clone(), condition: n.condition })
+            .collect();
     }
 }
 
@@ -285,8 +302,10 @@ fn cycles(cx: &mut Cx, drafts: &[Draft]) {
                 let cycle = &path[start..];
                 let names: Vec<&str> = cycle.iter().map(|(d, _)| d.key.as_str()).chain([need.on.as_str()]).collect();
                 let steps = cycle.iter().map(|(d, next)| (d, &d.needs[next - 1]));
-                let notes: Vec<_> = steps.map(|(d, n)| (n.pos, format!("{} needs {} ({})", d.key, n.on, n.by))).collect();
-                let mut problem = Problem::general(format!("services need each other in a circle: {}", names.join(" -> ")));
+                let notes: Vec<_> =
+                    steps.map(|(d, n)| (n.pos, format!("{} needs {} ({})", d.key, n.on, n.by))).collect();
+                let mut problem =
+                    Problem::general(format!("services need each other in a circle: {}", names.join(" -> ")));
                 problem.notes = notes;
                 cx.errors.push(problem);
             } else if let Some(on) = by_key.get(need.on.as_str()).filter(|d| !done.contains(d.key.as_str())) {

@@ -318,16 +318,18 @@ fn port_long(cx: &mut Cx, node: &Node, path: &str) -> Option<Vec<skein_api::Port
         cx.error(node.pos, format!("{path}: expected the key \"target\""));
         return None;
     };
-    let protocol =
-        f.get("protocol").and_then(|(n, p)| cx.parsed(n, &p, values::protocol)).unwrap_or_default();
+    let protocol = f.get("protocol").and_then(|(n, p)| cx.parsed(n, &p, values::protocol)).unwrap_or_default();
     let host = f.get("published").and_then(|(n, p)| cx.text(n, &p));
-    let host_ip = f.get("host_ip").and_then(|(n, p)| {
-        cx.parsed(n, &p, |t| t.parse().map_err(|_| format!("expected an IP address, found {t:?}")))
-    });
+    let host_ip = f
+        .get("host_ip")
+        .and_then(|(n, p)| cx.parsed(n, &p, |t| t.parse().map_err(|_| format!("expected an IP address, found {t:?}"))));
     if let Some((node, path)) = f.get("mode")
         && cx.one_of(node, &path, &[("host", false), ("ingress", true)]) == Some(true)
     {
-        cx.no_effect(node.pos, format!("{path}: ingress is not supported yet; the port is open on the host that runs the task"));
+        cx.no_effect(
+            node.pos,
+            format!("{path}: ingress is not supported yet; the port is open on the host that runs the task"),
+        );
     }
     cx.parsed(target, &target_path, |t| values::pair_ports(t, host.as_deref(), host_ip, protocol))
 }
@@ -340,7 +342,8 @@ fn depends_on(cx: &mut Cx, f: &Fields<'_>) -> Vec<Need> {
         ("service_completed_successfully", ServiceCompletedSuccessfully),
     ];
     let Some((node, path)) = f.get("depends_on") else { return Vec::new() };
-    let need = |on: &str, pos| Need { on: on.to_owned(), condition: ServiceStarted, required: true, by: "depends_on", pos };
+    let need =
+        |on: &str, pos| Need { on: on.to_owned(), condition: ServiceStarted, required: true, by: "depends_on", pos };
     if !matches!(node.value, Value::Map(_)) {
         return cx.words(node, &path).iter().map(|(on, pos)| need(on, *pos)).collect();
     }
@@ -403,8 +406,13 @@ fn networks(cx: &mut Cx, f: &Fields<'_>) -> Option<Vec<(NetworkAttachment, Pos)>
             cx.error(node.pos, format!("{}: expected either \"network_mode\" or \"networks\", found both", f.path));
         }
         if mode != "bridge" {
-            let message = format!("{path}: {mode:?} is refused: only \"bridge\", the engine's own network, is supported");
-            cx.error_hint(node.pos, message, "leave it out: services of a stack share an overlay network and find each other by name");
+            let message =
+                format!("{path}: {mode:?} is refused: only \"bridge\", the engine's own network, is supported");
+            cx.error_hint(
+                node.pos,
+                message,
+                "leave it out: services of a stack share an overlay network and find each other by name",
+            );
         }
         return None;
     }

@@ -1,8 +1,12 @@
-//! Compose files in, stacks, warnings and whole error messages out.
+//! Compose files in, stacks, warnings and whole error messages out. Here: what all tests use, and the keys of services;
+//! `tests_files.rs` has whole files: messages, names, variables, several files.
 
 use std::io;
 
 use super::*;
+
+#[path = "tests_files.rs"]
+mod files;
 
 /// What the surroundings of all tests are: a directory `/srv/My Shop`, some files, some variables.
 fn parse_with(texts: &[&str], change: impl FnOnce(&mut Options<'_>)) -> Result<Parsed, ComposeError> {
@@ -130,7 +134,10 @@ volumes: {data: }
     let stack = parsed.stack;
     assert_eq!((stack.name.as_str(), stack.volumes), ("myshop", vec!["myshop_data".to_owned()]));
     assert_eq!(stack.networks.len(), 1);
-    assert_eq!((stack.networks[0].name.as_str(), stack.networks[0].stack.as_deref()), ("myshop_default", Some("myshop")));
+    assert_eq!(
+        (stack.networks[0].name.as_str(), stack.networks[0].stack.as_deref()),
+        ("myshop_default", Some("myshop"))
+    );
     let [db, app] = &stack.services[..] else { panic!() };
     assert_eq!((db.name.as_str(), db.short_name.as_str(), db.stack.as_deref()), ("myshop_db", "db", Some("myshop")));
     assert_eq!(db.task.container.image, "postgres:16");
@@ -162,7 +169,10 @@ fn process_keys() {
     at("labels: [a=b, c]", r#"{"labels":{"a":"b","c":""}}"#);
     at("labels: {a: b, n: 1.0, t: true}", r#"{"labels":{"a":"b","n":"1.0","t":"true"}}"#);
     at("expose: ['80', 53/udp, 90-91]", r#"{"expose":["80","53/udp","90-91"]}"#);
-    at("extra_hosts: [db:10.0.0.5, 'v6:[::1]', g=host-gateway]", r#"{"extra_hosts":["db:10.0.0.5","v6:::1","g:host-gateway"]}"#);
+    at(
+        "extra_hosts: [db:10.0.0.5, 'v6:[::1]', g=host-gateway]",
+        r#"{"extra_hosts":["db:10.0.0.5","v6:::1","g:host-gateway"]}"#,
+    );
     at("extra_hosts: {db: 10.0.0.5}", r#"{"extra_hosts":["db:10.0.0.5"]}"#);
     at("x-anything: {goes: [here]}", "null");
 }
@@ -182,7 +192,10 @@ fn environments() {
         "environment: ['constraint:disk!=ssd', 'affinity:container==~db']\ndeploy: {placement: {constraints: [node.labels.a==b]}}",
         r#"{"placement":{"affinities":["affinity:container==~db"],"constraints":["constraint:disk!=ssd","node.labels.a==b"]}}"#,
     );
-    refused("env_file: none.env", &["1:11 services.web.env_file: failed to read /srv/My Shop/none.env: entity not found"]);
+    refused(
+        "env_file: none.env",
+        &["1:11 services.web.env_file: failed to read /srv/My Shop/none.env: entity not found"],
+    );
     refused(
         "env_file: [a.env, bad.env]",
         &["1:19 services.web.env_file[1]: /srv/My Shop/bad.env:2: \"2\" is not a variable's name; expected NAME=value"],
@@ -193,19 +206,27 @@ fn environments() {
     refused("environment: ['A B=1']", &["1:15 services.web: \"A B\" cannot be the name of a variable"]);
     refused(
         "environment: ['constraint:disk']",
-        &["1:15 services.web: \"constraint:disk\" is a placement expression without an operator [write constraint:key==value]"],
+        &[
+            "1:15 services.web: \"constraint:disk\" is a placement expression without an operator [write constraint:key==value]",
+        ],
     );
 }
 
 #[test]
 fn health_checks() {
     let at = |keys, expected| check_at("/task/container/healthcheck", keys, expected);
-    at("healthcheck: {test: curl x}", r#"{"interval_ms":0,"retries":0,"start_period_ms":0,"test":["CMD-SHELL","curl x"],"timeout_ms":0}"#);
+    at(
+        "healthcheck: {test: curl x}",
+        r#"{"interval_ms":0,"retries":0,"start_period_ms":0,"test":["CMD-SHELL","curl x"],"timeout_ms":0}"#,
+    );
     at(
         "healthcheck: {test: [CMD, curl, x], interval: 1m30s, timeout: 5s, retries: 3, start_period: 1.5s}",
         r#"{"interval_ms":90000,"retries":3,"start_period_ms":1500,"test":["CMD","curl","x"],"timeout_ms":5000}"#,
     );
-    at("healthcheck: {disable: true}", r#"{"interval_ms":0,"retries":0,"start_period_ms":0,"test":["NONE"],"timeout_ms":0}"#);
+    at(
+        "healthcheck: {disable: true}",
+        r#"{"interval_ms":0,"retries":0,"start_period_ms":0,"test":["NONE"],"timeout_ms":0}"#,
+    );
     let test = "1:21 services.web.healthcheck.test: expected [\"CMD\", program, argument…], [\"CMD-SHELL\", line] or [\"NONE\"], found";
     refused("healthcheck: {test: [curl, x]}", &[&format!("{test} [\"curl\", \"x\"]")]);
     refused("healthcheck: {test: []}", &[&format!("{test} []")]);
@@ -213,7 +234,10 @@ fn health_checks() {
         "healthcheck: {interval: soon}",
         &["1:25 services.web.healthcheck.interval: expected a duration such as 1m30s, found \"soon\""],
     );
-    refused("healthcheck: {tets: x}", &["1:15 unknown key \"tets\" in services.web.healthcheck [did you mean \"test\"?]"]);
+    refused(
+        "healthcheck: {tets: x}",
+        &["1:15 unknown key \"tets\" in services.web.healthcheck [did you mean \"test\"?]"],
+    );
 }
 
 #[test]
@@ -232,24 +256,34 @@ fn port_keys() {
     };
     at("ports: [80, '81', 22:22]", "0>80 0>81 22>22");
     at("ports: ['8000-8001:80-81', '127.0.0.1:9:9', '[::1]:9:9']", "8000>80 8001>81 127.0.0.1 9>9 ::1 9>9");
-    at("ports: [{target: 80, published: '8080', host_ip: 10.0.0.1, mode: host, name: web, app_protocol: http}]", "10.0.0.1 8080>80");
+    at(
+        "ports: [{target: 80, published: '8080', host_ip: 10.0.0.1, mode: host, name: web, app_protocol: http}]",
+        "10.0.0.1 8080>80",
+    );
     at("ports: [{target: 80}, {target: 80-81, published: 90-91}]", "0>80 90>80 91>81");
     at("ports: [80:80, 80:80]", "80>80");
     refused("ports: 80:80", &["1:8 services.web.ports: expected a list, found \"80:80\""]);
-    refused("ports: ['80:x']", &["1:9 services.web.ports[0]: expected a port of 1 to 65535 or a range of them, found \"x\""]);
+    refused(
+        "ports: ['80:x']",
+        &["1:9 services.web.ports[0]: expected a port of 1 to 65535 or a range of them, found \"x\""],
+    );
     refused("ports: [80:80, 80:81]", &["1:16 services.web.ports[1]: the host's port 80 is published twice"]);
     refused("ports: [{published: 80}]", &["1:9 services.web.ports[0]: expected the key \"target\""]);
     refused(
         "ports: [{target: 80, protocol: sctp}]",
         &["1:32 services.web.ports[0].protocol: expected the protocol tcp or udp, found \"sctp\""],
     );
-    refused("ports: [{target: 80, mode: vip}]", &["1:28 services.web.ports[0].mode: expected host or ingress, found \"vip\""]);
+    refused(
+        "ports: [{target: 80, mode: vip}]",
+        &["1:28 services.web.ports[0].mode: expected host or ingress, found \"vip\""],
+    );
 }
 
 #[test]
 fn mounts_of_a_service() {
     let at = |keys: &str, expected: &str| {
-        let text = format!("services:\n  web:\n    image: i\n    {keys}\nvolumes: {{data: , ext: {{external: true}}}}\n");
+        let text =
+            format!("services:\n  web:\n    image: i\n    {keys}\nvolumes: {{data: , ext: {{external: true}}}}\n");
         let spec = parse_one(&text).unwrap_or_else(|e| panic!("{e}")).stack.services.remove(0);
         let show = |m: &skein_api::Mount| {
             let source = m.source.clone().unwrap_or_default();
@@ -259,24 +293,40 @@ fn mounts_of_a_service() {
         assert_eq!(spec.task.container.mounts.iter().map(show).collect::<Vec<_>>().join(", "), expected, "{keys}");
     };
     at("volumes: [data:/d, ext:/e:ro, /anon]", "Volume myshop_data>/d, Volume ext>/e ro, Volume >/anon");
-    at("volumes: [./a:/a, ../b:/b:ro, /c:/c:rw, ~/d:/d]", "Bind /srv/My Shop/a>/a, Bind /srv/b>/b ro, Bind /c>/c, Bind /root/d>/d");
+    at(
+        "volumes: [./a:/a, ../b:/b:ro, /c:/c:rw, ~/d:/d]",
+        "Bind /srv/My Shop/a>/a, Bind /srv/b>/b ro, Bind /c>/c, Bind /root/d>/d",
+    );
     at("volumes: [{type: volume, source: data, target: /d, read_only: true}]", "Volume myshop_data>/d ro");
     at("volumes: [{type: bind, source: ., target: /d}]", "Bind /srv/My Shop>/d");
     at("volumes: [{type: tmpfs, target: /t, tmpfs: {size: 64m}}]", "Tmpfs >/t 67108864");
     at("tmpfs: /run", "Tmpfs >/run");
     at("tmpfs: [/run, '/tmp:size=1m']", "Tmpfs >/run, Tmpfs >/tmp 1048576");
-    refused("volumes: [a:b]", &["1:11 services.web.volumes[0]: expected an absolute path inside the container, found \"b\""]);
-    refused("volumes: ['/a:/b:xx']", &["1:11 services.web.volumes[0]: unknown or unsupported option \"xx\" in \"/a:/b:xx\"; expected ro or rw"]);
+    refused(
+        "volumes: [a:b]",
+        &["1:11 services.web.volumes[0]: expected an absolute path inside the container, found \"b\""],
+    );
+    refused(
+        "volumes: ['/a:/b:xx']",
+        &["1:11 services.web.volumes[0]: unknown or unsupported option \"xx\" in \"/a:/b:xx\"; expected ro or rw"],
+    );
     refused("volumes: [/a, /a]", &["1:15 services.web: two mounts have the target \"/a\""]);
     refused(
         "volumes: [dta:/d]",
-        &["1:11 services.web: there is no volume \"dta\" in the file [add it to volumes: at the top level, with `external: true` if it is there already]"],
+        &[
+            "1:11 services.web: there is no volume \"dta\" in the file [add it to volumes: at the top level, with `external: true` if it is there already]",
+        ],
     );
-    refused("volumes: [{type: npipe, target: /x}]", &["1:18 services.web.volumes[0].type: expected volume, bind or tmpfs, found \"npipe\""]);
+    refused(
+        "volumes: [{type: npipe, target: /x}]",
+        &["1:18 services.web.volumes[0].type: expected volume, bind or tmpfs, found \"npipe\""],
+    );
     refused("volumes: [{type: bind, target: /x}]", &["1:11 services.web.volumes[0]: expected the key \"source\""]);
     refused(
         "volumes: [{type: bind, source: /x, target: /x, bind: {propagation: rshared}}]",
-        &["1:55 services.web.volumes[0].bind.propagation is refused: mount propagation is not supported yet [remove the key if the service can do without it]"],
+        &[
+            "1:55 services.web.volumes[0].bind.propagation is refused: mount propagation is not supported yet [remove the key if the service can do without it]",
+        ],
     );
 }
 
@@ -299,15 +349,26 @@ fn deploy_keys() {
     resources("mem_reservation: 32m", r#"{"reservations":{"mem_bytes":33554432}}"#);
     refused(
         "mem_limit: 64m\ndeploy: {resources: {limits: {memory: 128m}}}",
-        &["1:12 services.web.mem_limit and services.web.deploy.resources.limits.memory differ: give one of them, or both the same value"],
+        &[
+            "1:12 services.web.mem_limit and services.web.deploy.resources.limits.memory differ: give one of them, or both the same value",
+        ],
     );
     refused(
         "scale: 2\ndeploy: {replicas: 3}",
         &["1:8 services.web.scale and services.web.deploy.replicas differ: give one of them, or both the same value"],
     );
-    refused("mem_limit: 64m\nmem_reservation: 65m", &["2:18 services.web: more memory is reserved than the limit allows"]);
-    refused("deploy: {mode: global, replicas: 2}", &["1:16 services.web.deploy.mode: a global service has no number of replicas"]);
-    refused("deploy: {mode: every}", &["1:16 services.web.deploy.mode: expected replicated or global, found \"every\""]);
+    refused(
+        "mem_limit: 64m\nmem_reservation: 65m",
+        &["2:18 services.web: more memory is reserved than the limit allows"],
+    );
+    refused(
+        "deploy: {mode: global, replicas: 2}",
+        &["1:16 services.web.deploy.mode: a global service has no number of replicas"],
+    );
+    refused(
+        "deploy: {mode: every}",
+        &["1:16 services.web.deploy.mode: expected replicated or global, found \"every\""],
+    );
     refused("deploy: {replicas: -1}", &["1:20 services.web.deploy.replicas: expected a whole number, found \"-1\""]);
     refused("deploy: {replicas: 1.5}", &["1:20 services.web.deploy.replicas: expected a whole number, found \"1.5\""]);
     let name = "[remove container_name; the service's name reaches all its tasks]";
@@ -317,7 +378,9 @@ fn deploy_keys() {
     );
     refused(
         "container_name: x\ndeploy: {mode: global}",
-        &[&format!("1:1 services.web: container_name \"x\" is for one container, but the service has one on each node {name}")],
+        &[&format!(
+            "1:1 services.web: container_name \"x\" is for one container, but the service has one on each node {name}"
+        )],
     );
 }
 
@@ -396,17 +459,30 @@ networks:
     let networks: Vec<String> = parsed.stack.networks.iter().map(show).collect();
     assert_eq!(
         networks,
-        ["given 10.9.0.0/16 false false {}", "myshop_default  false false {}", "myshop_front  true true {\"l\": \"v\"}"]
+        [
+            "given 10.9.0.0/16 false false {}",
+            "myshop_default  false false {}",
+            "myshop_front  true true {\"l\": \"v\"}"
+        ]
     );
     assert_eq!(parsed.stack.external_networks, ["their"]);
     refused(
         "network_mode: host",
-        &["1:15 services.web.network_mode: \"host\" is refused: only \"bridge\", the engine's own network, is supported [leave it out: services of a stack share an overlay network and find each other by name]"],
+        &[
+            "1:15 services.web.network_mode: \"host\" is refused: only \"bridge\", the engine's own network, is supported [leave it out: services of a stack share an overlay network and find each other by name]",
+        ],
     );
-    refused("networks: [defualt]", &["1:12 services.web: there is no network \"defualt\" in the file [add it to networks: at the top level, with `external: true` if it is there already]"]);
+    refused(
+        "networks: [defualt]",
+        &[
+            "1:12 services.web: there is no network \"defualt\" in the file [add it to networks: at the top level, with `external: true` if it is there already]",
+        ],
+    );
     refused(
         "networks: {default: {ipv4_address: 10.0.0.5}}",
-        &["1:22 services.web.networks.default.ipv4_address is refused: addresses are given out by the overlay [use the service's name]"],
+        &[
+            "1:22 services.web.networks.default.ipv4_address is refused: addresses are given out by the overlay [use the service's name]",
+        ],
     );
 }
 
@@ -461,7 +537,9 @@ hint: mount a path of the host
 ",
     );
     warnings(
-        &with("volumes: {d: }\nnetworks: {n: {driver: bridge}, default: {enable_ipv6: true}, y: {external: {name: x}}}"),
+        &with(
+            "volumes: {d: }\nnetworks: {n: {driver: bridge}, default: {enable_ipv6: true}, y: {external: {name: x}}}",
+        ),
         &[
             "3:24 networks.n.driver: \"bridge\" becomes an overlay network over all hosts",
             "3:43 networks.default.enable_ipv6 has no effect: a network always has both IPv4 and IPv6",
@@ -488,7 +566,10 @@ services:
     assert_eq!(links, [("myshop_c", "c"), ("myshop_b", "bee")]);
     let from: Vec<_> = a.task.container.volumes_from.iter().map(|v| (v.from.as_str(), v.read_only)).collect();
     assert_eq!(from, [("myshop_c", false), ("myshop_b", true), ("other", true)]);
-    refused("depends_on: [wed]", &["1:14 services.web.depends_on: there is no service \"wed\" in the file [did you mean \"web\"?]"]);
+    refused(
+        "depends_on: [wed]",
+        &["1:14 services.web.depends_on: there is no service \"wed\" in the file [did you mean \"web\"?]"],
+    );
     refused(
         "depends_on: {web: {condition: ready}}",
         &[
@@ -496,305 +577,4 @@ services:
             "services need each other in a circle: web -> web",
         ],
     );
-}
-
-#[test]
-fn a_circle_shows_its_steps() {
-    error(
-        "\
-services:
-  a: {image: i, depends_on: [b]}
-  b: {image: i, links: [c]}
-  c: {image: i, volumes_from: [a]}
-  d: {image: i, depends_on: [a]}
-",
-        "\
-error: services need each other in a circle: a -> b -> c -> a
-  at c.yml:2:30: a needs b (depends_on)
-  2 |   a: {image: i, depends_on: [b]}
-    |                              ^
-  at c.yml:3:25: b needs c (links)
-  3 |   b: {image: i, links: [c]}
-    |                         ^
-  at c.yml:4:32: c needs a (volumes_from)
-  4 |   c: {image: i, volumes_from: [a]}
-    |                                ^
-",
-    );
-}
-
-#[test]
-fn errors_as_users_see_them() {
-    error(
-        "services:\n  web:\n    imgae: nginx\n    ports: [80:x]\n",
-        "\
-error: unknown key \"imgae\" in services.web
-  at c.yml:3:5
-  3 |     imgae: nginx
-    |     ^
-hint: did you mean \"image\"?
-error: services.web: expected the key \"image\"
-  at c.yml:2:3
-  2 |   web:
-    |   ^
-error: services.web.ports[0]: expected a port of 1 to 65535 or a range of them, found \"x\"
-  at c.yml:4:13
-  4 |     ports: [80:x]
-    |             ^
-",
-    );
-    error(
-        "services:\n  web:\n   image: [a]\n",
-        "\
-error: services.web.image: expected text, found a list
-  at c.yml:3:11
-  3 |    image: [a]
-    |           ^
-",
-    );
-    error(
-        "services:\n  web:\n    image: i\n   user: x\n",
-        "\
-error: bad YAML: while parsing a block mapping, did not find expected key
-  at c.yml:4:4
-  4 |    user: x
-    |    ^
-",
-    );
-    error(
-        "services:\n  web: {image: 'i:${VERSION:?say which}'}\n",
-        "\
-error: the required variable VERSION is not set or empty: say which
-  at c.yml:2:19
-  2 |   web: {image: 'i:${VERSION:?say which}'}
-    |                   ^
-",
-    );
-    error(
-        "services:\n  web: {build: .}\n",
-        "\
-error: services.web: images are not built here, and without `image` there is none to run
-  at c.yml:2:9
-  2 |   web: {build: .}
-    |         ^
-hint: build it (`docker build -t NAME DIR`), bring it to the hosts (push it to a registry, or `docker save NAME | docker load` on each host), and say `image: NAME`
-",
-    );
-    error("", "error: the file is empty\n  at c.yml\n");
-    error("name: x\n", "error: expected the key \"services\" with at least one service\n  at c.yml\n");
-    error(
-        "servces: {}\n",
-        "\
-error: unknown key \"servces\" at the top level
-  at c.yml:1:1
-  1 | servces: {}
-    | ^
-hint: did you mean \"services\"?
-error: expected the key \"services\" with at least one service
-  at c.yml
-",
-    );
-    error(
-        "- a\n",
-        "error: the file: expected a mapping, found a list\n  at c.yml:1:1\n  1 | - a\n    | ^\n",
-    );
-}
-
-#[test]
-fn unsupported_keys_are_said() {
-    let text = "
-services:
-  web: {image: i, build: ., logging: {driver: x}, sysctls: , shm_size: 64m, deploy: {update_config: {parallelism: 1}}}
-";
-    warnings(
-        text,
-        &[
-            "3:19 services.web.build has no effect: images are not built here; the image must be there already",
-            "3:29 services.web.logging has no effect: logs are kept by the agent, bounded; see `skein logs`",
-            "3:62 services.web.shm_size has no effect: the engine's default is taken; mount a tmpfs at /dev/shm for another size",
-            "3:86 services.web.deploy.update_config has no effect: not supported yet",
-        ],
-    );
-    let strict = parse_with(&[text], |o| o.strict = true).unwrap_err();
-    assert_eq!(strict.problems.len(), 4);
-    assert_eq!(strict.problems[0].hint.as_deref(), Some("without --strict this is a warning"));
-    for key in ["secrets: [a]", "configs: [a]", "security_opt: [a]", "devices: [/dev/x]", "userns_mode: host", "pid: host", "ipc: host"] {
-        let error = service_json(key).unwrap_err();
-        assert!(error.to_string().contains(" is refused: "), "{error}");
-    }
-    warnings("services: {web: {image: i, volumes: [./a:/a]}}", &[
-        "1:38 services.web: /srv/My Shop/a must exist on the host that runs the task; it is not copied there",
-    ]);
-    warnings(
-        "x-a: $UNSET\nservices: {web: {image: i, user: $U$U, hostname: '$U'}}",
-        &["2:34 the variable U is not set; nothing is put in its place"],
-    );
-}
-
-#[test]
-fn profiles_choose_services() {
-    let text = "services:\n  web: {image: i}\n  debug: {image: i, profiles: [dev]}\n";
-    warnings(text, &["3:3 services.debug is left out: none of its profiles is active"]);
-    let names = |o: fn(&mut Options<'_>)| parse_with(&[text], o).unwrap().stack.services.len();
-    assert_eq!(names(|_| ()), 1);
-    assert_eq!(names(|o| o.profiles = vec!["dev".into()]), 2);
-    assert_eq!(names(|o| drop(o.env.insert("COMPOSE_PROFILES".into(), "x, dev".into()))), 2);
-    assert_eq!(names(|o| o.profiles = vec!["*".into()]), 2);
-    error(
-        "services:\n  web: {image: i, depends_on: [debug]}\n  debug: {image: i, profiles: [dev]}\n",
-        "\
-error: services.web.depends_on: the service \"debug\" is left out: none of its profiles is active
-  at c.yml:2:32
-  2 |   web: {image: i, depends_on: [debug]}
-    |                                ^
-",
-    );
-}
-
-#[test]
-fn names_of_stacks() {
-    let check = |text: &str, change: fn(&mut Options<'_>), expected: &str| {
-        let got = match parse_with(&[text], change) {
-            Ok(parsed) => parsed.stack.name,
-            Err(e) => e.to_string(),
-        };
-        assert_eq!(got, expected);
-        if !expected.starts_with("error") {
-            let mut name = String::new();
-            parse_with(&[text], |o| {
-                change(o);
-                name = stack_name(o).unwrap();
-            })
-            .unwrap();
-            assert_eq!(name, expected);
-        }
-    };
-    let text = "name: 'own-${WHO}'\nservices: {web: {image: 'i:$COMPOSE_PROJECT_NAME'}}\n";
-    check(text, |_| (), "own-env");
-    check(text, |o| drop(o.env.insert("COMPOSE_PROJECT_NAME".into(), "env".into())), "env");
-    check(
-        text,
-        |o| {
-            o.env.insert("COMPOSE_PROJECT_NAME".into(), "env".into());
-            o.project_name = Some("flag".into());
-        },
-        "flag",
-    );
-    check(
-        text,
-        |o| o.project_name = Some("My Flag".into()),
-        "error: \"My Flag\" cannot be the name of a stack: expected lower-case letters, digits, \"-\" and \"_\", a letter or digit first\nhint: \"myflag\" would do\n",
-    );
-    check("services: {web: {image: i}}", |_| (), "myshop");
-    check(
-        "services: {web: {image: i}}",
-        |o| o.project_dir = "/".into(),
-        "error: no name for the stack follows from the directory /\nhint: give one with `-p NAME` or the key `name:`\n",
-    );
-    let image = parse_one(text).unwrap().stack.services.remove(0).task.container.image;
-    assert_eq!(image, "i:own-env");
-}
-
-#[test]
-fn variables_come_from_files_and_environment() {
-    let image = |change: fn(&mut Options<'_>)| {
-        let text = "services: {web: {image: '${WHO}-${TAG}-${EMPTY:-e}'}}";
-        parse_with(&[text], change).map(|p| p.stack.services[0].task.container.image.clone()).unwrap_or_else(|e| e.to_string())
-    };
-    assert_eq!(image(|_| ()), "env-16-e");
-    assert_eq!(image(|o| o.env_files = vec!["/other.env".into()]), "env-17-e");
-    assert_eq!(
-        image(|o| o.env_files = vec!["/none.env".into()]),
-        "error: failed to read the env file /none.env: entity not found\n"
-    );
-    assert_eq!(
-        image(|o| o.env_files = vec!["/srv/My Shop/bad.env".into()]),
-        "error: bad env file /srv/My Shop/bad.env:2: \"2\" is not a variable's name; expected NAME=value\n"
-    );
-}
-
-#[test]
-fn anchors_and_merge_keys() {
-    let text = "
-x-base: &base
-  image: i
-  environment: &env {A: 1, B: 2}
-services:
-  a: {<<: *base, user: x}
-  b:
-    <<: [*base]
-    environment: {<<: *env, B: 3}
-";
-    let services = parse_one(text).unwrap_or_else(|e| panic!("{e}")).stack.services;
-    let env = |i: usize| serde_json::to_string(&services[i].task.container.env).unwrap();
-    assert_eq!((env(0), env(1)), (r#"{"A":"1","B":"2"}"#.into(), r#"{"A":"1","B":"3"}"#.into()));
-    assert_eq!(services[1].task.container.image, "i");
-}
-
-#[test]
-fn several_files_are_laid_over_each_other() {
-    let base = "
-services:
-  web:
-    image: i
-    command: [a, b]
-    ports: ['80:80']
-    environment: [A=1, B=2]
-    volumes: ['data:/d', '/x:/x']
-    depends_on: [db]
-    labels: {l: '1'}
-  db: {image: db}
-volumes: {data: }
-";
-    let over = "
-services:
-  web:
-    command: [c]
-    ports: ['81:81', '80:80']
-    environment: {B: 3, C: 4}
-    volumes: ['/y:/x:ro']
-    depends_on: {db: {condition: service_healthy}}
-    labels: [m=2]
-  more: {image: m}
-";
-    let stack = parse_with(&[base, over], |_| ()).unwrap_or_else(|e| panic!("{e}")).stack;
-    let web = &stack.services[0];
-    let c = &web.task.container;
-    assert_eq!((c.image.as_str(), c.command.clone().unwrap()), ("i", vec!["c".to_owned()]));
-    assert_eq!(serde_json::to_string(&c.env).unwrap(), r#"{"A":"1","B":"3","C":"4"}"#);
-    assert_eq!(serde_json::to_string(&c.labels).unwrap(), r#"{"l":"1","m":"2"}"#);
-    assert_eq!(web.task.ports.iter().map(|p| p.host_port).collect::<Vec<_>>(), [80, 81]);
-    let mounts: Vec<_> = c.mounts.iter().map(|m| (m.source.as_deref().unwrap(), m.target.as_str(), m.read_only)).collect();
-    assert_eq!(mounts, [("myshop_data", "/d", false), ("/y", "/x", true)]);
-    assert_eq!(web.depends_on[0].condition, skein_api::DependencyCondition::ServiceHealthy);
-    assert_eq!(stack.services.len(), 3);
-    let error = parse_with(&[base, "services: {web: {port: [1]}}"], |_| ()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "\
-error: unknown key \"port\" in services.web
-  at over.yml:1:18
-  1 | services: {web: {port: [1]}}
-    |                  ^
-hint: did you mean \"ports\"?
-"
-    );
-}
-
-#[test]
-fn the_documentation_has_every_key() {
-    let doc = include_str!("../../../docs/compose.md");
-    for (heading, table) in keys::ALL {
-        let section = doc.split("\n### ").find(|s| s.starts_with(&format!("`{heading}`")) || s.starts_with(heading));
-        let section = section.unwrap_or_else(|| panic!("docs/compose.md has no section {heading}"));
-        for (key, support) in *table {
-            let word = match support {
-                keys::Support::Yes => "supported",
-                keys::Support::Warn(_) => "warned",
-                keys::Support::Refuse(..) => "refused",
-            };
-            let row = format!("| `{key}` | {word} |");
-            assert!(section.contains(&row), "docs/compose.md, section {heading}: no row {row}");
-        }
-    }
 }

@@ -224,7 +224,9 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
     if name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(fine) {
         return Ok(());
     }
-    Err(format!("{name:?} cannot be the name of a {what}: expected letters, digits, \".\", \"-\" and \"_\", a letter or digit first"))
+    Err(format!(
+        "{name:?} cannot be the name of a {what}: expected letters, digits, \".\", \"-\" and \"_\", a letter or digit first"
+    ))
 }
 
 #[cfg(test)]

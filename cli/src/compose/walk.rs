@@ -213,7 +213,9 @@ impl Cx {
     /// A list of scalars, or one alone.
     pub(super) fn word_or_words(&mut self, node: &Node, path: &str) -> Vec<(String, Pos)> {
         match &node.value {
-            Value::Scalar { .. } if !node.is_null() => self.text(node, path).map(|t| (t, node.pos)).into_iter().collect(),
+            Value::Scalar { .. } if !node.is_null() => {
+                self.text(node, path).map(|t| (t, node.pos)).into_iter().collect()
+            }
             _ => self.words(node, path),
         }
     }

@@ -92,7 +92,8 @@ impl Node {
 /// document, over [`NODES_MAX`] or [`DEPTH_MAX`].
 pub fn parse(text: &str, file: usize) -> Result<Option<Node>, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut builder = Builder { parser: Parser::new_from_str(text).peekable(), file, anchors: HashMap::new(), nodes: 0 };
+    let mut builder =
+        Builder { parser: Parser::new_from_str(text).peekable(), file, anchors: HashMap::new(), nodes: 0 };
     let mut root = None;
     loop {
         let (event, span) = builder.next()?;
@@ -134,7 +135,10 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>
     fn add(&mut self, count: usize, pos: Pos) -> Result<(), Problem> {
         self.nodes += count;
         if self.nodes > NODES_MAX {
-            return Err(Problem::at(pos, format!("the file has more than {NODES_MAX} values once its aliases are followed")));
+            return Err(Problem::at(
+                pos,
+                format!("the file has more than {NODES_MAX} values once its aliases are followed"),
+            ));
         }
         Ok(())
     }
@@ -237,7 +241,10 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>
         for source in sources {
             let kind = source.kind();
             let Value::Map(more) = source.value else {
-                return Err(Problem::at(pos, format!("expected a mapping or a list of mappings to merge, found {kind}")));
+                return Err(Problem::at(
+                    pos,
+                    format!("expected a mapping or a list of mappings to merge, found {kind}"),
+                ));
             };
             for (key, value) in more {
                 if !entries.iter().any(|(k, _)| k.text == key.text) {

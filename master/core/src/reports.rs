@@ -23,9 +23,11 @@ impl Core {
     /// are sent again until they are durable, so late and double ones are normal.
     fn report(&self, node: &NodeId, report: &TaskReport, ctx: &Context) -> Option<Change> {
         let task = self.model.tasks.get(&report.task).filter(|t| t.node.as_ref() == Some(node))?;
-        if report.run != task.run && task.service.is_none() {
+        // Agents restart container tasks by themselves and count the runs; an earlier run is over and says nothing.
+        if report.run < task.run && task.service.is_none() {
             return None;
         }
+        let new_run = report.run > task.run && task.service.is_none();
         let (known, said) = (&task.status, &report.status);
         if task.status.state == TaskState::Orphaned {
             // The host was lost and is back. Its copy was replaced; once it has stopped there is nothing to remember.
@@ -35,13 +37,12 @@ impl Core {
         if said.state == TaskState::Remove && task.desired_state == TaskState::Remove {
             return Some(Change::Delete(Key { kind: Kind::Task, id: task.id.to_string() }));
         }
-        // A container task is started again by its agent: within one run of ours its states may begin anew, but only
-        // from an ended one.
-        let restarted = task.service.is_none() && known.state.is_terminal() && task.desired_state == TaskState::Running;
-        if said.state < known.state && !restarted || said == known {
+        // States only go forward within a run.
+        if !new_run && (said.state < known.state || said == known) {
             return None;
         }
         let meta = meta::changed(&task.meta, ctx, false);
-        Some(Change::Upsert(Object::Task(Box::new(Task { status: said.clone(), meta, ..task.clone() }))))
+        let run = task.run.max(report.run);
+        Some(Change::Upsert(Object::Task(Box::new(Task { status: said.clone(), run, meta, ..task.clone() }))))
     }
 }

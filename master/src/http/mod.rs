@@ -194,12 +194,7 @@ async fn node(State(api): State<Api>, _: User, Path(reference): Path<String>) ->
     Ok(Json(found.await??))
 }
 
-async fn node_update(
-    State(api): State<Api>,
-    user: User,
-    Path(reference): Path<String>,
-    body: Bytes,
-) -> Answer<Node> {
+async fn node_update(State(api): State<Api>, user: User, Path(reference): Path<String>, body: Bytes) -> Answer<Node> {
     let update: NodeUpdate = parse(&body)?;
     let Reply::Node(id) = api.run(user, Command::NodeUpdate { node: reference, update }).await? else {
         unreachable!("a node update answers with a node")
@@ -276,20 +271,12 @@ struct Filter {
     all: bool,
 }
 
-async fn services(
-    State(api): State<Api>,
-    _: User,
-    Query(filter): Query<Filter>,
-) -> Answer<Vec<skein_api::Service>> {
+async fn services(State(api): State<Api>, _: User, Query(filter): Query<Filter>) -> Answer<Vec<skein_api::Service>> {
     let wanted = move |s: &&skein_api::Service| filter.stack.is_none() || s.spec.stack == filter.stack;
     Ok(Json(api.read(move |core| core.model().services.values().filter(wanted).cloned().collect()).await?))
 }
 
-async fn service(
-    State(api): State<Api>,
-    _: User,
-    Path(reference): Path<String>,
-) -> Answer<skein_api::Service> {
+async fn service(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<skein_api::Service> {
     Ok(Json(api.read(move |core| core.model().find_service(&reference).cloned()).await??))
 }
 
@@ -379,12 +366,7 @@ fn plan(reply: Reply) -> Answer<StackPlan> {
     Ok(Json(plan))
 }
 
-async fn stack_apply(
-    State(api): State<Api>,
-    user: User,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Answer<StackPlan> {
+async fn stack_apply(State(api): State<Api>, user: User, Path(name): Path<String>, body: Bytes) -> Answer<StackPlan> {
     let apply: StackApply = parse(&body)?;
     if apply.stack.name != name {
         let message = format!("the path names stack {name:?}, the body {:?}", apply.stack.name);
@@ -411,11 +393,7 @@ async fn stack_remove(
     plan(api.run(user, command).await?)
 }
 
-async fn explain(
-    State(api): State<Api>,
-    _: User,
-    Path(reference): Path<String>,
-) -> Answer<skein_api::Explanation> {
+async fn explain(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<skein_api::Explanation> {
     Ok(Json(api.read(move |core| core.explain(&reference)).await??))
 }
 
@@ -438,7 +416,8 @@ async fn events(State(api): State<Api>, _: User) -> Sse<impl Stream<Item = Resul
 async fn cert_issue(State(api): State<Api>, user: User, body: Bytes) -> Answer<CertBundle> {
     let request: CertRequest = parse(&body)?;
     let bad = |message: String| Failure(ApiError::new("bad_request", message));
-    let valid = !request.name.is_empty() && request.name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-@".contains(c));
+    let valid =
+        !request.name.is_empty() && request.name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-@".contains(c));
     if !valid || request.name.len() > 64 {
         return Err(bad(format!("user name {:?} is not 1 to 64 letters, digits, `_`, `.`, `-` and `@`", request.name)));
     }

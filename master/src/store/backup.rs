@@ -21,15 +21,13 @@ use serde::{Deserialize, Serialize};
 use super::medium::DirMedium;
 use super::record::{self, Head};
 use super::{
-    Damage, Epoch, ID_BYTES_MAX, KIND_BYTES_MAX, Key, Record, Revision, Snapshot, StoreError,
-    VALUE_BYTES_MAX,
+    Damage, Epoch, ID_BYTES_MAX, KIND_BYTES_MAX, Key, Record, Revision, Snapshot, StoreError, VALUE_BYTES_MAX,
 };
 
 /// The newest backup format that is read, and the one that is written.
 const BACKUP_FORMAT: u32 = 1;
 /// Longest line: a value in base64 (4/3), kind and id as JSON (at most 6 bytes for one), and 256 bytes of names and numbers.
-const LINE_BYTES_MAX: usize =
-    VALUE_BYTES_MAX.div_ceil(3) * 4 + 6 * (KIND_BYTES_MAX + ID_BYTES_MAX) + 256;
+const LINE_BYTES_MAX: usize = VALUE_BYTES_MAX.div_ceil(3) * 4 + 6 * (KIND_BYTES_MAX + ID_BYTES_MAX) + 256;
 /// How far a restored store's epoch lies beyond the backup's. Agents remember the highest epoch they have seen and refuse
 /// older masters; the terms since the backup are lost, but hardly a million.
 const RESTORE_EPOCH_STEP: u64 = 1_000_000;
@@ -76,10 +74,7 @@ pub fn backup(snapshot: &Snapshot, writer: impl Write) -> Result<BackupSummary, 
         path: "the backup".into(),
         source,
     })?;
-    Ok(BackupSummary {
-        revision: snapshot.revision,
-        records: snapshot.records.len() as u64,
-    })
+    Ok(BackupSummary { revision: snapshot.revision, records: snapshot.records.len() as u64 })
 }
 
 /// Writes `snapshot` into a new file (mode 0600) and makes it durable. What is there already is not touched; a file that
@@ -88,44 +83,22 @@ pub fn backup(snapshot: &Snapshot, writer: impl Write) -> Result<BackupSummary, 
 /// # Errors
 /// [`StoreError::Io`], also when `path` exists.
 pub fn backup_to_file(snapshot: &Snapshot, path: &Path) -> Result<BackupSummary, StoreError> {
-    let io_error = |verb| {
-        move |source| StoreError::Io {
-            verb,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(io_error("create"))?;
-    let written = write_all(snapshot, &file)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| {
-            let dir = path
-                .parent()
-                .filter(|dir| !dir.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            File::open(dir)?.sync_all()
-        });
+    let io_error = |verb| move |source| StoreError::Io { verb, path: path.to_owned(), source };
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io_error("create"))?;
+    let written = write_all(snapshot, &file).and_then(|()| file.sync_all()).and_then(|()| {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir)?.sync_all()
+    });
     if let Err(source) = written {
         // The first error is the one to report.
         let _ = fs::remove_file(path);
         return Err(io_error("write")(source));
     }
-    Ok(BackupSummary {
-        revision: snapshot.revision,
-        records: snapshot.records.len() as u64,
-    })
+    Ok(BackupSummary { revision: snapshot.revision, records: snapshot.records.len() as u64 })
 }
 
 fn write_all(snapshot: &Snapshot, writer: impl Write) -> io::Result<()> {
-    let mut out = Hashed {
-        inner: BufWriter::new(writer),
-        context: Context::new(&SHA256),
-    };
+    let mut out = Hashed { inner: BufWriter::new(writer), context: Context::new(&SHA256) };
     out.line(&Header {
         skein_backup: BACKUP_FORMAT,
         revision: snapshot.revision.0,
@@ -133,12 +106,7 @@ fn write_all(snapshot: &Snapshot, writer: impl Write) -> io::Result<()> {
         records: snapshot.records.len() as u64,
         written_by: env!("CARGO_PKG_VERSION").to_owned(),
     })?;
-    for Record {
-        key,
-        revision,
-        value,
-    } in &snapshot.records
-    {
+    for Record { key, revision, value } in &snapshot.records {
         out.line(&Line {
             kind: key.kind.clone(),
             id: key.id.clone(),
@@ -182,11 +150,7 @@ fn sum(key: &Key, revision: u64, value: &[u8]) -> String {
 /// [`StoreError::BadBackup`] with the line, [`StoreError::Damaged`] with the record's key, [`StoreError::FormatTooNew`],
 /// [`StoreError::Io`].
 pub fn read_backup(reader: impl Read) -> Result<Snapshot, StoreError> {
-    let mut lines = Lines {
-        reader: BufReader::new(reader),
-        line: 0,
-        context: Context::new(&SHA256),
-    };
+    let mut lines = Lines { reader: BufReader::new(reader), line: 0, context: Context::new(&SHA256) };
     let header: Header = lines.parse("not the first line of a backup")?;
     if header.skein_backup > BACKUP_FORMAT {
         return Err(StoreError::FormatTooNew {
@@ -201,43 +165,31 @@ pub fn read_backup(reader: impl Read) -> Result<Snapshot, StoreError> {
     for _ in 0..header.records {
         let line: Line = lines.parse("not a record")?;
         let key = Key::new(line.kind, line.id);
-        let value = BASE64
-            .decode(&line.value)
-            .map_err(|error| lines.bad(format!("value of {key}: {error}")))?;
+        let value = BASE64.decode(&line.value).map_err(|error| lines.bad(format!("value of {key}: {error}")))?;
         if !key.is_valid() || value.len() > VALUE_BYTES_MAX || line.revision > header.revision {
             return Err(lines.bad(format!("record {key} breaks a limit")));
         }
         if sum(&key, line.revision, &value) != line.sum {
             return Err(StoreError::Damaged {
                 place: "backup".to_owned(),
-                damage: Damage::Record {
-                    key: key.to_string(),
-                },
+                damage: Damage::Record { key: key.to_string() },
             });
         }
         if records.last().is_some_and(|last| last.key >= key) {
             return Err(lines.bad(format!("record {key} is out of order")));
         }
-        records.push(Record {
-            key,
-            revision: Revision(line.revision),
-            value: value.into(),
-        });
+        records.push(Record { key, revision: Revision(line.revision), value: value.into() });
     }
     let expected = hex(lines.context.clone().finish().as_ref());
-    let trailer: Trailer = lines
-        .parse("not the last line; the backup is cut short or has more records than it says")?;
+    let trailer: Trailer =
+        lines.parse("not the last line; the backup is cut short or has more records than it says")?;
     if trailer.sha256 != expected {
         return Err(lines.bad("the digest of the whole backup does not match".to_owned()));
     }
     if !lines.next()?.is_empty() {
         return Err(lines.bad("something follows the last line".to_owned()));
     }
-    Ok(Snapshot {
-        revision: Revision(header.revision),
-        epoch: Epoch(header.epoch),
-        records,
-    })
+    Ok(Snapshot { revision: Revision(header.revision), epoch: Epoch(header.epoch), records })
 }
 
 struct Lines<R: Read> {
@@ -251,14 +203,8 @@ impl<R: Read> Lines<R> {
     fn next(&mut self) -> Result<Vec<u8>, StoreError> {
         self.line += 1;
         let mut line = Vec::new();
-        let read = (&mut self.reader)
-            .take(LINE_BYTES_MAX as u64)
-            .read_until(b'\n', &mut line);
-        read.map_err(|source| StoreError::Io {
-            verb: "read",
-            path: "the backup".into(),
-            source,
-        })?;
+        let read = (&mut self.reader).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line);
+        read.map_err(|source| StoreError::Io { verb: "read", path: "the backup".into(), source })?;
         self.context.update(&line);
         Ok(line)
     }
@@ -273,10 +219,7 @@ impl<R: Read> Lines<R> {
     }
 
     fn bad(&self, problem: String) -> StoreError {
-        StoreError::BadBackup {
-            line: self.line,
-            problem,
-        }
+        StoreError::BadBackup { line: self.line, problem }
     }
 }
 
@@ -290,20 +233,10 @@ pub fn restore(reader: impl Read, dir: &Path) -> Result<BackupSummary, StoreErro
     let snapshot = read_backup(reader)?;
     let mut medium = DirMedium::lock(dir)?;
     if medium.exists()? {
-        return Err(StoreError::Exists {
-            path: medium.path(),
-        });
+        return Err(StoreError::Exists { path: medium.path() });
     }
     let epoch = snapshot.epoch.0 + RESTORE_EPOCH_STEP;
-    let head = Head {
-        revision: snapshot.revision.0,
-        epoch,
-        clean: true,
-        ..Head::default()
-    };
+    let head = Head { revision: snapshot.revision.0, epoch, clean: true, ..Head::default() };
     super::db::create(&mut medium, head, &snapshot.records)?;
-    Ok(BackupSummary {
-        revision: snapshot.revision,
-        records: snapshot.records.len() as u64,
-    })
+    Ok(BackupSummary { revision: snapshot.revision, records: snapshot.records.len() as u64 })
 }

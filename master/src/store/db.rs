@@ -25,15 +25,11 @@ mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::medium::Medium;
 use super::record::{self, Head};
-use super::{
-    Commit, Conflict, Damage, Epoch, Guard, Op, Revision, Snapshot, StoreError, Txn, TxnOutcome,
-};
+use super::{Commit, Conflict, Damage, Epoch, Guard, Op, Revision, Snapshot, StoreError, Txn, TxnOutcome};
 
 pub(super) use fault::Fault;
 use fault::{damaged, damaged_record, engine_reason, fault, guarded, panic_fault};
@@ -70,25 +66,12 @@ impl<M: Medium> Engine<M> {
         let backend = match existing(&mut medium)? {
             Some(backend) => backend,
             None => {
-                create(
-                    &mut medium,
-                    Head {
-                        clean: true,
-                        ..Head::default()
-                    },
-                    &[],
-                )?;
-                existing(&mut medium)?
-                    .ok_or_else(|| failed(&medium, engine_reason("the new store is not there")))?
+                create(&mut medium, Head { clean: true, ..Head::default() }, &[])?;
+                existing(&mut medium)?.ok_or_else(|| failed(&medium, engine_reason("the new store is not there")))?
             }
         };
         let (db, head) = load(&mut medium, backend)?;
-        Ok(Self {
-            medium,
-            db: Some(db),
-            head,
-            unsealed: false,
-        })
+        Ok(Self { medium, db: Some(db), head, unsealed: false })
     }
 
     /// Opens the store again, and checks that nothing is gone that was acknowledged.
@@ -98,18 +81,13 @@ impl<M: Medium> Engine<M> {
             .ok_or_else(|| failed(&self.medium, engine_reason("the store's file is gone")))?;
         let (db, head) = load(&mut self.medium, backend)?;
         let behind = head.revision < self.head.revision || head.epoch < self.head.epoch;
-        let differs = head.revision == self.head.revision
-            && (head.count, head.digest) != (self.head.count, self.head.digest);
+        let differs =
+            head.revision == self.head.revision && (head.count, head.digest) != (self.head.count, self.head.digest);
         if behind || differs {
             discard(db);
-            let damage = Damage::WentBack {
-                acknowledged: Revision(self.head.revision),
-                found: Revision(head.revision),
-            };
-            return Err(StoreError::Damaged {
-                place: self.medium.place(),
-                damage,
-            });
+            let damage =
+                Damage::WentBack { acknowledged: Revision(self.head.revision), found: Revision(head.revision) };
+            return Err(StoreError::Damaged { place: self.medium.place(), damage });
         }
         self.head = head;
         self.db = Some(db);
@@ -139,16 +117,12 @@ impl<M: Medium> Engine<M> {
         let head = self.head;
         let (applied, head) = self.with_db(|db| {
             let mut next = head;
-            let mut applied = Applied {
-                outcomes: Vec::with_capacity(txns.len()),
-                commits: Vec::new(),
-            };
+            let mut applied = Applied { outcomes: Vec::with_capacity(txns.len()), commits: Vec::new() };
             let write = begin(db)?;
             {
                 let mut table = write.open_table(RECORDS).map_err(fault)?;
                 for txn in txns {
-                    let outcome =
-                        apply_one(&mut table, &mut next, txn, leader, &mut applied.commits)?;
+                    let outcome = apply_one(&mut table, &mut next, txn, leader, &mut applied.commits)?;
                     applied.outcomes.push(outcome);
                 }
             }
@@ -166,19 +140,13 @@ impl<M: Medium> Engine<M> {
 
     /// Begins a new term.
     pub(super) fn begin_epoch(&mut self) -> Result<Epoch, Fault> {
-        self.commit_head(Head {
-            epoch: self.head.epoch + 1,
-            ..self.head
-        })?;
+        self.commit_head(Head { epoch: self.head.epoch + 1, ..self.head })?;
         Ok(self.epoch())
     }
 
     /// Makes both commits in the file hold the present records; see the module's text.
     pub(super) fn seal(&mut self) -> Result<(), Fault> {
-        self.commit_head(Head {
-            seals: self.head.seals + 1,
-            ..self.head
-        })
+        self.commit_head(Head { seals: self.head.seals + 1, ..self.head })
     }
 
     /// Marks the store as closed in order, and closes it.
@@ -186,11 +154,7 @@ impl<M: Medium> Engine<M> {
         if self.db.is_none() {
             return Ok(());
         }
-        self.commit_head(Head {
-            seals: self.head.seals + 1,
-            clean: true,
-            ..self.head
-        })?;
+        self.commit_head(Head { seals: self.head.seals + 1, clean: true, ..self.head })?;
         let Some(db) = self.db.take() else {
             return Ok(());
         };
@@ -212,17 +176,10 @@ impl<M: Medium> Engine<M> {
                 records.push(record);
             }
             if records.len() as u64 != head.count {
-                let damage = Damage::Set {
-                    count_expected: head.count,
-                    count_found: records.len() as u64,
-                };
+                let damage = Damage::Set { count_expected: head.count, count_found: records.len() as u64 };
                 return Err(damaged(&damage));
             }
-            Ok(Snapshot {
-                revision: Revision(head.revision),
-                epoch: Epoch(head.epoch),
-                records,
-            })
+            Ok(Snapshot { revision: Revision(head.revision), epoch: Epoch(head.epoch), records })
         })
     }
 
@@ -236,10 +193,7 @@ impl<M: Medium> Engine<M> {
     /// Runs `f` on the database, and closes that after any failure: its memory cannot be trusted to agree with its file.
     fn with_db<T>(&mut self, f: impl FnOnce(&Database) -> Result<T, Fault>) -> Result<T, Fault> {
         let Some(db) = &self.db else {
-            return Err(Fault {
-                reason: engine_reason("it is closed after an earlier failure"),
-                maybe_durable: false,
-            });
+            return Err(Fault { reason: engine_reason("it is closed after an earlier failure"), maybe_durable: false });
         };
         let result = guarded(|| f(db));
         if result.is_err() {
@@ -269,22 +223,16 @@ fn apply_one(
     commits: &mut Vec<Commit>,
 ) -> Result<TxnOutcome, Fault> {
     if leader != Some(txn.epoch) {
-        return Ok(TxnOutcome::Conflict(Conflict::Epoch {
-            current: Epoch(head.epoch),
-        }));
+        return Ok(TxnOutcome::Conflict(Conflict::Epoch { current: Epoch(head.epoch) }));
     }
     for guard in &txn.guards {
-        let found =
-            read(table, &record::encode_key(guard.key()))?.map(|(revision, _)| Revision(revision));
+        let found = read(table, &record::encode_key(guard.key()))?.map(|(revision, _)| Revision(revision));
         let wanted = match guard {
             Guard::RevisionIs { revision, .. } => Some(*revision),
             Guard::Absent { .. } => None,
         };
         if found != wanted {
-            return Ok(TxnOutcome::Conflict(Conflict::Record {
-                key: guard.key().clone(),
-                found,
-            }));
+            return Ok(TxnOutcome::Conflict(Conflict::Record { key: guard.key().clone(), found }));
         }
     }
     let revision = head.revision + 1;
@@ -299,9 +247,7 @@ fn apply_one(
         match op {
             Op::Put { value, .. } => {
                 let (bytes, share) = record::encode_record(&key, revision, value);
-                table
-                    .insert(key.as_slice(), bytes.as_slice())
-                    .map_err(fault)?;
+                table.insert(key.as_slice(), bytes.as_slice()).map_err(fault)?;
                 head.count += 1;
                 head.digest = head.digest.wrapping_add(share);
                 effective.push(op.clone());
@@ -315,10 +261,7 @@ fn apply_one(
     }
     if !effective.is_empty() {
         head.revision = revision;
-        commits.push(Commit {
-            revision: Revision(revision),
-            ops: effective,
-        });
+        commits.push(Commit { revision: Revision(revision), ops: effective });
     }
     Ok(TxnOutcome::Committed(Revision(head.revision)))
 }
@@ -347,14 +290,10 @@ fn begin(db: &Database) -> Result<WriteTransaction, Fault> {
 fn commit(write: WriteTransaction, head: &Head) -> Result<(), Fault> {
     {
         let mut meta = write.open_table(META).map_err(fault)?;
-        meta.insert(META_HEAD, head.encode().as_slice())
-            .map_err(fault)?;
+        meta.insert(META_HEAD, head.encode().as_slice()).map_err(fault)?;
     }
     let result = catch_unwind(AssertUnwindSafe(|| write.commit().map_err(fault)));
     result
         .unwrap_or_else(|panic| Err(panic_fault(panic.as_ref())))
-        .map_err(|fault| Fault {
-            maybe_durable: true,
-            ..fault
-        })
+        .map_err(|fault| Fault { maybe_durable: true, ..fault })
 }

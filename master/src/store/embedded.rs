@@ -23,8 +23,8 @@ use super::db::{Applied, Engine, Fault};
 use super::medium::{DirMedium, Medium};
 use super::watch::{Feed, Source};
 use super::{
-    Epoch, FaultKind, ReadOnlyReason, Revision, Snapshot, Store, StoreError, StoreHealth,
-    TXN_BYTES_MAX, Txn, TxnOutcome, Watch,
+    Epoch, FaultKind, ReadOnlyReason, Revision, Snapshot, Store, StoreError, StoreHealth, TXN_BYTES_MAX, Txn,
+    TxnOutcome, Watch,
 };
 
 /// Requests that wait for the writer. A full group takes one fsync of about 2.5 ms, so a request that finds the channel full
@@ -124,34 +124,13 @@ impl EmbeddedStore {
             let (feed, source) = super::watch::feed(engine.revision());
             let _ = opened_tx.send(Ok(source));
             let counters = writer_counters;
-            Writer {
-                engine,
-                feed,
-                leader: None,
-                read_only: None,
-                health_tx,
-                counters,
-            }
-            .run(requests_rx);
+            Writer { engine, feed, leader: None, read_only: None, health_tx, counters }.run(requests_rx);
         };
-        let io_error = |source| StoreError::Io {
-            verb: "start the writer of",
-            path: place.clone().into(),
-            source,
-        };
-        std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(body)
-            .map_err(io_error)?;
+        let io_error = |source| StoreError::Io { verb: "start the writer of", path: place.clone().into(), source };
+        std::thread::Builder::new().name("store-writer".to_owned()).spawn(body).map_err(io_error)?;
         let source = opened_rx.recv().map_err(|_| StoreError::Closed)??;
         let budget = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
-        Ok(Self {
-            requests_tx,
-            budget,
-            source,
-            health_rx,
-            counters,
-        })
+        Ok(Self { requests_tx, budget, source, health_rx, counters })
     }
 
     /// Waits for what was sent before, closes the store in order and gives its lock back. Other handles then get
@@ -177,12 +156,7 @@ impl EmbeddedStore {
 
     /// Counters since the store was opened.
     pub fn stats(&self) -> StoreStats {
-        let Counters {
-            commits,
-            groups,
-            seals,
-            sealed_commits,
-        } = &*self.counters;
+        let Counters { commits, groups, seals, sealed_commits } = &*self.counters;
         StoreStats {
             commits_total: commits.load(Ordering::Relaxed),
             groups_total: groups.load(Ordering::Relaxed),
@@ -194,37 +168,20 @@ impl EmbeddedStore {
     async fn send_txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         txn.check()?;
         // Permits count bytes; u32 holds the 16 MiB that `check` allows, and an empty transaction costs one.
-        let permits =
-            u32::try_from(txn.bytes().max(1)).expect("a checked transaction has at most 16 MiB");
-        let permit = Arc::clone(&self.budget)
-            .acquire_many_owned(permits)
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let permits = u32::try_from(txn.bytes().max(1)).expect("a checked transaction has at most 16 MiB");
+        let permit = Arc::clone(&self.budget).acquire_many_owned(permits).await.map_err(|_| StoreError::Closed)?;
         let (reply, reply_rx) = oneshot::channel();
-        let waiting = Waiting {
-            txn,
-            reply,
-            _permit: permit,
-        };
-        self.requests_tx
-            .send(Request::Txn(waiting))
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let waiting = Waiting { txn, reply, _permit: permit };
+        self.requests_tx.send(Request::Txn(waiting)).await.map_err(|_| StoreError::Closed)?;
         // A writer that is gone without a reply may have written.
         reply_rx.await.unwrap_or(Ok(TxnOutcome::Unknown))
     }
 
-    fn ask<T>(
-        &self,
-        request: impl FnOnce(Reply<T>) -> Request,
-    ) -> impl Future<Output = Result<T, StoreError>> {
+    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> impl Future<Output = Result<T, StoreError>> {
         let (reply, reply_rx) = oneshot::channel();
         let request = request(reply);
         async move {
-            self.requests_tx
-                .send(request)
-                .await
-                .map_err(|_| StoreError::Closed)?;
+            self.requests_tx.send(request).await.map_err(|_| StoreError::Closed)?;
             reply_rx.await.map_err(|_| StoreError::Closed)?
         }
     }
@@ -278,10 +235,7 @@ struct Writer<M: Medium> {
 impl<M: Medium> Writer<M> {
     fn run(mut self, mut requests_rx: mpsc::Receiver<Request>) {
         // A runtime for this thread alone: a timed wait on the channel is all that it does.
-        let runtime = match tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-        {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::error!(%error, "failed to start the store's writer");
@@ -319,15 +273,8 @@ impl<M: Medium> Writer<M> {
             }
             self.commit(group);
         }
-        let Self {
-            engine,
-            feed,
-            health_tx,
-            ..
-        } = self;
-        let closed = engine.close().map_err(|fault| StoreError::ReadOnly {
-            reason: fault.reason,
-        });
+        let Self { engine, feed, health_tx, .. } = self;
+        let closed = engine.close().map_err(|fault| StoreError::ReadOnly { reason: fault.reason });
         if let Err(error) = &closed {
             tracing::warn!(%error, "failed to close the store in order");
         }
@@ -346,24 +293,15 @@ impl<M: Medium> Writer<M> {
         }
         if let Some(reason) = &self.read_only {
             for waiting in group {
-                let _ = waiting.reply.send(Err(StoreError::ReadOnly {
-                    reason: reason.clone(),
-                }));
+                let _ = waiting.reply.send(Err(StoreError::ReadOnly { reason: reason.clone() }));
             }
             return;
         }
         let txns: Vec<&Txn> = group.iter().map(|waiting| &waiting.txn).collect();
-        match self
-            .engine
-            .apply(&txns, self.leader.as_ref().map(|leader| leader.epoch))
-        {
+        match self.engine.apply(&txns, self.leader.as_ref().map(|leader| leader.epoch)) {
             Ok(Applied { outcomes, commits }) => {
-                self.counters
-                    .commits
-                    .fetch_add(commits.len() as u64, Ordering::Relaxed);
-                self.counters
-                    .groups
-                    .fetch_add(u64::from(!commits.is_empty()), Ordering::Relaxed);
+                self.counters.commits.fetch_add(commits.len() as u64, Ordering::Relaxed);
+                self.counters.groups.fetch_add(u64::from(!commits.is_empty()), Ordering::Relaxed);
                 self.feed.publish(commits);
                 for (waiting, outcome) in group.into_iter().zip(outcomes) {
                     let _ = waiting.reply.send(Ok(outcome));
@@ -375,9 +313,7 @@ impl<M: Medium> Writer<M> {
                     // Conflicts of a failed group are unknown as well: they may rest on what was not written.
                     let reply = match fault.maybe_durable {
                         true => Ok(TxnOutcome::Unknown),
-                        false => Err(StoreError::ReadOnly {
-                            reason: reason.clone(),
-                        }),
+                        false => Err(StoreError::ReadOnly { reason: reason.clone() }),
                     };
                     let _ = waiting.reply.send(reply);
                 }
@@ -410,10 +346,7 @@ impl<M: Medium> Writer<M> {
 
     fn lead(&mut self, name: String) -> Result<Epoch, StoreError> {
         if let Some(Leader { name, epoch }) = &self.leader {
-            return Err(StoreError::LeadHeld {
-                holder: name.clone(),
-                epoch: *epoch,
-            });
+            return Err(StoreError::LeadHeld { holder: name.clone(), epoch: *epoch });
         }
         let epoch = self.writable(Engine::begin_epoch)?;
         tracing::info!(%name, %epoch, "leading");
@@ -438,13 +371,7 @@ impl<M: Medium> Writer<M> {
                     StoreError::Failed { reason, .. } => reason.kind,
                     _ => FaultKind::Engine,
                 };
-                self.fail(&Fault {
-                    reason: ReadOnlyReason {
-                        kind,
-                        detail: error.to_string(),
-                    },
-                    maybe_durable: false,
-                });
+                self.fail(&Fault { reason: ReadOnlyReason { kind, detail: error.to_string() }, maybe_durable: false });
                 Err(error)
             }
         }
@@ -455,9 +382,7 @@ impl<M: Medium> Writer<M> {
             Ok(()) => {
                 self.counters.seals.fetch_add(1, Ordering::Relaxed);
                 let commits = self.counters.commits.load(Ordering::Relaxed);
-                self.counters
-                    .sealed_commits
-                    .store(commits, Ordering::Relaxed);
+                self.counters.sealed_commits.store(commits, Ordering::Relaxed);
             }
             Err(fault) => {
                 self.fail(&fault);
@@ -465,18 +390,11 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    fn writable<T>(
-        &mut self,
-        f: impl FnOnce(&mut Engine<M>) -> Result<T, Fault>,
-    ) -> Result<T, StoreError> {
+    fn writable<T>(&mut self, f: impl FnOnce(&mut Engine<M>) -> Result<T, Fault>) -> Result<T, StoreError> {
         if let Some(reason) = &self.read_only {
-            return Err(StoreError::ReadOnly {
-                reason: reason.clone(),
-            });
+            return Err(StoreError::ReadOnly { reason: reason.clone() });
         }
-        f(&mut self.engine).map_err(|fault| StoreError::ReadOnly {
-            reason: self.fail(&fault),
-        })
+        f(&mut self.engine).map_err(|fault| StoreError::ReadOnly { reason: self.fail(&fault) })
     }
 
     /// Turns the store read-only.
@@ -484,8 +402,7 @@ impl<M: Medium> Writer<M> {
         let reason = fault.reason.clone();
         tracing::error!(%reason, "store is read-only");
         self.read_only = Some(reason.clone());
-        self.health_tx
-            .send_replace(StoreHealth::ReadOnly(reason.clone()));
+        self.health_tx.send_replace(StoreHealth::ReadOnly(reason.clone()));
         reason
     }
 }

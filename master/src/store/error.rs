@@ -121,10 +121,16 @@ impl StoreError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::InUse { path, pid: Some(pid) } => {
-                format!("see who it is with `ps -p {pid}`, or give this master another directory than {}", path.display())
+                format!(
+                    "see who it is with `ps -p {pid}`, or give this master another directory than {}",
+                    path.display()
+                )
             }
             Self::InUse { path, pid: None } => {
-                format!("find the process with `fuser {}/store.lock`, or give this master another directory", path.display())
+                format!(
+                    "find the process with `fuser {}/store.lock`, or give this master another directory",
+                    path.display()
+                )
             }
             Self::FormatTooNew { written_by, .. } => format!("use skein-master {written_by} or a newer one"),
             Self::Damaged { .. } => {
@@ -136,7 +142,9 @@ impl StoreError {
                 "make room on the disk; the master reopens the store by itself".to_owned()
             }
             Self::Exists { path } => format!("restore into an empty directory, or move {} away first", path.display()),
-            Self::BadBackup { .. } => "use another backup; every backup is verified as a whole before it is used".to_owned(),
+            Self::BadBackup { .. } => {
+                "use another backup; every backup is verified as a whole before it is used".to_owned()
+            }
             _ => return None,
         };
         Some(hint)
@@ -191,31 +199,16 @@ impl fmt::Display for Damage {
             Self::Record { key } => {
                 write!(f, "record {key} is damaged: its checksum does not match")
             }
-            Self::Set {
-                count_expected,
-                count_found,
-            } if count_expected != count_found => {
-                write!(
-                    f,
-                    "records are missing or foreign: {count_found} found, {count_expected} expected"
-                )
+            Self::Set { count_expected, count_found } if count_expected != count_found => {
+                write!(f, "records are missing or foreign: {count_found} found, {count_expected} expected")
             }
             Self::Set { count_found, .. } => {
-                write!(
-                    f,
-                    "the set of {count_found} records does not match its digest"
-                )
+                write!(f, "the set of {count_found} records does not match its digest")
             }
             Self::Head { name } => write!(f, "its head record `{name}` is missing or damaged"),
             Self::File { detail } => write!(f, "its file is damaged ({detail})"),
-            Self::WentBack {
-                acknowledged,
-                found,
-            } => {
-                write!(
-                    f,
-                    "it is at revision {found}, but revision {acknowledged} was acknowledged"
-                )
+            Self::WentBack { acknowledged, found } => {
+                write!(f, "it is at revision {found}, but revision {acknowledged} was acknowledged")
             }
         }
     }
@@ -225,9 +218,7 @@ impl fmt::Display for Damage {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTxn {
     /// A key does not have the form of [`Key`].
-    #[error(
-        "bad key {key:?}: a kind has 1 to {KIND_BYTES_MAX} bytes of a-z 0-9 - _ . and an id no control characters"
-    )]
+    #[error("bad key {key:?}: a kind has 1 to {KIND_BYTES_MAX} bytes of a-z 0-9 - _ . and an id no control characters")]
     BadKey {
         /// The key.
         key: Key,

@@ -53,18 +53,8 @@ impl DirMedium {
     /// # Errors
     /// [`StoreError::InUse`] when another process (or another store of this one) has it; [`StoreError::Io`].
     pub fn lock(dir: &Path) -> Result<Self, StoreError> {
-        let io_error = |verb| {
-            move |source| StoreError::Io {
-                verb,
-                path: dir.to_owned(),
-                source,
-            }
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(io_error("make directory"))?;
+        let io_error = |verb| move |source| StoreError::Io { verb, path: dir.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory"))?;
         let dir = &dir.canonicalize().map_err(io_error("find"))?;
         let path = dir.join(LOCK_FILE);
         let mut lock = OpenOptions::new()
@@ -81,10 +71,7 @@ impl DirMedium {
                 let mut pid = String::new();
                 // Only for the message: the holder may be about to write it, or of another user.
                 let _ = lock.read_to_string(&mut pid);
-                return Err(StoreError::InUse {
-                    path: dir.to_owned(),
-                    pid: pid.trim().parse().ok(),
-                });
+                return Err(StoreError::InUse { path: dir.to_owned(), pid: pid.trim().parse().ok() });
             }
             Err(TryLockError::Error(source)) => return Err(io_error("lock")(source)),
         }
@@ -93,10 +80,7 @@ impl DirMedium {
             .set_len(0)
             .and_then(|()| lock.seek(SeekFrom::Start(0)))
             .and_then(|_| writeln!(lock, "{}", std::process::id()));
-        Ok(Self {
-            dir: dir.to_owned(),
-            _lock: lock,
-        })
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
     }
 
     /// The store's file.
@@ -110,11 +94,7 @@ impl DirMedium {
     /// [`StoreError::Io`] when the directory cannot be read.
     pub fn exists(&self) -> Result<bool, StoreError> {
         let path = self.path();
-        path.try_exists().map_err(|source| StoreError::Io {
-            verb: "look for",
-            path,
-            source,
-        })
+        path.try_exists().map_err(|source| StoreError::Io { verb: "look for", path, source })
     }
 }
 
@@ -169,13 +149,7 @@ impl Medium for DirMedium {
     fn scratch(&mut self) -> io::Result<UnlockedFile> {
         let path = self.dir.join(SCRATCH_FILE);
         UnlockedFile::try_new(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path)?,
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?,
         )
     }
 

@@ -80,15 +80,11 @@ pub struct Key {
 impl Key {
     /// A key of the given kind and id; validity is checked when it is used.
     pub fn new(kind: impl Into<String>, id: impl Into<String>) -> Self {
-        Self {
-            kind: kind.into(),
-            id: id.into(),
-        }
+        Self { kind: kind.into(), id: id.into() }
     }
 
     fn is_valid(&self) -> bool {
-        let kind_char =
-            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.');
+        let kind_char = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.');
         (1..=KIND_BYTES_MAX).contains(&self.kind.len())
             && self.kind.bytes().all(kind_char)
             && (1..=ID_BYTES_MAX).contains(&self.id.len())
@@ -172,28 +168,19 @@ impl Txn {
         if steps > TXN_STEPS_MAX {
             return Err(InvalidTxn::TooManySteps { steps });
         }
-        let mut keys = self
-            .guards
-            .iter()
-            .map(Guard::key)
-            .chain(self.ops.iter().map(Op::key));
+        let mut keys = self.guards.iter().map(Guard::key).chain(self.ops.iter().map(Op::key));
         if let Some(key) = keys.find(|key| !key.is_valid()) {
             return Err(InvalidTxn::BadKey { key: key.clone() });
         }
         let mut changed = std::collections::BTreeSet::new();
         for op in &self.ops {
             if !changed.insert(op.key()) {
-                return Err(InvalidTxn::ChangedTwice {
-                    key: op.key().clone(),
-                });
+                return Err(InvalidTxn::ChangedTwice { key: op.key().clone() });
             }
             if let Op::Put { key, value } = op
                 && value.len() > VALUE_BYTES_MAX
             {
-                return Err(InvalidTxn::ValueTooLarge {
-                    key: key.clone(),
-                    value_bytes: value.len(),
-                });
+                return Err(InvalidTxn::ValueTooLarge { key: key.clone(), value_bytes: value.len() });
             }
         }
         let txn_bytes = self.bytes();
@@ -340,36 +327,19 @@ mod tests {
     use super::*;
 
     fn txn(guards: Vec<Guard>, ops: Vec<Op>) -> Txn {
-        Txn {
-            epoch: Epoch(1),
-            guards,
-            ops,
-        }
+        Txn { epoch: Epoch(1), guards, ops }
     }
 
     fn put(kind: &str, id: &str, value_bytes: usize) -> Op {
-        Op::Put {
-            key: Key::new(kind, id),
-            value: vec![0; value_bytes].into(),
-        }
+        Op::Put { key: Key::new(kind, id), value: vec![0; value_bytes].into() }
     }
 
     #[test]
     fn keys() {
         let check = |kind: &str, id: &str, ok: bool| {
-            assert_eq!(
-                txn(vec![], vec![put(kind, id, 1)]).check().is_ok(),
-                ok,
-                "{kind:?} {id:?}"
-            );
-            let guard = Guard::Absent {
-                key: Key::new(kind, id),
-            };
-            assert_eq!(
-                txn(vec![guard], vec![]).check().is_ok(),
-                ok,
-                "{kind:?} {id:?}"
-            );
+            assert_eq!(txn(vec![], vec![put(kind, id, 1)]).check().is_ok(), ok, "{kind:?} {id:?}");
+            let guard = Guard::Absent { key: Key::new(kind, id) };
+            assert_eq!(txn(vec![guard], vec![]).check().is_ok(), ok, "{kind:?} {id:?}");
         };
         check("node", "a", true);
         check("node-2_x.y", "a/b c ü", true);
@@ -387,43 +357,17 @@ mod tests {
 
     #[test]
     fn limits() {
-        assert!(
-            txn(vec![], vec![put("k", "a", VALUE_BYTES_MAX)])
-                .check()
-                .is_ok()
-        );
-        let error = txn(vec![], vec![put("k", "a", VALUE_BYTES_MAX + 1)])
-            .check()
-            .unwrap_err();
-        assert!(
-            matches!(error, InvalidTxn::ValueTooLarge { value_bytes, .. } if value_bytes == VALUE_BYTES_MAX + 1)
-        );
+        assert!(txn(vec![], vec![put("k", "a", VALUE_BYTES_MAX)]).check().is_ok());
+        let error = txn(vec![], vec![put("k", "a", VALUE_BYTES_MAX + 1)]).check().unwrap_err();
+        assert!(matches!(error, InvalidTxn::ValueTooLarge { value_bytes, .. } if value_bytes == VALUE_BYTES_MAX + 1));
 
-        let many = (0..=TXN_STEPS_MAX)
-            .map(|i| put("k", &i.to_string(), 1))
-            .collect();
-        assert!(matches!(
-            txn(vec![], many).check(),
-            Err(InvalidTxn::TooManySteps { .. })
-        ));
+        let many = (0..=TXN_STEPS_MAX).map(|i| put("k", &i.to_string(), 1)).collect();
+        assert!(matches!(txn(vec![], many).check(), Err(InvalidTxn::TooManySteps { .. })));
 
-        let large = (0..=16)
-            .map(|i| put("k", &i.to_string(), VALUE_BYTES_MAX))
-            .collect();
-        assert!(matches!(
-            txn(vec![], large).check(),
-            Err(InvalidTxn::TooLarge { .. })
-        ));
+        let large = (0..=16).map(|i| put("k", &i.to_string(), VALUE_BYTES_MAX)).collect();
+        assert!(matches!(txn(vec![], large).check(), Err(InvalidTxn::TooLarge { .. })));
 
-        let twice = vec![
-            put("k", "a", 1),
-            Op::Delete {
-                key: Key::new("k", "a"),
-            },
-        ];
-        assert!(matches!(
-            txn(vec![], twice).check(),
-            Err(InvalidTxn::ChangedTwice { .. })
-        ));
+        let twice = vec![put("k", "a", 1), Op::Delete { key: Key::new("k", "a") }];
+        assert!(matches!(txn(vec![], twice).check(), Err(InvalidTxn::ChangedTwice { .. })));
     }
 }

@@ -32,11 +32,7 @@ fn hash(domain: &[u8], parts: &[&[u8]]) -> [u8; 32] {
         context.update(&(part.len() as u64).to_le_bytes());
         context.update(part);
     }
-    context
-        .finish()
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 has 32 bytes")
+    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 fn checksum(sum: &[u8; 32]) -> [u8; CHECKSUM_BYTES] {
@@ -48,11 +44,7 @@ fn record_hash(key: &[u8], revision: u64, value: &[u8]) -> [u8; 32] {
 }
 
 fn share(sum: &[u8; 32]) -> Share {
-    Share::from_le_bytes(
-        *sum[CHECKSUM_BYTES..]
-            .first_chunk()
-            .expect("24 bytes hold 16"),
-    )
+    Share::from_le_bytes(*sum[CHECKSUM_BYTES..].first_chunk().expect("24 bytes hold 16"))
 }
 
 /// `kind`, NUL, `id`: sorts by kind, then id, and is unique because neither holds a NUL.
@@ -75,9 +67,7 @@ pub(super) fn decode_key(bytes: &[u8]) -> Option<Key> {
 pub(super) fn describe_key(bytes: &[u8]) -> String {
     match decode_key(bytes) {
         Some(key) => key.to_string(),
-        None => bytes
-            .iter()
-            .fold("0x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")),
+        None => bytes.iter().fold("0x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")),
     }
 }
 
@@ -104,22 +94,14 @@ pub(super) fn verify_record<'a>(key: &[u8], bytes: &'a [u8]) -> Option<Verified<
     let (revision, value) = rest.split_first_chunk::<REVISION_BYTES>()?;
     let revision = u64::from_le_bytes(*revision);
     let sum = record_hash(key, revision, value);
-    (checksum(&sum) == *stored).then(|| Verified {
-        revision,
-        value,
-        share: share(&sum),
-    })
+    (checksum(&sum) == *stored).then(|| Verified { revision, value, share: share(&sum) })
 }
 
 impl Verified<'_> {
     /// The record with its own copy of the bytes; `None` when the key is not one of ours.
     pub(super) fn to_record(&self, key: &[u8]) -> Option<Record> {
         let key = decode_key(key)?;
-        Some(Record {
-            key,
-            revision: Revision(self.revision),
-            value: Bytes::copy_from_slice(self.value),
-        })
+        Some(Record { key, revision: Revision(self.revision), value: Bytes::copy_from_slice(self.value) })
     }
 }
 
@@ -162,24 +144,10 @@ impl Head {
         if body.len() != Self::BODY_BYTES || checksum(&hash(b"skein head", &[body])) != *stored {
             return None;
         }
-        let number = |at: usize| {
-            u64::from_le_bytes(
-                *body[at * 8..]
-                    .first_chunk()
-                    .expect("the length was checked"),
-            )
-        };
-        let digest =
-            Share::from_le_bytes(*body[32..].first_chunk().expect("the length was checked"));
+        let number = |at: usize| u64::from_le_bytes(*body[at * 8..].first_chunk().expect("the length was checked"));
+        let digest = Share::from_le_bytes(*body[32..].first_chunk().expect("the length was checked"));
         let clean = body[48] == 1;
-        Some(Self {
-            revision: number(0),
-            epoch: number(1),
-            count: number(2),
-            seals: number(3),
-            digest,
-            clean,
-        })
+        Some(Self { revision: number(0), epoch: number(1), count: number(2), seals: number(3), digest, clean })
     }
 }
 
@@ -193,10 +161,7 @@ pub(super) struct FormatMark {
 impl FormatMark {
     /// This build's mark.
     pub(super) fn current() -> Self {
-        Self {
-            format: FORMAT,
-            written_by: env!("CARGO_PKG_VERSION").to_owned(),
-        }
+        Self { format: FORMAT, written_by: env!("CARGO_PKG_VERSION").to_owned() }
     }
 
     /// Number, build's name, checksum.
@@ -216,10 +181,7 @@ impl FormatMark {
         }
         let (format, written_by) = body.split_first_chunk::<4>()?;
         let written_by = std::str::from_utf8(written_by).ok()?.to_owned();
-        Some(Self {
-            format: u32::from_le_bytes(*format),
-            written_by,
-        })
+        Some(Self { format: u32::from_le_bytes(*format), written_by })
     }
 }
 
@@ -232,10 +194,7 @@ mod tests {
         let key = encode_key(&Key::new("node", "n1"));
         let (bytes, share) = encode_record(&key, 7, b"value");
         let verified = verify_record(&key, &bytes).unwrap();
-        assert_eq!(
-            (verified.revision, verified.value, verified.share),
-            (7, b"value".as_slice(), share)
-        );
+        assert_eq!((verified.revision, verified.value, verified.share), (7, b"value".as_slice(), share));
 
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
@@ -254,14 +213,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_of_a_head_is_seen() {
-        let head = Head {
-            revision: 1,
-            epoch: 2,
-            count: 3,
-            digest: 4 << 100,
-            seals: 5,
-            clean: true,
-        };
+        let head = Head { revision: 1, epoch: 2, count: 3, digest: 4 << 100, seals: 5, clean: true };
         let mark = FormatMark::current();
         assert_eq!(Head::decode(&head.encode()), Some(head));
         assert_eq!(FormatMark::decode(&mark.encode()), Some(mark.clone()));
@@ -280,10 +232,7 @@ mod tests {
     #[test]
     fn keys_keep_their_order_and_names() {
         let keys = [("a", "z"), ("a-b", "a"), ("b", "a"), ("b", "ä")];
-        let mut encoded: Vec<_> = keys
-            .iter()
-            .map(|(kind, id)| encode_key(&Key::new(*kind, *id)))
-            .collect();
+        let mut encoded: Vec<_> = keys.iter().map(|(kind, id)| encode_key(&Key::new(*kind, *id))).collect();
         for (bytes, (kind, id)) in encoded.iter().zip(keys) {
             assert_eq!(decode_key(bytes), Some(Key::new(kind, id)));
             assert_eq!(describe_key(bytes), format!("{kind}/{id}"));

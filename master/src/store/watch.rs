@@ -22,9 +22,7 @@ pub const RING_BYTES_MAX: usize = 32 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// Commits that the reader has not seen are gone; take a new snapshot and watch from there.
-    #[error(
-        "failed to follow the store: commits after revision {after} are no longer kept, the oldest is {oldest}"
-    )]
+    #[error("failed to follow the store: commits after revision {after} are no longer kept, the oldest is {oldest}")]
     Lagged {
         /// The last revision that the reader has seen.
         after: Revision,
@@ -89,14 +87,8 @@ struct Ring {
 impl Ring {
     fn after(&self, after: Revision) -> Result<Option<Arc<Commit>>, WatchError> {
         match after.0.checked_sub(self.oldest.0) {
-            None => Err(WatchError::Lagged {
-                after,
-                oldest: self.oldest,
-            }),
-            Some(index) => Ok(usize::try_from(index)
-                .ok()
-                .and_then(|index| self.commits.get(index))
-                .cloned()),
+            None => Err(WatchError::Lagged { after, oldest: self.oldest }),
+            Some(index) => Ok(usize::try_from(index).ok().and_then(|index| self.commits.get(index)).cloned()),
         }
     }
 
@@ -138,22 +130,10 @@ pub(super) struct Source {
 
 /// A ring that begins after `revision`.
 pub(super) fn feed(revision: Revision) -> (Feed, Source) {
-    let ring = Ring {
-        commits: VecDeque::new(),
-        ring_bytes: 0,
-        oldest: revision,
-    };
-    let shared = Arc::new(Shared {
-        ring: Mutex::new(ring),
-    });
+    let ring = Ring { commits: VecDeque::new(), ring_bytes: 0, oldest: revision };
+    let shared = Arc::new(Shared { ring: Mutex::new(ring) });
     let (last_tx, last_rx) = watch::channel(revision);
-    (
-        Feed {
-            shared: Arc::clone(&shared),
-            last_tx,
-        },
-        Source { shared, last_rx },
-    )
+    (Feed { shared: Arc::clone(&shared), last_tx }, Source { shared, last_rx })
 }
 
 impl Feed {
@@ -174,10 +154,7 @@ impl Feed {
     /// behind it must resync.
     pub(super) fn restart(&self, revision: Revision) {
         let mut ring = self.shared.ring();
-        let last = ring
-            .commits
-            .back()
-            .map_or(ring.oldest, |commit| commit.revision);
+        let last = ring.commits.back().map_or(ring.oldest, |commit| commit.revision);
         if last != revision {
             ring.commits.clear();
             ring.ring_bytes = 0;
@@ -191,11 +168,7 @@ impl Feed {
 impl Source {
     /// A reader of what comes after `from`.
     pub(super) fn watch(&self, from: Revision) -> Watch {
-        Watch {
-            shared: Arc::clone(&self.shared),
-            after: from,
-            last_rx: self.last_rx.clone(),
-        }
+        Watch { shared: Arc::clone(&self.shared), after: from, last_rx: self.last_rx.clone() }
     }
 }
 
@@ -204,14 +177,8 @@ mod tests {
     use super::*;
 
     fn commit(revision: u64, value_bytes: usize) -> Commit {
-        let op = Op::Put {
-            key: Key::new("k", "i"),
-            value: vec![0; value_bytes].into(),
-        };
-        Commit {
-            revision: Revision(revision),
-            ops: vec![op],
-        }
+        let op = Op::Put { key: Key::new("k", "i"), value: vec![0; value_bytes].into() };
+        Commit { revision: Revision(revision), ops: vec![op] }
     }
 
     #[tokio::test]
@@ -239,28 +206,14 @@ mod tests {
     #[tokio::test]
     async fn the_ring_is_bounded_in_count_and_bytes() {
         let (feed, source) = feed(Revision(0));
-        feed.publish(
-            (1..=RING_COMMITS_MAX as u64 + 2)
-                .map(|revision| commit(revision, 1))
-                .collect(),
-        );
+        feed.publish((1..=RING_COMMITS_MAX as u64 + 2).map(|revision| commit(revision, 1)).collect());
         let oldest = Revision(2);
         let after = Revision(1);
-        assert_eq!(
-            source.watch(after).next().await,
-            Err(WatchError::Lagged { after, oldest })
-        );
-        assert_eq!(
-            source.watch(oldest).next().await.unwrap().revision,
-            Revision(3)
-        );
+        assert_eq!(source.watch(after).next().await, Err(WatchError::Lagged { after, oldest }));
+        assert_eq!(source.watch(oldest).next().await.unwrap().revision, Revision(3));
 
         let first = RING_COMMITS_MAX as u64 + 3;
-        feed.publish(
-            (first..first + 40)
-                .map(|revision| commit(revision, 1 << 20))
-                .collect(),
-        );
+        feed.publish((first..first + 40).map(|revision| commit(revision, 1 << 20)).collect());
         let ring = source.shared.ring();
         assert!(ring.ring_bytes <= RING_BYTES_MAX && ring.commits.len() < 40);
     }
@@ -274,12 +227,6 @@ mod tests {
         feed.publish(vec![commit(2, 1)]);
         assert_eq!(watch.next().await.unwrap().revision, Revision(2));
         feed.restart(Revision(3));
-        assert_eq!(
-            watch.next().await,
-            Err(WatchError::Lagged {
-                after: Revision(2),
-                oldest: Revision(3)
-            })
-        );
+        assert_eq!(watch.next().await, Err(WatchError::Lagged { after: Revision(2), oldest: Revision(3) }));
     }
 }

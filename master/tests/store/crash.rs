@@ -23,13 +23,8 @@ struct Truth {
 impl Truth {
     /// The least that must be there after a crash at `step`.
     fn at(&self, step: usize) -> (Revision, Epoch) {
-        let seen = self
-            .acknowledged
-            .iter()
-            .take_while(|(done, ..)| *done <= step);
-        seen.fold((Revision(0), Epoch(0)), |(revision, epoch), (_, r, e)| {
-            (revision.max(*r), epoch.max(*e))
-        })
+        let seen = self.acknowledged.iter().take_while(|(done, ..)| *done <= step);
+        seen.fold((Revision(0), Epoch(0)), |(revision, epoch), (_, r, e)| (revision.max(*r), epoch.max(*e)))
     }
 }
 
@@ -47,10 +42,7 @@ impl Recorder {
         let TxnOutcome::Committed(revision) = self.store.txn(txn.clone()).await.unwrap() else {
             panic!("nothing conflicts here");
         };
-        self.acknowledged
-            .lock()
-            .unwrap()
-            .push((self.disk.log_len(), revision, self.epoch));
+        self.acknowledged.lock().unwrap().push((self.disk.log_len(), revision, self.epoch));
         self.commits.lock().unwrap().insert(revision, txn.ops);
     }
 }
@@ -63,64 +55,28 @@ async fn record() -> (Disk, Truth) {
     let mut acknowledged = Vec::new();
     for session in 0..2 {
         let store = EmbeddedStore::open_medium(disk.medium()).unwrap();
-        let epoch = store
-            .lead("recorder", Duration::from_secs(1))
-            .await
-            .unwrap();
+        let epoch = store.lead("recorder", Duration::from_secs(1)).await.unwrap();
         acknowledged.push((disk.log_len(), Revision(0), epoch));
-        let recorder = Recorder {
-            disk: disk.clone(),
-            store,
-            epoch,
-            commits: Mutex::default(),
-            acknowledged: Mutex::default(),
-        };
+        let recorder =
+            Recorder { disk: disk.clone(), store, epoch, commits: Mutex::default(), acknowledged: Mutex::default() };
         for _ in 0..8 {
             recorder.commit(random_txn(epoch, 12, &mut rng)).await;
         }
-        let sealed =
-            || recorder.store.stats().sealed_commits_total == recorder.store.stats().commits_total;
+        let sealed = || recorder.store.stats().sealed_commits_total == recorder.store.stats().commits_total;
         until("the seal", sealed).await;
         for _ in 0..2 {
             // Apart in their keys, so that the order within the group does not matter to the model.
             let group = (0..10).map(|i| {
                 let key = Key::new("group", format!("{session}-{i}"));
                 let value = vec![rng.random(); rng.random_range(0..3000)].into();
-                Txn {
-                    epoch,
-                    guards: vec![],
-                    ops: vec![Op::Put { key, value }],
-                }
+                Txn { epoch, guards: vec![], ops: vec![Op::Put { key, value }] }
             });
-            join_all(
-                group
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .map(|txn| recorder.commit(txn)),
-            )
-            .await;
+            join_all(group.collect::<Vec<_>>().into_iter().map(|txn| recorder.commit(txn))).await;
         }
-        let large = (0..16).map(|i| Op::Put {
-            key: Key::new("large", format!("{i}")),
-            value: vec![i; 30_000].into(),
-        });
-        recorder
-            .commit(Txn {
-                epoch,
-                guards: vec![],
-                ops: large.collect(),
-            })
-            .await;
-        let all = (0..16).map(|i| Op::Delete {
-            key: Key::new("large", format!("{i}")),
-        });
-        recorder
-            .commit(Txn {
-                epoch,
-                guards: vec![],
-                ops: all.collect(),
-            })
-            .await;
+        let large = (0..16).map(|i| Op::Put { key: Key::new("large", format!("{i}")), value: vec![i; 30_000].into() });
+        recorder.commit(Txn { epoch, guards: vec![], ops: large.collect() }).await;
+        let all = (0..16).map(|i| Op::Delete { key: Key::new("large", format!("{i}")) });
+        recorder.commit(Txn { epoch, guards: vec![], ops: all.collect() }).await;
         for _ in 0..4 {
             recorder.commit(random_txn(epoch, 12, &mut rng)).await;
         }
@@ -131,83 +87,42 @@ async fn record() -> (Disk, Truth) {
             if revision.0 == models.len() as u64 {
                 models.push(model);
             } else {
-                assert_eq!(
-                    model,
-                    models[models.len() - 1],
-                    "only what changes nothing makes no revision"
-                );
+                assert_eq!(model, models[models.len() - 1], "only what changes nothing makes no revision");
             }
         }
         acknowledged.extend(recorder.acknowledged.into_inner().unwrap());
     }
     acknowledged.sort();
-    (
-        disk,
-        Truth {
-            models,
-            acknowledged,
-        },
-    )
+    (disk, Truth { models, acknowledged })
 }
 
 /// Opens what a crash left and compares; returns the disk with the log of the recovery.
 async fn check(image: Vec<u8>, least: (Revision, Epoch), models: &[Model], what: &str) -> Disk {
     let disk = Disk::with_image(image);
-    let store =
-        EmbeddedStore::open_medium(disk.medium()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let store = EmbeddedStore::open_medium(disk.medium()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let snapshot = store.snapshot().await.unwrap();
-    assert!(
-        snapshot.revision >= least.0,
-        "{what}: at {}, acknowledged {}",
-        snapshot.revision,
-        least.0
-    );
-    assert!(
-        snapshot.epoch >= least.1,
-        "{what}: epoch {}, acknowledged {}",
-        snapshot.epoch,
-        least.1
-    );
-    let expected = usize::try_from(snapshot.revision.0)
-        .ok()
-        .and_then(|revision| models.get(revision));
-    let expected =
-        expected.unwrap_or_else(|| panic!("{what}: revision {} was never made", snapshot.revision));
-    assert!(
-        model_of(&snapshot) == *expected,
-        "{what}: not the records of revision {}",
-        snapshot.revision
-    );
+    assert!(snapshot.revision >= least.0, "{what}: at {}, acknowledged {}", snapshot.revision, least.0);
+    assert!(snapshot.epoch >= least.1, "{what}: epoch {}, acknowledged {}", snapshot.epoch, least.1);
+    let expected = usize::try_from(snapshot.revision.0).ok().and_then(|revision| models.get(revision));
+    let expected = expected.unwrap_or_else(|| panic!("{what}: revision {} was never made", snapshot.revision));
+    assert!(model_of(&snapshot) == *expected, "{what}: not the records of revision {}", snapshot.revision);
     // Handles gone: the writer closes on its own. Its lock is this disk alone.
-    store
-        .close()
-        .await
-        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    store.close().await.unwrap_or_else(|error| panic!("{what}: {error}"));
     disk
 }
 
 /// All crashes at steps `from..` of `log` on a disk that held `synced`: calls `each(step, synced, unsynced)`.
-async fn each_crash(
-    log: &[Step],
-    synced: Vec<u8>,
-    mut each: impl AsyncFnMut(usize, &[u8], &[Step]),
-) {
+async fn each_crash(log: &[Step], synced: Vec<u8>, mut each: impl AsyncFnMut(usize, &[u8], &[Step])) {
     let mut synced = synced;
     let mut since = 0;
     for (step, entry) in log.iter().enumerate() {
         // At a sync the crash comes during it: nothing of what it covers is sure yet.
-        let end = if matches!(entry, Step::Sync) {
-            step
-        } else {
-            step + 1
-        };
+        let end = if matches!(entry, Step::Sync) { step } else { step + 1 };
         each(step, &synced, &log[since..end]).await;
         if matches!(entry, Step::Sync) {
             for done in &log[since..step] {
                 match done {
-                    Step::Write { offset, data } => {
-                        synced[*offset..offset + data.len()].copy_from_slice(data)
-                    }
+                    Step::Write { offset, data } => synced[*offset..offset + data.len()].copy_from_slice(data),
                     Step::SetLen(len) => synced.resize(*len, 0),
                     Step::Sync => {}
                 }
@@ -246,10 +161,7 @@ async fn crash_everywhere(parity: usize) {
         let other = Survivors::EVERY[2 + (step / 2 + 2) % 5];
         for survivors in [Survivors::None, Survivors::All, turn, other] {
             images += 1;
-            let what = format!(
-                "crash at step {step} of {}, survivors {survivors:?}",
-                log.len()
-            );
+            let what = format!("crash at step {step} of {}, survivors {survivors:?}", log.len());
             let image = crashed(synced, unsynced, survivors, &mut rng);
             let least = truth.at(step);
             let recovered = check(image.clone(), least, &truth.models, &what).await;
@@ -260,8 +172,7 @@ async fn crash_everywhere(parity: usize) {
             each_crash(&recovered.log(), image, async |step, synced, unsynced| {
                 again += 1;
                 let survivors = Survivors::EVERY[again % 7];
-                let what =
-                    format!("{what}, then at step {step} of the recovery, survivors {survivors:?}");
+                let what = format!("{what}, then at step {step} of the recovery, survivors {survivors:?}");
                 let image = crashed(synced, unsynced, survivors, &mut rng);
                 check(image, least, &truth.models, &what).await;
             })

@@ -86,12 +86,7 @@ impl Survivors {
 }
 
 /// The disk after a crash: `synced`, and of `unsynced` what survives.
-pub(crate) fn crashed(
-    synced: &[u8],
-    unsynced: &[Step],
-    survivors: Survivors,
-    rng: &mut StdRng,
-) -> Vec<u8> {
+pub(crate) fn crashed(synced: &[u8], unsynced: &[Step], survivors: Survivors, rng: &mut StdRng) -> Vec<u8> {
     let sector_bytes = survivors.sector_bytes();
     let at = |bytes: &[u8], sector: usize| {
         let mut content = vec![0; sector_bytes];
@@ -121,9 +116,7 @@ pub(crate) fn crashed(
             continue;
         }
         for sector in range.start / sector_bytes..range.end.div_ceil(sector_bytes) {
-            let versions = contents
-                .entry(sector)
-                .or_insert_with(|| vec![at(synced, sector)]);
+            let versions = contents.entry(sector).or_insert_with(|| vec![at(synced, sector)]);
             versions.push(at(&view, sector));
         }
     }
@@ -132,12 +125,7 @@ pub(crate) fn crashed(
         Survivors::HeaderOnly => lens[lens.len() - 1],
         _ => lens[survivors.pick(1, lens.len(), rng)],
     };
-    let longest = lens
-        .iter()
-        .copied()
-        .max()
-        .unwrap_or(0)
-        .next_multiple_of(sector_bytes);
+    let longest = lens.iter().copied().max().unwrap_or(0).next_multiple_of(sector_bytes);
     let mut image = synced.to_vec();
     image.resize(longest.max(image.len()), 0);
     for (sector, versions) in contents {
@@ -156,9 +144,7 @@ pub(crate) fn replay(log: &[Step]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for step in log {
         match step {
-            Step::Write { offset, data } => {
-                bytes[*offset..offset + data.len()].copy_from_slice(data)
-            }
+            Step::Write { offset, data } => bytes[*offset..offset + data.len()].copy_from_slice(data),
             Step::SetLen(len) => bytes.resize(*len, 0),
             Step::Sync => {}
         }
@@ -214,10 +200,7 @@ impl Disk {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // A simulated panic poisons the lock by design.
-        self.shared
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.shared.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(crate) fn medium(&self) -> DiskMedium {
@@ -299,11 +282,7 @@ impl Disk {
             Step::Sync => {
                 while inner.gate_closed {
                     inner.blocked = true;
-                    inner = self
-                        .shared
-                        .1
-                        .wait(inner)
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    inner = self.shared.1.wait(inner).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
                 inner.blocked = false;
                 let view = inner.view.clone();
@@ -325,17 +304,13 @@ impl StorageBackend for Disk {
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let inner = self.inner();
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let bytes = start
-            .checked_add(out.len())
-            .and_then(|end| inner.view.get(start..end));
+        let bytes = start.checked_add(out.len()).and_then(|end| inner.view.get(start..end));
         out.copy_from_slice(bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.record(Step::SetLen(
-            usize::try_from(len).map_err(io::Error::other)?,
-        ))
+        self.record(Step::SetLen(usize::try_from(len).map_err(io::Error::other)?))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -343,10 +318,7 @@ impl StorageBackend for Disk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.record(Step::Write {
-            offset: usize::try_from(offset).map_err(io::Error::other)?,
-            data: data.to_vec(),
-        })
+        self.record(Step::Write { offset: usize::try_from(offset).map_err(io::Error::other)?, data: data.to_vec() })
     }
 }
 

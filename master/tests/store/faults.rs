@@ -6,8 +6,7 @@ use futures_util::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use skein_master::store::{
-    EmbeddedStore, Epoch, FaultKind, Key, Op, ReadOnlyReason, Store, StoreError, StoreHealth, Txn,
-    TxnOutcome,
+    EmbeddedStore, Epoch, FaultKind, Key, Op, ReadOnlyReason, Store, StoreError, StoreHealth, Txn, TxnOutcome,
 };
 
 use crate::disk::{Disk, Failure};
@@ -36,35 +35,19 @@ async fn survive(step: usize, failure: Failure) -> bool {
             }
             Ok(TxnOutcome::Unknown) => true,
             Err(StoreError::ReadOnly { reason }) => {
-                let kind = if failure == Failure::Panic {
-                    FaultKind::Engine
-                } else {
-                    FaultKind::Io
-                };
+                let kind = if failure == Failure::Panic { FaultKind::Engine } else { FaultKind::Io };
                 assert_eq!(reason.kind, kind, "{what}: {reason}");
                 false
             }
             other => panic!("{what}: transaction {i}: {other:?}"),
         };
         struck = true;
-        assert!(
-            matches!(*store.health().borrow(), StoreHealth::ReadOnly(_)),
-            "{what}"
-        );
+        assert!(matches!(*store.health().borrow(), StoreHealth::ReadOnly(_)), "{what}");
         let refused = store.txn(random_txn(epoch, 6, &mut rng)).await;
-        assert!(
-            matches!(refused, Err(StoreError::ReadOnly { .. })),
-            "{what}: {refused:?}"
-        );
-        assert!(
-            matches!(store.snapshot().await, Err(StoreError::ReadOnly { .. })),
-            "{what}"
-        );
+        assert!(matches!(refused, Err(StoreError::ReadOnly { .. })), "{what}: {refused:?}");
+        assert!(matches!(store.snapshot().await, Err(StoreError::ReadOnly { .. })), "{what}");
 
-        let revision = store
-            .reopen()
-            .await
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
+        let revision = store.reopen().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(*store.health().borrow(), StoreHealth::Writable);
         let found = model_of(&store.snapshot().await.unwrap());
         if found != model {
@@ -74,25 +57,15 @@ async fn survive(step: usize, failure: Failure) -> bool {
         }
         epoch = store.lead("test", TTL).await.unwrap();
     }
-    assert!(
-        model_of(&store.snapshot().await.unwrap()) == model,
-        "{what}"
-    );
+    assert!(model_of(&store.snapshot().await.unwrap()) == model, "{what}");
     if let Err(error) = store.close().await {
         // The failure came with the close's own writes.
-        assert!(
-            !struck && matches!(error, StoreError::ReadOnly { .. }),
-            "{what}: {error}"
-        );
+        assert!(!struck && matches!(error, StoreError::ReadOnly { .. }), "{what}: {error}");
         struck = true;
     }
     disk.clear_failure();
-    let store =
-        EmbeddedStore::open_medium(disk.medium()).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert!(
-        model_of(&store.snapshot().await.unwrap()) == model,
-        "{what}: after the close"
-    );
+    let store = EmbeddedStore::open_medium(disk.medium()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(model_of(&store.snapshot().await.unwrap()) == model, "{what}: after the close");
     struck
 }
 
@@ -121,15 +94,8 @@ async fn a_full_disk_is_named_and_left_behind() {
     let epoch = store.lead("test", TTL).await.unwrap();
     disk.set_capacity(Some(disk.view().len() + 100_000));
     let large = |epoch: Epoch, i: usize| {
-        let op = Op::Put {
-            key: Key::new("large", i.to_string()),
-            value: vec![1; 50_000].into(),
-        };
-        store.txn(Txn {
-            epoch,
-            guards: vec![],
-            ops: vec![op],
-        })
+        let op = Op::Put { key: Key::new("large", i.to_string()), value: vec![1; 50_000].into() };
+        store.txn(Txn { epoch, guards: vec![], ops: vec![op] })
     };
     let mut written = 0;
     loop {
@@ -140,15 +106,8 @@ async fn a_full_disk_is_named_and_left_behind() {
         }
         assert!(written < 1000, "the disk does not fill");
     }
-    let Err(
-        error @ StoreError::ReadOnly {
-            reason:
-                ReadOnlyReason {
-                    kind: FaultKind::DiskFull,
-                    ..
-                },
-        },
-    ) = large(epoch, written).await
+    let Err(error @ StoreError::ReadOnly { reason: ReadOnlyReason { kind: FaultKind::DiskFull, .. } }) =
+        large(epoch, written).await
     else {
         panic!("not named as a full disk")
     };
@@ -160,15 +119,9 @@ async fn a_full_disk_is_named_and_left_behind() {
     disk.set_capacity(None);
     store.reopen().await.unwrap();
     let found = store.snapshot().await.unwrap().records.len();
-    assert!(
-        found == written || found == written + 1,
-        "{found} of {written}"
-    );
+    assert!(found == written || found == written + 1, "{found} of {written}");
     let epoch = store.lead("test", TTL).await.unwrap();
-    assert!(matches!(
-        large(epoch, written + 1).await,
-        Ok(TxnOutcome::Committed(_))
-    ));
+    assert!(matches!(large(epoch, written + 1).await, Ok(TxnOutcome::Committed(_))));
 }
 
 #[tokio::test]
@@ -178,15 +131,8 @@ async fn many_transactions_share_a_sync() {
     let store = EmbeddedStore::open_medium(disk.medium()).unwrap();
     let epoch = store.lead("test", TTL).await.unwrap();
     let put = |i: usize| {
-        let op = Op::Put {
-            key: Key::new("k", i.to_string()),
-            value: "x".into(),
-        };
-        store.txn(Txn {
-            epoch,
-            guards: vec![],
-            ops: vec![op],
-        })
+        let op = Op::Put { key: Key::new("k", i.to_string()), value: "x".into() };
+        store.txn(Txn { epoch, guards: vec![], ops: vec![op] })
     };
     let before = disk.syncs();
     // The first holds the disk; the others gather meanwhile.
@@ -202,10 +148,7 @@ async fn many_transactions_share_a_sync() {
     };
     let (first, rest) = tokio::join!(put(0), gathered);
     for outcome in rest.into_iter().chain([first]) {
-        assert!(
-            matches!(outcome, Ok(TxnOutcome::Committed(_))),
-            "{outcome:?}"
-        );
+        assert!(matches!(outcome, Ok(TxnOutcome::Committed(_))), "{outcome:?}");
     }
     let syncs = disk.syncs() - before;
     // One for the first, one for the rest, and perhaps a seal.
@@ -224,10 +167,7 @@ async fn a_closed_store_says_so() {
     let mut watch = store.watch(store.snapshot().await.unwrap().revision);
     store.close().await.unwrap();
     assert!(matches!(other.snapshot().await, Err(StoreError::Closed)));
-    assert!(matches!(
-        other.lead("x", TTL).await,
-        Err(StoreError::Closed)
-    ));
+    assert!(matches!(other.lead("x", TTL).await, Err(StoreError::Closed)));
     assert_eq!(*other.health().borrow(), StoreHealth::Closed);
     assert!(watch.next().await.is_err());
     assert!(matches!(other.close().await, Err(StoreError::Closed)));

@@ -7,27 +7,15 @@ use std::time::Duration;
 
 use skein_master::store::medium::{SCRATCH_FILE, STORE_FILE};
 use skein_master::store::{
-    EmbeddedStore, Epoch, Key, Op, Revision, Snapshot, Store, StoreError, Txn, TxnOutcome,
-    backup_to_file, restore,
+    EmbeddedStore, Epoch, Key, Op, Revision, Snapshot, Store, StoreError, Txn, TxnOutcome, backup_to_file, restore,
 };
 
 async fn write(store: &EmbeddedStore, ids: std::ops::Range<usize>) -> (Epoch, Revision) {
     let epoch = store.lead("test", Duration::from_secs(1)).await.unwrap();
     let mut last = Revision(0);
     for i in ids {
-        let op = Op::Put {
-            key: Key::new("node", format!("n{i}")),
-            value: format!("value \0 {i}").into(),
-        };
-        match store
-            .txn(Txn {
-                epoch,
-                guards: vec![],
-                ops: vec![op],
-            })
-            .await
-            .unwrap()
-        {
+        let op = Op::Put { key: Key::new("node", format!("n{i}")), value: format!("value \0 {i}").into() };
+        match store.txn(Txn { epoch, guards: vec![], ops: vec![op] }).await.unwrap() {
             TxnOutcome::Committed(revision) => last = revision,
             other => panic!("{other:?}"),
         }
@@ -52,23 +40,12 @@ async fn a_second_master_is_refused_and_told_who_has_it() {
     let store = EmbeddedStore::open(dir.path()).unwrap();
     let error = EmbeddedStore::open(dir.path()).unwrap_err();
     let pid = std::process::id();
-    assert!(
-        matches!(&error, StoreError::InUse { pid: Some(found), .. } if *found == pid),
-        "{error}"
-    );
+    assert!(matches!(&error, StoreError::InUse { pid: Some(found), .. } if *found == pid), "{error}");
     let text = error.to_string();
-    assert!(
-        text.contains(&dir.path().display().to_string())
-            && text.contains(&format!("process {pid}")),
-        "{text}"
-    );
+    assert!(text.contains(&dir.path().display().to_string()) && text.contains(&format!("process {pid}")), "{text}");
     write(&store, 0..1).await;
     store.close().await.unwrap();
-    EmbeddedStore::open(dir.path())
-        .unwrap()
-        .close()
-        .await
-        .unwrap();
+    EmbeddedStore::open(dir.path()).unwrap().close().await.unwrap();
 }
 
 #[tokio::test]
@@ -79,10 +56,7 @@ async fn a_store_outlives_its_process_and_epochs_grow() {
     for i in 0..4 {
         let store = EmbeddedStore::open(&path).unwrap();
         let snapshot = store.snapshot().await.unwrap();
-        assert_eq!(
-            (snapshot.revision, snapshot.records.len()),
-            (Revision(i), usize::try_from(i).unwrap())
-        );
+        assert_eq!((snapshot.revision, snapshot.records.len()), (Revision(i), usize::try_from(i).unwrap()));
         let id = usize::try_from(i).unwrap();
         epochs.push(write(&store, id..id + 1).await.0);
         store.close().await.unwrap();
@@ -101,11 +75,7 @@ async fn what_is_not_a_store_is_refused_and_left_alone() {
         fs::write(&path, content).unwrap();
         let error = EmbeddedStore::open(dir.path()).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
-        assert!(
-            error
-                .hint()
-                .is_some_and(|hint| hint.contains("skein-master restore"))
-        );
+        assert!(error.hint().is_some_and(|hint| hint.contains("skein-master restore")));
         assert_eq!(fs::read(&path).unwrap(), content);
     };
     check(b"");
@@ -122,10 +92,7 @@ async fn a_file_cut_short_is_refused() {
     for len in [1, 100, 320, 4096, 8192, 20_000] {
         fs::write(dir.path().join(STORE_FILE), &whole[..len]).unwrap();
         let error = EmbeddedStore::open(dir.path()).unwrap_err();
-        assert!(
-            matches!(error, StoreError::Damaged { .. }),
-            "{len}: {error}"
-        );
+        assert!(matches!(error, StoreError::Damaged { .. }), "{len}: {error}");
     }
 }
 
@@ -150,10 +117,7 @@ async fn a_file_that_went_back_is_refused_by_reopen() {
     fs::rename(dir.path().join("old"), &path).unwrap();
     let error = store.reopen().await.unwrap_err();
     assert!(error.to_string().contains("acknowledged"), "{error}");
-    assert!(matches!(
-        store.snapshot().await,
-        Err(StoreError::ReadOnly { .. })
-    ));
+    assert!(matches!(store.snapshot().await, Err(StoreError::ReadOnly { .. })));
 }
 
 #[tokio::test]
@@ -165,14 +129,8 @@ async fn a_backup_restores_everything() {
     assert_eq!((summary.revision, summary.records), (before.revision, 6));
     let store = EmbeddedStore::open(&new).unwrap();
     let after = store.snapshot().await.unwrap();
-    assert_eq!(
-        (&after.records, after.revision),
-        (&before.records, before.revision)
-    );
-    assert!(
-        after.epoch.0 > before.epoch.0 + 1000,
-        "agents have seen later epochs than the backup's"
-    );
+    assert_eq!((&after.records, after.revision), (&before.records, before.revision));
+    assert!(after.epoch.0 > before.epoch.0 + 1000, "agents have seen later epochs than the backup's");
     let (_, revision) = write(&store, 6..7).await;
     assert_eq!(revision, Revision(before.revision.0 + 1));
     store.close().await.unwrap();
@@ -181,26 +139,14 @@ async fn a_backup_restores_everything() {
     let path = dir.path().join("backup");
     backup_to_file(&before, &path).unwrap();
     assert_eq!(fs::read(&path).unwrap(), file);
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    assert!(matches!(
-        backup_to_file(&after, &path),
-        Err(StoreError::Io { .. })
-    ));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(matches!(backup_to_file(&after, &path), Err(StoreError::Io { .. })));
     assert_eq!(fs::read(&path).unwrap(), file);
 
     // Neither over a store, nor over a damaged one.
-    assert!(matches!(
-        restore(&file[..], &new),
-        Err(StoreError::Exists { .. })
-    ));
+    assert!(matches!(restore(&file[..], &new), Err(StoreError::Exists { .. })));
     fs::write(new.join(STORE_FILE), b"damaged").unwrap();
-    assert!(matches!(
-        restore(&file[..], &new),
-        Err(StoreError::Exists { .. })
-    ));
+    assert!(matches!(restore(&file[..], &new), Err(StoreError::Exists { .. })));
     assert_eq!(fs::read(new.join(STORE_FILE)).unwrap(), b"damaged");
 }
 
@@ -224,8 +170,5 @@ async fn a_damaged_backup_writes_nothing() {
     let error = restore(other.as_bytes(), &new).unwrap_err();
     assert!(error.to_string().contains("node/n2"), "{error}");
     let newer = text.replacen("\"skein_backup\":1", "\"skein_backup\":9", 1);
-    assert!(matches!(
-        restore(newer.as_bytes(), &new),
-        Err(StoreError::FormatTooNew { found: 9, .. })
-    ));
+    assert!(matches!(restore(newer.as_bytes(), &new), Err(StoreError::FormatTooNew { found: 9, .. })));
 }

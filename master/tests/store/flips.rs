@@ -23,10 +23,7 @@ async fn make(close: bool) -> (Vec<u8>, Model) {
         assert!(matches!(outcome, TxnOutcome::Committed(_)));
     }
     let model = model_of(&store.snapshot().await.unwrap());
-    until("the seal", || {
-        store.stats().sealed_commits_total == store.stats().commits_total
-    })
-    .await;
+    until("the seal", || store.stats().sealed_commits_total == store.stats().commits_total).await;
     if close {
         store.close().await.unwrap();
     }
@@ -44,18 +41,10 @@ async fn flip(image: &[u8], model: &Model, bits: impl Iterator<Item = usize>) ->
         };
         match found {
             Ok(snapshot) => {
-                assert!(
-                    model_of(&snapshot) == *model,
-                    "bit {bit} of byte {} changes the records silently",
-                    bit / 8
-                );
+                assert!(model_of(&snapshot) == *model, "bit {bit} of byte {} changes the records silently", bit / 8);
                 harmless += 1;
             }
-            Err(
-                StoreError::Damaged { .. }
-                | StoreError::Failed { .. }
-                | StoreError::ReadOnly { .. },
-            ) => refused += 1,
+            Err(StoreError::Damaged { .. } | StoreError::Failed { .. } | StoreError::ReadOnly { .. }) => refused += 1,
             Err(error) => panic!("bit {bit}: {error}"),
         }
     }
@@ -70,18 +59,12 @@ async fn flips(close: bool, offset: usize) {
     eprintln!("header: {refused} refused, {harmless} harmless");
 
     // Where something is; the rest of the file is free pages.
-    let used: Vec<usize> = (HEADER_BYTES..image.len())
-        .filter(|byte| image[*byte] != 0)
-        .collect();
-    let bits: Vec<usize> = (0..500)
-        .map(|_| used[rng.random_range(0..used.len())] * 8 + rng.random_range(0..8))
-        .collect();
+    let used: Vec<usize> = (HEADER_BYTES..image.len()).filter(|byte| image[*byte] != 0).collect();
+    let bits: Vec<usize> =
+        (0..500).map(|_| used[rng.random_range(0..used.len())] * 8 + rng.random_range(0..8)).collect();
     let (refused, harmless) = flip(&image, &model, bits.into_iter()).await;
     eprintln!("pages: {refused} refused, {harmless} harmless");
-    assert!(
-        refused > 20,
-        "the flips hit nothing: {refused} refused, {harmless} harmless"
-    );
+    assert!(refused > 20, "the flips hit nothing: {refused} refused, {harmless} harmless");
 }
 
 /// Damage to the very last commit, before it was sealed, looks like a commit torn by a crash. The one thing it can do is to
@@ -104,11 +87,7 @@ async fn a_flipped_bit_before_the_seal_takes_the_last_commit_at_most() {
     let used: Vec<usize> = (0..image.len()).filter(|byte| image[*byte] != 0).collect();
     let (mut refused, mut right, mut before) = (0, 0, 0);
     for i in 0..300 {
-        let byte = if i % 3 == 0 {
-            rng.random_range(0..HEADER_BYTES)
-        } else {
-            used[rng.random_range(0..used.len())]
-        };
+        let byte = if i % 3 == 0 { rng.random_range(0..HEADER_BYTES) } else { used[rng.random_range(0..used.len())] };
         let mut damaged = image.clone();
         damaged[byte] ^= 1 << rng.random_range(0..8);
         let Ok(store) = EmbeddedStore::open_medium(Disk::with_image(damaged).medium()) else {

@@ -23,27 +23,13 @@ pub(crate) fn random_txn(epoch: Epoch, keys: usize, rng: &mut StdRng) -> Txn {
         let op = match rng.random_range(0..10) {
             0..2 => Op::Delete { key: key.clone() },
             roll => {
-                let value_bytes = if roll < 8 {
-                    rng.random_range(0..400)
-                } else {
-                    rng.random_range(2000..9000)
-                };
-                Op::Put {
-                    key: key.clone(),
-                    value: (0..value_bytes)
-                        .map(|_| rng.random())
-                        .collect::<Vec<u8>>()
-                        .into(),
-                }
+                let value_bytes = if roll < 8 { rng.random_range(0..400) } else { rng.random_range(2000..9000) };
+                Op::Put { key: key.clone(), value: (0..value_bytes).map(|_| rng.random()).collect::<Vec<u8>>().into() }
             }
         };
         ops.insert(key, op);
     }
-    Txn {
-        epoch,
-        guards: Vec::new(),
-        ops: ops.into_values().collect(),
-    }
+    Txn { epoch, guards: Vec::new(), ops: ops.into_values().collect() }
 }
 
 pub(crate) fn apply(model: &mut Model, revision: Revision, ops: &[Op]) {
@@ -57,9 +43,7 @@ pub(crate) fn apply(model: &mut Model, revision: Revision, ops: &[Op]) {
 
 pub(crate) fn model_of(snapshot: &Snapshot) -> Model {
     let records = snapshot.records.iter();
-    records
-        .map(|record| (record.key.clone(), (record.revision, record.value.clone())))
-        .collect()
+    records.map(|record| (record.key.clone(), (record.revision, record.value.clone()))).collect()
 }
 
 /// Waits until `done`, for ten seconds at most.

@@ -63,10 +63,7 @@ fn addresses(tuple: &[u8]) -> Option<(IpAddr, IpAddr)> {
 /// the questions went elsewhere.
 fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Request> {
     let (head, attrs) = entry.split_at_checked(NFGENMSG_BYTES)?;
-    let (orig, reply) = (
-        attribute(attrs, CTA_TUPLE_ORIG)?,
-        attribute(attrs, CTA_TUPLE_REPLY)?,
-    );
+    let (orig, reply) = (attribute(attrs, CTA_TUPLE_ORIG)?, attribute(attrs, CTA_TUPLE_REPLY)?);
     let (_, asked) = addresses(orig)?;
     let (answers, _) = addresses(reply)?;
     if asked == answers || !targets.contains(&answers) {
@@ -77,11 +74,7 @@ fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Request> {
     body.extend(len.to_ne_bytes());
     body.extend((CTA_TUPLE_ORIG | NESTED).to_ne_bytes());
     body.extend(orig);
-    Some(Request {
-        kind: CT_DELETE,
-        flags: 0,
-        body,
-    })
+    Some(Request { kind: CT_DELETE, flags: 0, body })
 }
 
 /// Forgets every connection that was translated to one of `targets`, in the calling thread's namespace. Answers how
@@ -89,16 +82,9 @@ fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Request> {
 pub(super) fn forget(targets: &BTreeSet<IpAddr>) -> io::Result<usize> {
     let mut socket = Socket::open_for(NETLINK_NETFILTER)?;
     // Family 0: IPv4 and IPv6.
-    let dump = Request {
-        kind: CT_GET,
-        flags: NLM_F_DUMP,
-        body: vec![0; NFGENMSG_BYTES],
-    };
+    let dump = Request { kind: CT_GET, flags: NLM_F_DUMP, body: vec![0; NFGENMSG_BYTES] };
     let entries = socket.read(&dump)?;
-    let removals: Vec<Request> = entries
-        .iter()
-        .filter_map(|(_, body)| removal(body, targets))
-        .collect();
+    let removals: Vec<Request> = entries.iter().filter_map(|(_, body)| removal(body, targets)).collect();
     for (_, error) in socket.batch(&removals)? {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(error);

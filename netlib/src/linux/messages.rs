@@ -12,21 +12,15 @@ use std::{
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NetlinkDeserializable, NetlinkHeader,
-    NlasIterator,
+    NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NetlinkDeserializable, NetlinkHeader, NlasIterator,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
-    link::{
-        InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    },
-    neighbour::{
-        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-    },
+    link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
-        RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
     },
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
@@ -53,11 +47,7 @@ const NLA_KIND_MASK: u16 = 0x3fff;
 const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 fn family(addr: IpAddr) -> AddressFamily {
-    if addr.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    }
+    if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
 fn dump(message: RouteNetlinkMessage) -> Request {
@@ -83,18 +73,8 @@ pub(super) fn delete_link(name: &str) -> Request {
 }
 
 /// Makes a VXLAN device in the namespace `ns`, with its UDP socket in the namespace the message is sent from.
-pub(super) fn create_vxlan(
-    name: &str,
-    vxlan: &Vxlan,
-    dev: Option<u32>,
-    mac: Mac,
-    mtu: u32,
-    ns: RawFd,
-) -> Request {
-    let mut builder = LinkVxlan::new(name, vxlan.vni)
-        .port(vxlan.port)
-        .ttl(vxlan.ttl)
-        .learning(false);
+pub(super) fn create_vxlan(name: &str, vxlan: &Vxlan, dev: Option<u32>, mac: Mac, mtu: u32, ns: RawFd) -> Request {
+    let mut builder = LinkVxlan::new(name, vxlan.vni).port(vxlan.port).ttl(vxlan.ttl).learning(false);
     builder = match vxlan.local {
         IpAddr::V4(local) => builder.local(local),
         IpAddr::V6(local) => builder.local6(local),
@@ -102,25 +82,12 @@ pub(super) fn create_vxlan(
     if let Some(dev) = dev {
         builder = builder.dev(dev);
     }
-    let message = builder
-        .address(mac.0.to_vec())
-        .mtu(mtu)
-        .setns_by_fd(ns)
-        .build();
-    Request::new(
-        &RouteNetlinkMessage::NewLink(message),
-        NLM_F_CREATE | NLM_F_EXCL,
-    )
+    let message = builder.address(mac.0.to_vec()).mtu(mtu).setns_by_fd(ns).build();
+    Request::new(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Makes a veth pair with its other end in the namespace `peer_ns`.
-pub(super) fn create_veth(
-    name: &str,
-    mac: Mac,
-    mtu: u32,
-    peer: &VethPeer,
-    peer_ns: RawFd,
-) -> Request {
+pub(super) fn create_veth(name: &str, mac: Mac, mtu: u32, peer: &VethPeer, peer_ns: RawFd) -> Request {
     // Not IFF_UP: the kernel refuses a peer that is up before its other end (ENOTCONN).
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(&peer.name)
@@ -134,10 +101,7 @@ pub(super) fn create_veth(
         .address(mac.0.to_vec())
         .mtu(mtu)
         .build();
-    Request::new(
-        &RouteNetlinkMessage::NewLink(message),
-        NLM_F_CREATE | NLM_F_EXCL,
-    )
+    Request::new(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 /// Sets a link up and changes its address and MTU.
@@ -158,18 +122,11 @@ pub(super) fn address(index: u32, addr: IpNet, add: bool) -> Request {
     message.header.family = family(addr.addr());
     message.header.prefix_len = addr.prefix_len();
     message.header.index = index;
-    message
-        .attributes
-        .push(AddressAttribute::Local(addr.addr()));
+    message.attributes.push(AddressAttribute::Local(addr.addr()));
     if add {
         message.header.flags = AddressHeaderFlags::Nodad;
-        message
-            .attributes
-            .push(AddressAttribute::Address(addr.addr()));
-        return Request::new(
-            &RouteNetlinkMessage::NewAddress(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-        );
+        message.attributes.push(AddressAttribute::Address(addr.addr()));
+        return Request::new(&RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL);
     }
     Request::new(&RouteNetlinkMessage::DelAddress(message), 0)
 }
@@ -179,18 +136,12 @@ pub(super) fn neighbour(index: u32, addr: IpAddr, mac: Option<Mac>) -> Request {
     let mut message = NeighbourMessage::default();
     message.header.family = family(addr);
     message.header.ifindex = index;
-    message
-        .attributes
-        .push(NeighbourAttribute::Destination(NeighbourAddress::from(
-            addr,
-        )));
+    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(addr)));
     let Some(mac) = mac else {
         return Request::new(&RouteNetlinkMessage::DelNeighbour(message), 0);
     };
     message.header.state = NeighbourState::Permanent;
-    message
-        .attributes
-        .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     Request::new(&RouteNetlinkMessage::NewNeighbour(message), PUT)
 }
 
@@ -201,14 +152,8 @@ pub(super) fn fdb(index: u32, mac: Mac, vtep: IpAddr, put: bool) -> Request {
     message.header.ifindex = index;
     message.header.flags = NeighbourFlags::Own;
     message.header.state = NeighbourState::Permanent;
-    message
-        .attributes
-        .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-    message
-        .attributes
-        .push(NeighbourAttribute::Destination(NeighbourAddress::from(
-            vtep,
-        )));
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(vtep)));
     if put {
         return Request::new(&RouteNetlinkMessage::NewNeighbour(message), PUT);
     }
@@ -235,22 +180,14 @@ pub(super) fn put_nexthop(id: u32, hop: &Nexthop, index: u32) -> Request {
         IpAddr::V4(via) => attribute(&mut body, NHA_GATEWAY, &via.octets()),
         IpAddr::V6(via) => attribute(&mut body, NHA_GATEWAY, &via.octets()),
     }
-    Request {
-        kind: RTM_NEWNEXTHOP,
-        flags: PUT,
-        body,
-    }
+    Request { kind: RTM_NEWNEXTHOP, flags: PUT, body }
 }
 
 /// Removes a next hop object.
 pub(super) fn delete_nexthop(id: u32) -> Request {
     let mut body = nhmsg(AddressFamily::Unspec, 0);
     attribute(&mut body, NHA_ID, &id.to_ne_bytes());
-    Request {
-        kind: RTM_DELNEXTHOP,
-        flags: 0,
-        body,
-    }
+    Request { kind: RTM_DELNEXTHOP, flags: 0, body }
 }
 
 fn route_address(addr: IpAddr) -> RouteAddress {
@@ -266,13 +203,9 @@ fn route_message(key: &RouteKey, route: &Route, index: Option<u32>) -> RouteMess
     message.header.protocol = RouteProtocol::from(route.protocol);
     message.header.kind = RouteType::Unicast;
     if key.dst.prefix_len() > 0 {
-        message
-            .attributes
-            .push(RouteAttribute::Destination(route_address(key.dst.addr())));
+        message.attributes.push(RouteAttribute::Destination(route_address(key.dst.addr())));
     }
-    message
-        .attributes
-        .push(RouteAttribute::Priority(key.metric));
+    message.attributes.push(RouteAttribute::Priority(key.metric));
     match &route.target {
         Target::Nexthop(id) => message.attributes.push(RouteAttribute::NhId(*id)),
         Target::Unreachable => message.header.kind = RouteType::Unreachable,
@@ -281,9 +214,7 @@ fn route_message(key: &RouteKey, route: &Route, index: Option<u32>) -> RouteMess
             match via {
                 Some(via) => {
                     message.header.flags = RouteFlags::Onlink;
-                    message
-                        .attributes
-                        .push(RouteAttribute::Gateway(route_address(*via)));
+                    message.attributes.push(RouteAttribute::Gateway(route_address(*via)));
                 }
                 None if key.dst.addr().is_ipv4() => message.header.scope = RouteScope::Link,
                 None => {}
@@ -295,33 +226,14 @@ fn route_message(key: &RouteKey, route: &Route, index: Option<u32>) -> RouteMess
 }
 
 /// Adds a route, replacing what has its key or refusing to.
-pub(super) fn put_route(
-    key: &RouteKey,
-    route: &Route,
-    index: Option<u32>,
-    replace: bool,
-) -> Request {
+pub(super) fn put_route(key: &RouteKey, route: &Route, index: Option<u32>, replace: bool) -> Request {
     let message = RouteNetlinkMessage::NewRoute(route_message(key, route, index));
-    Request::new(
-        &message,
-        if replace {
-            PUT
-        } else {
-            NLM_F_CREATE | NLM_F_EXCL
-        },
-    )
+    Request::new(&message, if replace { PUT } else { NLM_F_CREATE | NLM_F_EXCL })
 }
 
 /// Removes exactly this route: destination, metric and protocol must agree.
 pub(super) fn delete_route(key: &RouteKey, route: &Route) -> Request {
-    let mut message = route_message(
-        key,
-        &Route {
-            target: Target::Other,
-            protocol: route.protocol,
-        },
-        None,
-    );
+    let mut message = route_message(key, &Route { target: Target::Other, protocol: route.protocol }, None);
     message.header.scope = RouteScope::NoWhere;
     if route.target == Target::Unreachable {
         message.header.kind = RouteType::Unreachable;
@@ -350,21 +262,13 @@ pub(super) fn dump_neighbours(fdb: bool) -> Request {
 
 /// Asks for next hop objects.
 pub(super) fn dump_nexthops() -> Request {
-    Request {
-        kind: RTM_GETNEXTHOP,
-        flags: NLM_F_DUMP,
-        body: nhmsg(AddressFamily::Unspec, 0),
-    }
+    Request { kind: RTM_GETNEXTHOP, flags: NLM_F_DUMP, body: nhmsg(AddressFamily::Unspec, 0) }
 }
 
 /// Asks for the main table's routes of a family, only ours or all.
 pub(super) fn dump_routes(v4: bool, only_ours: bool) -> Request {
     let mut message = RouteMessage::default();
-    message.header.address_family = if v4 {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+    message.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     if only_ours {
         message.header.protocol = RouteProtocol::from(names::RTPROT_SKEIN);
@@ -383,12 +287,8 @@ pub(super) struct FoundLink {
 fn decode(kind: u16, body: &[u8]) -> io::Result<RouteNetlinkMessage> {
     let mut header = NetlinkHeader::default();
     header.message_type = kind;
-    RouteNetlinkMessage::deserialize(&header, body).map_err(|error| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("cannot parse message {kind}: {error}"),
-        )
-    })
+    RouteNetlinkMessage::deserialize(&header, body)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("cannot parse message {kind}: {error}")))
 }
 
 /// Reads a link's message; `None` for another message.
@@ -398,20 +298,11 @@ pub(super) fn parse_link(kind: u16, body: &[u8]) -> io::Result<Option<FoundLink>
     };
     let up = message.header.flags.contains(LinkFlags::Up);
     let loopback = message.header.flags.contains(LinkFlags::Loopback);
-    let kind = if loopback {
-        LinkKind::Loopback
-    } else {
-        LinkKind::Other
-    };
+    let kind = if loopback { LinkKind::Loopback } else { LinkKind::Other };
     let mut found = FoundLink {
         index: message.header.index,
         name: String::new(),
-        link: Link {
-            kind,
-            mac: Mac([0; 6]),
-            mtu: 0,
-            up,
-        },
+        link: Link { kind, mac: Mac([0; 6]), mtu: 0, up },
         underlay: None,
     };
     for attribute in message.attributes {
@@ -429,8 +320,7 @@ pub(super) fn parse_link(kind: u16, body: &[u8]) -> io::Result<Option<FoundLink>
 /// An address of either family, by its length.
 pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 fn mac(bytes: &[u8]) -> Option<Mac> {
@@ -443,13 +333,7 @@ fn parse_link_info(infos: Vec<LinkInfo>, found: &mut FoundLink) {
             LinkInfo::Kind(InfoKind::Veth) => found.link.kind = LinkKind::Veth,
             LinkInfo::Data(InfoData::Vxlan(data)) => {
                 let unset = IpAddr::from([0, 0, 0, 0]);
-                let mut vxlan = Vxlan {
-                    vni: 0,
-                    local: unset,
-                    port: 0,
-                    ttl: 0,
-                    dev: None,
-                };
+                let mut vxlan = Vxlan { vni: 0, local: unset, port: 0, ttl: 0, dev: None };
                 let mut plain = true;
                 for one in data {
                     match one {
@@ -458,19 +342,13 @@ fn parse_link_info(infos: Vec<LinkInfo>, found: &mut FoundLink) {
                         InfoVxlan::Local6(local) => vxlan.local = IpAddr::V6(local),
                         InfoVxlan::Port(port) => vxlan.port = port,
                         InfoVxlan::Ttl(ttl) => vxlan.ttl = ttl,
-                        InfoVxlan::Link(index) => {
-                            found.underlay = Some(index).filter(|index| *index != 0)
-                        }
+                        InfoVxlan::Link(index) => found.underlay = Some(index).filter(|index| *index != 0),
                         InfoVxlan::Learning(learns) => plain = !learns,
                         _ => {}
                     }
                 }
                 // One that learns is not one we made: it must not compare as equal.
-                found.link.kind = if plain {
-                    LinkKind::Vxlan(vxlan)
-                } else {
-                    LinkKind::Other
-                };
+                found.link.kind = if plain { LinkKind::Vxlan(vxlan) } else { LinkKind::Other };
             }
             _ => {}
         }
@@ -540,12 +418,8 @@ impl Tables {
         let (mut addr, mut lladdr) = (None, None);
         for attribute in &message.attributes {
             match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                    addr = Some(IpAddr::V4(*v4))
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                    addr = Some(IpAddr::V6(*v6))
-                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => addr = Some(IpAddr::V4(*v4)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => addr = Some(IpAddr::V6(*v6)),
                 // A forwarding entry is of family "bridge", which leaves its VTEP as bytes.
                 NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => addr = ip(bytes),
                 NeighbourAttribute::LinkLayerAddress(bytes) => lladdr = mac(bytes),
@@ -555,10 +429,7 @@ impl Tables {
         let (Some(addr), Some(lladdr)) = (addr, lladdr) else {
             return;
         };
-        let is_vxlan = matches!(
-            self.found.links.get(dev).map(|link| &link.kind),
-            Some(LinkKind::Vxlan(_))
-        );
+        let is_vxlan = matches!(self.found.links.get(dev).map(|link| &link.kind), Some(LinkKind::Vxlan(_)));
         if message.header.family == AddressFamily::Bridge {
             if is_vxlan && message.header.flags.contains(NeighbourFlags::Own) {
                 self.found.fdb.insert((dev.clone(), lladdr), addr);
@@ -585,14 +456,7 @@ impl Tables {
             }
         }
         if let (Some(id), Some(dev), Some(via)) = (id, dev, via) {
-            self.found.nexthops.insert(
-                id,
-                Nexthop {
-                    dev: dev.clone(),
-                    via,
-                    protocol,
-                },
-            );
+            self.found.nexthops.insert(id, Nexthop { dev: dev.clone(), via, protocol });
         }
     }
 
@@ -626,9 +490,7 @@ impl Tables {
                 _ => {}
             }
         }
-        if table != u32::from(RouteHeader::RT_TABLE_MAIN)
-            || header.flags.contains(RouteFlags::Cloned)
-        {
+        if table != u32::from(RouteHeader::RT_TABLE_MAIN) || header.flags.contains(RouteFlags::Cloned) {
             return None;
         }
         let target = match (header.kind, id, dev) {
@@ -638,12 +500,6 @@ impl Tables {
             _ => Target::Other,
         };
         let dst = IpNet::new(dst, header.destination_prefix_length).ok()?;
-        Some((
-            RouteKey { dst, metric },
-            Route {
-                target,
-                protocol: u8::from(header.protocol),
-            },
-        ))
+        Some((RouteKey { dst, metric }, Route { target, protocol: u8::from(header.protocol) }))
     }
 }

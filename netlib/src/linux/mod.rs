@@ -50,11 +50,7 @@ impl Namespace {
     fn open(file: File) -> io::Result<Self> {
         let inode = file.metadata()?.ino();
         let socket = Mutex::new(netns::run_in(file.as_fd(), Socket::open)?);
-        Ok(Self {
-            file,
-            inode,
-            socket,
-        })
+        Ok(Self { file, inode, socket })
     }
 
     fn socket(&self) -> MutexGuard<'_, Socket> {
@@ -72,18 +68,12 @@ pub struct LinuxKernel {
 
 impl std::fmt::Debug for LinuxKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LinuxKernel")
-            .field("netns_dir", &self.netns_dir)
-            .finish_non_exhaustive()
+        f.debug_struct("LinuxKernel").field("netns_dir", &self.netns_dir).finish_non_exhaustive()
     }
 }
 
 fn host_error(verb: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Socket {
-        verb: verb.to_owned(),
-        scope: Scope::Host,
-        source,
-    }
+    move |source| Error::Socket { verb: verb.to_owned(), scope: Scope::Host, source }
 }
 
 impl LinuxKernel {
@@ -102,11 +92,7 @@ impl LinuxKernel {
     /// As [`LinuxKernel::try_new`].
     pub fn try_new_in(netns_dir: &Path, host: OwnedFd) -> Result<Self, Error> {
         let host = Namespace::open(host.into()).map_err(host_error("open a netlink socket"))?;
-        Ok(Self {
-            netns_dir: netns_dir.to_owned(),
-            host,
-            fabrics: Mutex::default(),
-        })
+        Ok(Self { netns_dir: netns_dir.to_owned(), host, fabrics: Mutex::default() })
     }
 
     fn pin(&self, id: &NetworkId) -> PathBuf {
@@ -115,11 +101,7 @@ impl LinuxKernel {
 
     fn fabric(&self, id: &NetworkId) -> Result<Arc<Namespace>, Error> {
         let path = self.pin(id);
-        let failed = |source| Error::Namespace {
-            verb: "open",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| Error::Namespace { verb: "open", path: path.clone(), source };
         let file = netns::open(&path).map_err(failed)?;
         let mut fabrics = self.fabrics.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(file) = file else {
@@ -146,11 +128,7 @@ impl LinuxKernel {
             Scope::Host => netns::run_in(self.host.file.as_fd(), work),
             Scope::Fabric(id) => netns::run_in(self.fabric(id)?.file.as_fd(), work),
         };
-        result.map_err(|source| Error::Socket {
-            verb: verb.to_owned(),
-            scope: scope.clone(),
-            source,
-        })
+        result.map_err(|source| Error::Socket { verb: verb.to_owned(), scope: scope.clone(), source })
     }
 
     /// Binds a UDP socket, nonblocking, inside a namespace.
@@ -182,16 +160,10 @@ impl LinuxKernel {
     /// # Errors
     /// When they cannot be read.
     pub fn host_routes(&self) -> Result<Vec<HostRoute>, Error> {
-        let failed = |source| Error::Observe {
-            what: "routes",
-            scope: Scope::Host,
-            source,
-        };
+        let failed = |source| Error::Observe { what: "routes", scope: Scope::Host, source };
         let tables = read_tables(&mut self.host.socket(), false).map_err(failed)?;
         let foreign = tables.found.routes.into_iter().filter(|(key, route)| {
-            route.protocol != names::RTPROT_SKEIN
-                && key.dst.prefix_len() > 0
-                && route.target != Target::Unreachable
+            route.protocol != names::RTPROT_SKEIN && key.dst.prefix_len() > 0 && route.target != Target::Unreachable
         });
         let routes = foreign.map(|(key, route)| HostRoute {
             dst: key.dst,
@@ -208,25 +180,11 @@ impl LinuxKernel {
     /// # Errors
     /// When there is no such device.
     pub fn underlay_mtu(&self, dev: Option<&str>, addr: IpAddr) -> Result<u32, Error> {
-        let query = Query {
-            objects: true,
-            only_our_routes: true,
-            ..Query::default()
-        };
+        let query = Query { objects: true, only_our_routes: true, ..Query::default() };
         let found = self.observe(&Scope::Host, &query)?;
-        let holder = || {
-            found
-                .addrs
-                .iter()
-                .find(|(_, net)| net.addr() == addr)
-                .map(|(dev, _)| dev.as_str())
-        };
+        let holder = || found.addrs.iter().find(|(_, net)| net.addr() == addr).map(|(dev, _)| dev.as_str());
         let name = dev.or_else(holder).ok_or(Error::NoDevice(addr))?;
-        found
-            .links
-            .get(name)
-            .map(|link| link.mtu)
-            .ok_or_else(|| Error::NoUnderlay(name.to_owned()))
+        found.links.get(name).map(|link| link.mtu).ok_or_else(|| Error::NoUnderlay(name.to_owned()))
     }
 
     /// Removes our nft table and `DOCKER-USER` rules from the host's namespace.
@@ -249,18 +207,12 @@ impl LinuxKernel {
         for (name, index) in std::mem::take(&mut tables.underlays) {
             let answer = self.host.socket().read(&messages::get_link_by_index(index));
             let dev = match answer {
-                Ok(found) => found
-                    .first()
-                    .map(|(kind, body)| messages::parse_link(*kind, body))
-                    .transpose()?
-                    .flatten(),
+                Ok(found) => found.first().map(|(kind, body)| messages::parse_link(*kind, body)).transpose()?.flatten(),
                 // Gone a moment ago: it does not match, and that is right.
                 Err(_) => None,
             };
             let dev = dev.map_or_else(|| format!("index {index}"), |found| found.name);
-            if let Some(LinkKind::Vxlan(vxlan)) =
-                tables.found.links.get_mut(&name).map(|link| &mut link.kind)
-            {
+            if let Some(LinkKind::Vxlan(vxlan)) = tables.found.links.get_mut(&name).map(|link| &mut link.kind) {
                 vxlan.dev = Some(dev);
             }
         }
@@ -304,11 +256,7 @@ fn read_tables(socket: &mut Socket, only_our_routes: bool) -> io::Result<message
 
 impl Kernel for LinuxKernel {
     fn networks(&self) -> Result<Vec<NetworkId>, Error> {
-        let failed = |source| Error::Namespace {
-            verb: "list",
-            path: self.netns_dir.clone(),
-            source,
-        };
+        let failed = |source| Error::Namespace { verb: "list", path: self.netns_dir.clone(), source };
         let entries = match fs::read_dir(&self.netns_dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -330,31 +278,18 @@ impl Kernel for LinuxKernel {
 
     fn create_fabric(&self, id: &NetworkId) -> Result<bool, Error> {
         let path = self.pin(id);
-        netns::create(&path).map_err(|source| Error::Namespace {
-            verb: "make",
-            path,
-            source,
-        })
+        netns::create(&path).map_err(|source| Error::Namespace { verb: "make", path, source })
     }
 
     fn remove_fabric(&self, id: &NetworkId) -> Result<bool, Error> {
         let path = self.pin(id);
-        let failed = |source| Error::Namespace {
-            verb: "remove",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| Error::Namespace { verb: "remove", path: path.clone(), source };
         let existed = match self.fabric(id) {
             Ok(fabric) => {
                 // By hand: the kernel removes a dead namespace's devices later, and until then the VNI is taken.
                 let mut socket = fabric.socket();
                 let tables = read_tables(&mut socket, true).map_err(failed)?;
-                for (name, _) in tables
-                    .found
-                    .links
-                    .iter()
-                    .filter(|(_, link)| link.kind != LinkKind::Loopback)
-                {
+                for (name, _) in tables.found.links.iter().filter(|(_, link)| link.kind != LinkKind::Loopback) {
                     forgive(socket.execute(messages::delete_link(name))).map_err(failed)?;
                 }
                 true
@@ -362,10 +297,7 @@ impl Kernel for LinuxKernel {
             Err(Error::NoNetwork(_)) => false,
             Err(error) => return Err(error),
         };
-        self.fabrics
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+        self.fabrics.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         netns::remove(&path).map_err(failed)?;
         Ok(existed)
     }
@@ -376,41 +308,29 @@ impl Kernel for LinuxKernel {
             Scope::Fabric(id) => Some(self.fabric(id)?),
         };
         let ns = fabric.as_deref().unwrap_or(&self.host);
-        let failed = |what| {
-            move |source| Error::Observe {
-                what,
-                scope: scope.clone(),
-                source,
-            }
-        };
+        let failed = |what| move |source| Error::Observe { what, scope: scope.clone(), source };
         let mut found = Observed::default();
         if query.objects {
-            let mut tables = read_tables(&mut ns.socket(), query.only_our_routes)
-                .map_err(failed("links and routes"))?;
-            self.name_underlays(&mut tables)
-                .map_err(failed("underlay devices"))?;
+            let mut tables =
+                read_tables(&mut ns.socket(), query.only_our_routes).map_err(failed("links and routes"))?;
+            self.name_underlays(&mut tables).map_err(failed("underlay devices"))?;
             found = tables.found;
         }
         if !query.sysctls.is_empty() {
-            found.sysctls = netns::run_in(ns.file.as_fd(), || Ok(sysctl::read(&query.sysctls)))
-                .map_err(failed("sysctls"))?;
+            found.sysctls =
+                netns::run_in(ns.file.as_fd(), || Ok(sysctl::read(&query.sysctls))).map_err(failed("sysctls"))?;
         }
         if query.table {
-            found.table =
-                netns::run_in(ns.file.as_fd(), tools::nft_read).map_err(failed("nft table"))?;
+            found.table = netns::run_in(ns.file.as_fd(), tools::nft_read).map_err(failed("nft table"))?;
         }
         if query.docker_user {
-            found.docker_user = netns::run_in(ns.file.as_fd(), || Ok(tools::docker_user_read()))
-                .map_err(failed("iptables"))?;
+            found.docker_user =
+                netns::run_in(ns.file.as_fd(), || Ok(tools::docker_user_read())).map_err(failed("iptables"))?;
         }
         Ok(found)
     }
 
-    fn forget_connections(
-        &self,
-        scope: &Scope,
-        targets: &BTreeSet<IpAddr>,
-    ) -> Result<usize, Error> {
+    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
         self.run_in(scope, "forget connections", || conntrack::forget(targets))
     }
 
@@ -435,16 +355,9 @@ impl Kernel for LinuxKernel {
         if run.failed.is_empty() {
             return Ok(());
         }
-        let failures = run.failed.into_iter().map(|(index, source)| OpFailure {
-            index,
-            what: ops[index].to_string(),
-            source,
-        });
-        Err(Error::Apply {
-            scope: scope.clone(),
-            total: ops.len(),
-            failures: OpFailures(failures.collect()),
-        })
+        let failures =
+            run.failed.into_iter().map(|(index, source)| OpFailure { index, what: ops[index].to_string(), source });
+        Err(Error::Apply { scope: scope.clone(), total: ops.len(), failures: OpFailures(failures.collect()) })
     }
 }
 
@@ -458,13 +371,7 @@ fn forgive(result: io::Result<()>) -> io::Result<()> {
 
 fn is_gone(error: &io::Error) -> bool {
     // ESRCH and ENODEV have no kind of their own, and with the kernel's words the number is gone: compare both ways.
-    let gone = [
-        Errno::ENOENT,
-        Errno::ESRCH,
-        Errno::ENODEV,
-        Errno::ENXIO,
-        Errno::EADDRNOTAVAIL,
-    ];
+    let gone = [Errno::ENOENT, Errno::ESRCH, Errno::ENODEV, Errno::ENXIO, Errno::EADDRNOTAVAIL];
     let text = error.to_string();
     gone.iter().any(|errno| {
         error.raw_os_error() == Some(*errno as i32)
@@ -492,10 +399,8 @@ impl Run<'_> {
     }
 
     fn flush(&mut self) {
-        let (marks, requests): (Vec<_>, Vec<_>) = std::mem::take(&mut self.batch)
-            .into_iter()
-            .map(|(at, removes, request)| ((at, removes), request))
-            .unzip();
+        let (marks, requests): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.batch).into_iter().map(|(at, removes, request)| ((at, removes), request)).unzip();
         match self.socket.batch(&requests) {
             Ok(failures) => {
                 for (nth, error) in failures {
@@ -530,13 +435,7 @@ impl Run<'_> {
     }
 
     /// Queues a request that needs a device's index.
-    fn on_dev(
-        &mut self,
-        at: usize,
-        dev: &str,
-        removes: bool,
-        request: impl FnOnce(u32) -> Request,
-    ) {
+    fn on_dev(&mut self, at: usize, dev: &str, removes: bool, request: impl FnOnce(u32) -> Request) {
         match self.index(dev) {
             Ok(index) => self.batch.push((at, removes, request(index))),
             Err(error) if removes && is_gone(&error) => {}
@@ -547,42 +446,21 @@ impl Run<'_> {
     fn execute(&mut self, at: usize, op: &Op) {
         match op {
             Op::SetSysctl { path, value } => {
-                self.alone(at, |run| {
-                    netns::run_in(run.ns.file.as_fd(), || sysctl::write(path, value))
-                });
+                self.alone(at, |run| netns::run_in(run.ns.file.as_fd(), || sysctl::write(path, value)));
             }
             Op::PutTable(table) => self.nft(at, &table.replace_text()),
             Op::PutElements { table, sets } => self.nft(at, &table.elements_text(sets)),
-            Op::AcceptInDockerUser(family, direction) => self.alone(at, |run| {
-                netns::run_in(run.ns.file.as_fd(), || {
-                    tools::docker_user_accept(*family, *direction)
-                })
-            }),
+            Op::AcceptInDockerUser(family, direction) => self
+                .alone(at, |run| netns::run_in(run.ns.file.as_fd(), || tools::docker_user_accept(*family, *direction))),
             Op::DeleteLink(name) => self.alone(at, |run| {
                 run.indices.remove(name);
                 forgive(run.socket.execute(messages::delete_link(name)))
             }),
-            Op::CreateVxlan {
-                name,
-                vxlan,
-                mac,
-                mtu,
-            } => {
+            Op::CreateVxlan { name, vxlan, mac, mtu } => {
                 self.alone(at, |run| run.create_vxlan(name, vxlan, *mac, *mtu));
             }
-            Op::CreateVeth {
-                name,
-                mac,
-                mtu,
-                peer,
-            } => self.alone(at, |run| {
-                run.socket.execute(messages::create_veth(
-                    name,
-                    *mac,
-                    *mtu,
-                    peer,
-                    run.host.file.as_raw_fd(),
-                ))
+            Op::CreateVeth { name, mac, mtu, peer } => self.alone(at, |run| {
+                run.socket.execute(messages::create_veth(name, *mac, *mtu, peer, run.host.file.as_raw_fd()))
             }),
             Op::SetLink { name, mac, mtu } => self.alone(at, |run| {
                 let index = run.index(name)?;
@@ -595,54 +473,29 @@ impl Run<'_> {
     /// Queues an operation that is one small message.
     fn queue(&mut self, at: usize, op: &Op) {
         match op {
-            Op::AddAddr(dev, addr) => self.on_dev(at, dev, false, |index| {
-                messages::address(index, *addr, true)
-            }),
-            Op::DeleteAddr(dev, addr) => self.on_dev(at, dev, true, |index| {
-                messages::address(index, *addr, false)
-            }),
+            Op::AddAddr(dev, addr) => self.on_dev(at, dev, false, |index| messages::address(index, *addr, true)),
+            Op::DeleteAddr(dev, addr) => self.on_dev(at, dev, true, |index| messages::address(index, *addr, false)),
             Op::PutNeigh(dev, addr, mac) => {
-                self.on_dev(at, dev, false, |index| {
-                    messages::neighbour(index, *addr, Some(*mac))
-                });
+                self.on_dev(at, dev, false, |index| messages::neighbour(index, *addr, Some(*mac)));
             }
-            Op::DeleteNeigh(dev, addr) => self.on_dev(at, dev, true, |index| {
-                messages::neighbour(index, *addr, None)
-            }),
+            Op::DeleteNeigh(dev, addr) => self.on_dev(at, dev, true, |index| messages::neighbour(index, *addr, None)),
             Op::PutFdb(dev, mac, vtep) => {
-                self.on_dev(at, dev, false, |index| {
-                    messages::fdb(index, *mac, *vtep, true)
-                });
+                self.on_dev(at, dev, false, |index| messages::fdb(index, *mac, *vtep, true));
             }
             Op::DeleteFdb(dev, mac, vtep) => {
-                self.on_dev(at, dev, true, |index| {
-                    messages::fdb(index, *mac, *vtep, false)
-                });
+                self.on_dev(at, dev, true, |index| messages::fdb(index, *mac, *vtep, false));
             }
             Op::PutNexthop(id, hop) => {
-                self.on_dev(at, &hop.dev, false, |index| {
-                    messages::put_nexthop(*id, hop, index)
-                });
+                self.on_dev(at, &hop.dev, false, |index| messages::put_nexthop(*id, hop, index));
             }
             Op::DeleteNexthop(id) => self.batch.push((at, true, messages::delete_nexthop(*id))),
-            Op::PutRoute {
-                key,
-                route,
-                replace,
-            } => match &route.target {
+            Op::PutRoute { key, route, replace } => match &route.target {
                 Target::Dev { dev, .. } => {
-                    self.on_dev(at, dev, false, |index| {
-                        messages::put_route(key, route, Some(index), *replace)
-                    });
+                    self.on_dev(at, dev, false, |index| messages::put_route(key, route, Some(index), *replace));
                 }
-                _ => self
-                    .batch
-                    .push((at, false, messages::put_route(key, route, None, *replace))),
+                _ => self.batch.push((at, false, messages::put_route(key, route, None, *replace))),
             },
-            Op::DeleteRoute(key, route) => {
-                self.batch
-                    .push((at, true, messages::delete_route(key, route)))
-            }
+            Op::DeleteRoute(key, route) => self.batch.push((at, true, messages::delete_route(key, route))),
             // These have to be alone, see `execute`.
             Op::SetSysctl { .. }
             | Op::PutTable(_)
@@ -656,36 +509,18 @@ impl Run<'_> {
     }
 
     fn nft(&mut self, at: usize, text: &str) {
-        self.alone(at, |run| {
-            netns::run_in(run.ns.file.as_fd(), || tools::nft_apply(text))
-        });
+        self.alone(at, |run| netns::run_in(run.ns.file.as_fd(), || tools::nft_apply(text)));
     }
 
     fn create_vxlan(&mut self, name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32) -> io::Result<()> {
         let mut host = self.host.socket();
-        let dev = vxlan
-            .dev
-            .as_deref()
-            .map(|dev| link_index(&mut host, dev))
-            .transpose()?;
-        host.execute(messages::create_vxlan(
-            name,
-            vxlan,
-            dev,
-            mac,
-            mtu,
-            self.ns.file.as_raw_fd(),
-        ))
+        let dev = vxlan.dev.as_deref().map(|dev| link_index(&mut host, dev)).transpose()?;
+        host.execute(messages::create_vxlan(name, vxlan, dev, mac, mtu, self.ns.file.as_raw_fd()))
     }
 }
 
 fn link_index(socket: &mut Socket, name: &str) -> io::Result<u32> {
     let found = socket.read(&messages::get_link(name))?;
-    let link = found
-        .first()
-        .map(|(kind, body)| messages::parse_link(*kind, body))
-        .transpose()?
-        .flatten();
-    link.map(|found| found.index)
-        .ok_or_else(|| io::Error::from_raw_os_error(Errno::ENODEV as i32))
+    let link = found.first().map(|(kind, body)| messages::parse_link(*kind, body)).transpose()?.flatten();
+    link.map(|found| found.index).ok_or_else(|| io::Error::from_raw_os_error(Errno::ENODEV as i32))
 }

@@ -35,21 +35,13 @@ fn on_thread<T: Send>(
 ) -> io::Result<T> {
     thread::scope(|scope| {
         let body = move || enter().and_then(|()| work());
-        let worker = thread::Builder::new()
-            .name("netns".into())
-            .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, body)?;
-        worker
-            .join()
-            .map_err(|_| io::Error::other("the thread in the namespace panicked"))?
+        let worker = thread::Builder::new().name("netns".into()).stack_size(STACK_BYTES).spawn_scoped(scope, body)?;
+        worker.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
     })
 }
 
 /// Runs `work` inside a namespace. What it opens stays there; processes it starts run there.
-pub(super) fn run_in<T: Send>(
-    ns: BorrowedFd<'_>,
-    work: impl FnOnce() -> io::Result<T> + Send,
-) -> io::Result<T> {
+pub(super) fn run_in<T: Send>(ns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     on_thread(|| Ok(setns(ns, CloneFlags::CLONE_NEWNET)?), work)
 }
 
@@ -64,11 +56,7 @@ fn is_pinned(path: &Path) -> io::Result<bool> {
 
 /// Opens a pinned namespace; `None` if there is none.
 pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
-    if is_pinned(path)? {
-        File::open(path).map(Some)
-    } else {
-        Ok(None)
-    }
+    if is_pinned(path)? { File::open(path).map(Some) } else { Ok(None) }
 }
 
 /// Makes and pins a namespace unless it is there. Answers whether it was made.
@@ -79,22 +67,10 @@ pub(super) fn create(path: &Path) -> io::Result<bool> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)?;
+    OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
     on_thread(
         || Ok(unshare(CloneFlags::CLONE_NEWNET)?),
-        || {
-            Ok(mount(
-                Some(OWN_NS),
-                path,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )?)
-        },
+        || Ok(mount(Some(OWN_NS), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?),
     )?;
     Ok(true)
 }

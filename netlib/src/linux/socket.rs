@@ -6,8 +6,7 @@
 use std::{io, os::fd::AsRawFd, time::Duration};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -50,27 +49,19 @@ impl Request {
     pub(super) fn new(message: &RouteNetlinkMessage, flags: u16) -> Self {
         let mut body = vec![0; message.buffer_len()];
         message.serialize(&mut body);
-        Self {
-            kind: message.message_type(),
-            flags,
-            body,
-        }
+        Self { kind: message.message_type(), flags, body }
     }
 
     fn emit(&self, to: &mut Vec<u8>, seq: u32, extra_flags: u16) {
         let start = to.len();
-        let len =
-            u32::try_from(HEADER_BYTES + self.body.len()).expect("a message is far below 4 GiB");
+        let len = u32::try_from(HEADER_BYTES + self.body.len()).expect("a message is far below 4 GiB");
         to.extend(len.to_ne_bytes());
         to.extend(self.kind.to_ne_bytes());
         to.extend((self.flags | NLM_F_REQUEST | extra_flags).to_ne_bytes());
         to.extend(seq.to_ne_bytes());
         to.extend(0u32.to_ne_bytes());
         to.extend(&self.body);
-        to.resize(
-            start + (HEADER_BYTES + self.body.len()).next_multiple_of(4),
-            0,
-        );
+        to.resize(start + (HEADER_BYTES + self.body.len()).next_multiple_of(4), 0);
     }
 }
 
@@ -88,32 +79,20 @@ struct Reply<'a> {
 /// Splits a datagram into messages; stops at the first that is cut off.
 fn replies(mut datagram: &[u8]) -> impl Iterator<Item = Reply<'_>> {
     std::iter::from_fn(move || {
-        let word = |at: usize| {
-            datagram
-                .get(at..at + 4)
-                .map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
-        };
+        let word = |at: usize| datagram.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
         let len = word(0)? as usize;
         let (kind_flags, seq) = (datagram.get(4..8)?, word(8)?);
         let body = datagram.get(HEADER_BYTES..len)?;
         let kind = u16::from_ne_bytes([kind_flags[0], kind_flags[1]]);
         let flags = u16::from_ne_bytes([kind_flags[2], kind_flags[3]]);
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or(&[]);
-        Some(Reply {
-            kind,
-            flags,
-            seq,
-            body,
-        })
+        Some(Reply { kind, flags, seq, body })
     })
 }
 
 /// The result in an NLMSG_ERROR or NLMSG_DONE: zero is an acknowledgement. The kernel's words come along if it has any.
 fn outcome(reply: &Reply<'_>) -> io::Result<()> {
-    let code = reply
-        .body
-        .get(..4)
-        .map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+    let code = reply.body.get(..4).map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
     if code >= 0 {
         return Ok(());
     }
@@ -128,10 +107,7 @@ fn outcome(reply: &Reply<'_>) -> io::Result<()> {
         };
         if kind == NLMSGERR_ATTR_MSG {
             let text = String::from_utf8_lossy(value);
-            return Err(io::Error::new(
-                plain.kind(),
-                format!("{} ({plain})", text.trim_end_matches('\0')),
-            ));
+            return Err(io::Error::new(plain.kind(), format!("{} ({plain})", text.trim_end_matches('\0'))));
         }
         attrs = attrs.get(len.next_multiple_of(4)..).unwrap_or(&[]);
     }
@@ -145,12 +121,7 @@ fn chunk_len(requests: &[Request]) -> usize {
         bytes += HEADER_BYTES + request.body.len().next_multiple_of(4);
         bytes <= BATCH_BYTES_MAX
     };
-    requests
-        .iter()
-        .take(BATCH_MESSAGES_MAX)
-        .take_while(fits)
-        .count()
-        .max(1)
+    requests.iter().take(BATCH_MESSAGES_MAX).take_while(fits).count().max(1)
 }
 
 /// A blocking rtnetlink socket.
@@ -177,20 +148,12 @@ impl Socket {
         setsockopt(&inner, sockopt::ReceiveTimeout, &timeout)?;
         // The forced form goes beyond net.core.rmem_max and needs CAP_NET_ADMIN, as everything here.
         setsockopt(&inner, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
-        Ok(Self {
-            inner,
-            seq: 0,
-            buffer: vec![0; DATAGRAM_BYTES_MAX],
-        })
+        Ok(Self { inner, seq: 0, buffer: vec![0; DATAGRAM_BYTES_MAX] })
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let sent = self.inner.send(bytes, 0)?;
-        if sent == bytes.len() {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::WriteZero.into())
-        }
+        if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     fn receive(&mut self) -> io::Result<&[u8]> {
@@ -202,9 +165,7 @@ impl Socket {
                 other => break other?,
             }
         };
-        self.buffer.get(..len).ok_or_else(|| {
-            io::Error::other(format!("netlink datagram of {len} bytes is too large"))
-        })
+        self.buffer.get(..len).ok_or_else(|| io::Error::other(format!("netlink datagram of {len} bytes is too large")))
     }
 
     /// Sends requests in their order and waits until all are done. Answers which failed, by position.
@@ -217,28 +178,17 @@ impl Socket {
             let mut bytes = Vec::new();
             for (nth, request) in chunk.iter().enumerate() {
                 self.seq = self.seq.wrapping_add(1);
-                request.emit(
-                    &mut bytes,
-                    self.seq,
-                    if nth + 1 == chunk.len() { NLM_F_ACK } else { 0 },
-                );
+                request.emit(&mut bytes, self.seq, if nth + 1 == chunk.len() { NLM_F_ACK } else { 0 });
             }
             self.send(&bytes)?;
-            self.collect(first, chunk.len(), |at, error| {
-                failures.push((done + at, error))
-            })?;
+            self.collect(first, chunk.len(), |at, error| failures.push((done + at, error)))?;
             done += chunk.len();
         }
         Ok(failures)
     }
 
     /// Reads answers until the one for the last of `count` messages from `first`.
-    fn collect(
-        &mut self,
-        first: u32,
-        count: usize,
-        mut failed: impl FnMut(usize, io::Error),
-    ) -> io::Result<()> {
+    fn collect(&mut self, first: u32, count: usize, mut failed: impl FnMut(usize, io::Error)) -> io::Result<()> {
         loop {
             for reply in replies(self.receive()?) {
                 let at = reply.seq.wrapping_sub(first) as usize;
@@ -272,10 +222,7 @@ impl Socket {
                 return Ok(found);
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "the table kept changing while it was read",
-        ))
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "the table kept changing while it was read"))
     }
 
     fn read_once(&mut self, request: &Request) -> io::Result<(Messages, bool)> {

@@ -28,10 +28,7 @@ fn expand(pattern: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(Path::new(ROOT).join(head)) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|entry| Some(format!("{head}{}{tail}", entry.file_name().to_str()?)))
-        .collect()
+    entries.flatten().filter_map(|entry| Some(format!("{head}{}{tail}", entry.file_name().to_str()?))).collect()
 }
 
 /// Writes a sysctl.

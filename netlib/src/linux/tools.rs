@@ -42,27 +42,17 @@ impl Finished {
 
 fn run(program: &str, args: &[&str], input: &str) -> io::Result<Finished> {
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot run {program}: {error}")))?;
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child =
+        command.spawn().map_err(|error| io::Error::new(error.kind(), format!("cannot run {program}: {error}")))?;
     let result = talk(&mut child, input);
     if result.is_err() {
         // It may be gone already; the wait below reaps it either way.
         let _ = child.kill();
     }
     let status = child.wait()?;
-    let (stdout, stderr) =
-        result.map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
-    Ok(Finished {
-        success: status.success(),
-        stdout,
-        stderr: String::from_utf8_lossy(&stderr).into_owned(),
-    })
+    let (stdout, stderr) = result.map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    Ok(Finished { success: status.success(), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() })
 }
 
 /// Feeds a program and reads both outputs to their ends. A program that ignores its input and fills its output does not
@@ -76,14 +66,12 @@ fn talk(child: &mut Child, input: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (done_tx, done_rx) = mpsc::sync_channel(2);
     for (nth, mut stream) in [stdout, stderr].into_iter().enumerate() {
         let done_tx = done_tx.clone();
-        thread::Builder::new()
-            .name("tool-output".into())
-            .spawn(move || {
-                let mut bytes = Vec::new();
-                let read = stream.read_to_end(&mut bytes).map(|_| bytes);
-                // The receiver is gone only after a time-out.
-                let _ = done_tx.send((nth, read));
-            })?;
+        thread::Builder::new().name("tool-output".into()).spawn(move || {
+            let mut bytes = Vec::new();
+            let read = stream.read_to_end(&mut bytes).map(|_| bytes);
+            // The receiver is gone only after a time-out.
+            let _ = done_tx.send((nth, read));
+        })?;
     }
     match stdin.write_all(input.as_bytes()) {
         // It ended without reading: its exit status says why.
@@ -93,9 +81,7 @@ fn talk(child: &mut Child, input: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let mut outputs = [Vec::new(), Vec::new()];
     for _ in 0..outputs.len() {
         let left = deadline.saturating_duration_since(Instant::now());
-        let (nth, read) = done_rx
-            .recv_timeout(left)
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+        let (nth, read) = done_rx.recv_timeout(left).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
         outputs[nth] = read?;
     }
     let [out, err] = outputs;
@@ -105,29 +91,17 @@ fn talk(child: &mut Child, input: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
 /// Feeds one transaction to nft.
 pub(super) fn nft_apply(text: &str) -> io::Result<()> {
     let finished = run("nft", &["-f", "-"], text)?;
-    if finished.success {
-        Ok(())
-    } else {
-        Err(finished.into_error("nft"))
-    }
+    if finished.success { Ok(()) } else { Err(finished.into_error("nft")) }
 }
 
 /// Reads our table; `None` if there is none.
 pub(super) fn nft_read() -> io::Result<Option<TableView>> {
-    let finished = run(
-        "nft",
-        &["-j", "list", "table", "inet", names::NFT_TABLE],
-        "",
-    )?;
+    let finished = run("nft", &["-j", "list", "table", "inet", names::NFT_TABLE], "")?;
     if finished.success {
         let json = serde_json::from_slice(&finished.stdout)?;
         return parse_table(&json).map(Some);
     }
-    if finished.stderr.contains("No such file or directory") {
-        Ok(None)
-    } else {
-        Err(finished.into_error("nft"))
-    }
+    if finished.stderr.contains("No such file or directory") { Ok(None) } else { Err(finished.into_error("nft")) }
 }
 
 /// One element or part of one, as our own text has it.
@@ -135,11 +109,7 @@ fn element_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Object(object) => match (object.get("concat"), object.get("elem")) {
-            (Some(Value::Array(parts)), _) => parts
-                .iter()
-                .map(element_text)
-                .collect::<Vec<_>>()
-                .join(" . "),
+            (Some(Value::Array(parts)), _) => parts.iter().map(element_text).collect::<Vec<_>>().join(" . "),
             // With counters or a timeout an element is wrapped.
             (_, Some(elem)) => elem.get("val").map(element_text).unwrap_or_default(),
             _ => value.to_string(),
@@ -150,11 +120,7 @@ fn element_text(value: &Value) -> String {
 
 fn type_text(value: Option<&Value>) -> String {
     match value {
-        Some(Value::Array(parts)) => parts
-            .iter()
-            .filter_map(Value::as_str)
-            .collect::<Vec<_>>()
-            .join(" . "),
+        Some(Value::Array(parts)) => parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" . "),
         Some(Value::String(text)) => text.clone(),
         _ => String::new(),
     }
@@ -166,16 +132,9 @@ fn parse_set(object: &Value) -> (String, BTreeMap<String, String>) {
         kind = format!("{kind} : {}", type_text(object.get("map")));
     }
     let mut elements = BTreeMap::new();
-    for element in object
-        .get("elem")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
+    for element in object.get("elem").and_then(Value::as_array).into_iter().flatten() {
         match element {
-            Value::Array(pair) if pair.len() == 2 => {
-                elements.insert(element_text(&pair[0]), element_text(&pair[1]))
-            }
+            Value::Array(pair) if pair.len() == 2 => elements.insert(element_text(&pair[0]), element_text(&pair[1])),
             key => elements.insert(element_text(key), String::new()),
         };
     }
@@ -184,24 +143,14 @@ fn parse_set(object: &Value) -> (String, BTreeMap<String, String>) {
 
 fn parse_table(json: &Value) -> io::Result<TableView> {
     let objects = json.get("nftables").and_then(Value::as_array);
-    let objects =
-        objects.ok_or_else(|| io::Error::other("nft answered without a list of objects"))?;
-    let text = |object: &Value, key: &str| {
-        object
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let objects = objects.ok_or_else(|| io::Error::other("nft answered without a list of objects"))?;
+    let text = |object: &Value, key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut view = TableView::default();
     for object in objects {
         if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             view.sets.insert(text(set, "name"), parse_set(set));
         } else if let Some(chain) = object.get("chain") {
-            let priority = chain
-                .get("prio")
-                .and_then(Value::as_i64)
-                .and_then(|prio| i32::try_from(prio).ok());
+            let priority = chain.get("prio").and_then(Value::as_i64).and_then(|prio| i32::try_from(prio).ok());
             let accepts = text(chain, "policy") == "accept";
             let hook = priority.filter(|_| accepts).map(|priority| Hook {
                 kind: text(chain, "type"),
@@ -210,15 +159,8 @@ fn parse_table(json: &Value) -> io::Result<TableView> {
             });
             view.chains.entry(text(chain, "name")).or_default().0 = hook;
         } else if let Some(rule) = object.get("rule") {
-            let tag = rule
-                .get("comment")
-                .and_then(Value::as_str)
-                .map_or_else(|| rule.to_string(), str::to_owned);
-            view.chains
-                .entry(text(rule, "chain"))
-                .or_default()
-                .1
-                .push(tag);
+            let tag = rule.get("comment").and_then(Value::as_str).map_or_else(|| rule.to_string(), str::to_owned);
+            view.chains.entry(text(rule, "chain")).or_default().1.push(tag);
         }
     }
     Ok(view)
@@ -235,17 +177,10 @@ fn iptables(family: Family) -> &'static str {
 pub(super) fn docker_user_read() -> BTreeMap<Family, BTreeSet<Direction>> {
     let mut found = BTreeMap::new();
     for family in [Family::V4, Family::V6] {
-        let listed = run(
-            iptables(family),
-            &["-w", IPTABLES_WAIT_S, "-S", "DOCKER-USER"],
-            "",
-        );
+        let listed = run(iptables(family), &["-w", IPTABLES_WAIT_S, "-S", "DOCKER-USER"], "");
         let Ok(listed) = listed else { continue };
         if listed.success {
-            found.insert(
-                family,
-                parse_docker_user(&String::from_utf8_lossy(&listed.stdout)),
-            );
+            found.insert(family, parse_docker_user(&String::from_utf8_lossy(&listed.stdout)));
         }
     }
     found
@@ -277,17 +212,9 @@ pub(super) fn docker_user_accept(family: Family, direction: Direction) -> io::Re
     let rule = docker_user_rule(direction, &any);
     let tool = iptables(family);
     docker_user_remove(family, direction)?;
-    let insert = [
-        &["-w", IPTABLES_WAIT_S, "-I", "DOCKER-USER", "1"],
-        &rule[..],
-    ]
-    .concat();
+    let insert = [&["-w", IPTABLES_WAIT_S, "-I", "DOCKER-USER", "1"], &rule[..]].concat();
     let finished = run(tool, &insert, "")?;
-    if finished.success {
-        Ok(())
-    } else {
-        Err(finished.into_error(tool))
-    }
+    if finished.success { Ok(()) } else { Err(finished.into_error(tool)) }
 }
 
 /// Takes a rule of ours out of `DOCKER-USER`. That there is none is fine.
@@ -299,30 +226,15 @@ pub(super) fn docker_user_remove(family: Family, direction: Direction) -> io::Re
 }
 
 fn docker_user_rule(direction: Direction, links: &str) -> [&str; 8] {
-    let flag = if direction == Direction::In {
-        "-i"
-    } else {
-        "-o"
-    };
-    [
-        flag,
-        links,
-        "-m",
-        "comment",
-        "--comment",
-        names::NFT_TABLE,
-        "-j",
-        "ACCEPT",
-    ]
+    let flag = if direction == Direction::In { "-i" } else { "-o" };
+    [flag, links, "-m", "comment", "--comment", names::NFT_TABLE, "-j", "ACCEPT"]
 }
 
 /// Removes our table. That there is none is fine.
 pub(super) fn nft_remove() -> io::Result<()> {
     let table = names::NFT_TABLE;
     // "add" first: nft refuses to delete a table that is not there.
-    nft_apply(&format!(
-        "add table inet {table}\ndelete table inet {table}\n"
-    ))
+    nft_apply(&format!("add table inet {table}\ndelete table inet {table}\n"))
 }
 
 #[cfg(test)]
@@ -341,63 +253,27 @@ mod tests {
         ]});
         let view = parse_table(&json).expect("parses");
         let any4 = BTreeMap::from([("udp . 53".to_owned(), "10.57.1.8 . 53".to_owned())]);
-        assert_eq!(
-            view.sets["any4"],
-            (
-                "inet_proto . inet_service : ipv4_addr . inet_service".to_owned(),
-                any4
-            )
-        );
-        assert_eq!(
-            view.sets["vteps4"].1,
-            BTreeMap::from([("10.0.0.1".to_owned(), String::new())])
-        );
-        let hook = Hook {
-            kind: "filter".into(),
-            hook: "input".into(),
-            priority: -5,
-        };
-        assert_eq!(
-            view.chains["vxlan"],
-            (Some(hook), vec!["skein 12".to_owned()])
-        );
+        assert_eq!(view.sets["any4"], ("inet_proto . inet_service : ipv4_addr . inet_service".to_owned(), any4));
+        assert_eq!(view.sets["vteps4"].1, BTreeMap::from([("10.0.0.1".to_owned(), String::new())]));
+        let hook = Hook { kind: "filter".into(), hook: "input".into(), priority: -5 };
+        assert_eq!(view.chains["vxlan"], (Some(hook), vec!["skein 12".to_owned()]));
     }
 
     #[test]
     fn our_rules_in_docker_user_count_only_plain_and_before_the_end() {
         let check = |listing: &str, expected: &[Direction]| {
-            assert_eq!(
-                parse_docker_user(listing),
-                expected.iter().copied().collect(),
-                "{listing}"
-            );
+            assert_eq!(parse_docker_user(listing), expected.iter().copied().collect(), "{listing}");
         };
-        let ours = |flag: &str| {
-            format!("-A DOCKER-USER {flag} ske-+ -m comment --comment skein -j ACCEPT\n")
-        };
+        let ours = |flag: &str| format!("-A DOCKER-USER {flag} ske-+ -m comment --comment skein -j ACCEPT\n");
         let end = "-A DOCKER-USER -j RETURN\n";
-        check(
-            &format!("-N DOCKER-USER\n{}{}{end}", ours("-i"), ours("-o")),
-            &[Direction::In, Direction::Out],
-        );
-        check(
-            &format!("-N DOCKER-USER\n{}{end}{}", ours("-i"), ours("-o")),
-            &[Direction::In],
-        );
-        check(
-            &format!("-N DOCKER-USER\n-A DOCKER-USER -s 1.2.3.4/32 -i ske-+ -j ACCEPT\n{end}"),
-            &[],
-        );
+        check(&format!("-N DOCKER-USER\n{}{}{end}", ours("-i"), ours("-o")), &[Direction::In, Direction::Out]);
+        check(&format!("-N DOCKER-USER\n{}{end}{}", ours("-i"), ours("-o")), &[Direction::In]);
+        check(&format!("-N DOCKER-USER\n-A DOCKER-USER -s 1.2.3.4/32 -i ske-+ -j ACCEPT\n{end}"), &[]);
     }
 
     #[test]
     fn a_tool_that_is_missing_says_its_name() {
-        let error = run("no-such-tool-of-skein", &[], "")
-            .err()
-            .expect("it is missing");
-        assert!(
-            error.to_string().contains("no-such-tool-of-skein"),
-            "{error}"
-        );
+        let error = run("no-such-tool-of-skein", &[], "").err().expect("it is missing");
+        assert!(error.to_string().contains("no-such-tool-of-skein"), "{error}");
     }
 }

@@ -73,25 +73,11 @@ impl Feed {
         let verb = "subscribe to netlink notifications";
         let (route, nft) = kernel.run_in(scope, verb, || {
             let groups = GROUPS.map(|group| group as u32);
-            Ok((
-                subscribe(NETLINK_ROUTE, &groups)?,
-                subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?,
-            ))
+            Ok((subscribe(NETLINK_ROUTE, &groups)?, subscribe(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?))
         })?;
-        let failed = |source| Error::Socket {
-            verb: verb.to_owned(),
-            scope: scope.clone(),
-            source,
-        };
-        let (route, nft) = (
-            register(route).map_err(failed)?,
-            register(nft).map_err(failed)?,
-        );
-        Ok(Self {
-            scope: scope.clone(),
-            route,
-            nft,
-        })
+        let failed = |source| Error::Socket { verb: verb.to_owned(), scope: scope.clone(), source };
+        let (route, nft) = (register(route).map_err(failed)?, register(nft).map_err(failed)?);
+        Ok(Self { scope: scope.clone(), route, nft })
     }
 }
 
@@ -111,11 +97,7 @@ pub(crate) async fn follow(feed: Feed, wake: impl Fn(&Scope)) {
             match ready.try_io(|_| Ok(recv(fd, &mut buffer, MsgFlags::empty())?)) {
                 Ok(Ok(len)) => matters |= !is_route || concerns_us(&feed.scope, &buffer[..len]),
                 // Messages were lost: look for ourselves.
-                Ok(Err(error))
-                    if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) =>
-                {
-                    matters = true
-                }
+                Ok(Err(error)) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => matters = true,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, scope = %feed.scope, "netlink notifications ended");
                     return;
@@ -139,18 +121,13 @@ fn concerns_us(scope: &Scope, datagram: &[u8]) -> bool {
     };
     let attributes = match message.payload {
         NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewNeighbour(neighbour)
-            | RouteNetlinkMessage::DelNeighbour(neighbour),
+            RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour),
         ) => neighbour.attributes,
         _ => return true,
     };
     attributes.iter().any(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-            *v4 == names::UPLINK_FABRIC_V4
-        }
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-            *v6 == names::UPLINK_FABRIC_V6
-        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => *v4 == names::UPLINK_FABRIC_V4,
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => *v6 == names::UPLINK_FABRIC_V6,
         _ => false,
     })
 }

@@ -32,10 +32,7 @@ pub(crate) fn left_out() -> bool {
     if std::env::var_os("SKEIN_TEST_FAST").is_some() {
         return true;
     }
-    assert!(
-        nix::unistd::geteuid().is_root(),
-        "kernel tests need root; SKEIN_TEST_FAST=1 leaves them out"
-    );
+    assert!(nix::unistd::geteuid().is_root(), "kernel tests need root; SKEIN_TEST_FAST=1 leaves them out");
     false
 }
 
@@ -78,23 +75,13 @@ impl Ns {
 
     /// Runs a shell command inside; answers its output, or its errors.
     pub(crate) fn try_sh(&self, command: &str) -> Result<String, String> {
-        let output = self.run(|| {
-            Command::new("sh")
-                .args(["-ec", command])
-                .output()
-                .expect("sh")
-        });
+        let output = self.run(|| Command::new("sh").args(["-ec", command]).output().expect("sh"));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() {
-            Ok(text(&output.stdout))
-        } else {
-            Err(text(&output.stderr))
-        }
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     pub(crate) fn sh(&self, command: &str) -> String {
-        self.try_sh(command)
-            .unwrap_or_else(|error| panic!("{command}: {error}"))
+        self.try_sh(command).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     pub(crate) fn json(&self, command: &str) -> Value {
@@ -113,22 +100,14 @@ impl Ns {
         self.connect_within(addr, listener, REFUSE).is_err()
     }
 
-    fn connect_within(
-        &self,
-        addr: SocketAddr,
-        listener: &TcpListener,
-        limit: Duration,
-    ) -> io::Result<IpAddr> {
+    fn connect_within(&self, addr: SocketAddr, listener: &TcpListener, limit: Duration) -> io::Result<IpAddr> {
         let client = self.run(|| TcpStream::connect_timeout(&addr, limit))?;
         let wait = TimeVal::new(5, 0);
         setsockopt(listener, sockopt::ReceiveTimeout, &wait).expect("timeout");
         let mine = client.local_addr()?;
         let (_server, seen) = listener.accept()?;
         // Without translation the port is the same too; with it, this still is our connection, the only one.
-        assert!(
-            seen.port() == mine.port() || seen.ip() != mine.ip(),
-            "{seen} is not {mine}"
-        );
+        assert!(seen.port() == mine.port() || seen.ip() != mine.ip(), "{seen} is not {mine}");
         Ok(seen.ip())
     }
 
@@ -153,11 +132,7 @@ pub(crate) struct Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        for entry in fs::read_dir(self.dir.path())
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
             // A pin that cannot be removed is left for whoever looks into the temporary directory; nothing else to do.
             let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
         }
@@ -185,9 +160,7 @@ impl Lab {
     pub(crate) fn with(hosts: u16, six: bool) -> Self {
         let wire = Ns::new();
         wire.sh("ip link add br0 type bridge; ip link set br0 up");
-        let hosts = (1..=hosts)
-            .map(|nth| Host::new(&wire, HostIndex(nth), six))
-            .collect();
+        let hosts = (1..=hosts).map(|nth| Host::new(&wire, HostIndex(nth), six)).collect();
         Self { wire, hosts }
     }
 
@@ -211,59 +184,27 @@ fn machine(wire: &Ns, nth: u16) -> Ns {
 impl Host {
     fn new(wire: &Ns, index: HostIndex, six: bool) -> Self {
         let ns = machine(wire, index.0);
-        let dir = tempfile::Builder::new()
-            .prefix("skein-netns-")
-            .tempdir()
-            .expect("temporary directory");
+        let dir = tempfile::Builder::new().prefix("skein-netns-").tempdir().expect("temporary directory");
         let mut config = HostConfig::new(index, vtep(index, six), 1500);
         config.netns_dir = dir.path().to_owned();
         // Both ways are in use: bound to a device, and by the routes.
         config.underlay_dev = six.then(|| "eth0".to_owned());
         let overlay = Overlay::try_new_in(config.clone(), ns.fd()).expect("overlay");
-        Self {
-            ns,
-            index,
-            overlay,
-            dir,
-            config,
-        }
+        Self { ns, index, overlay, dir, config }
     }
 }
 
 pub(crate) fn vtep(host: HostIndex, six: bool) -> IpAddr {
-    let text = if six {
-        format!("fd99::{host}")
-    } else {
-        format!("10.99.0.{host}")
-    };
+    let text = if six { format!("fd99::{host}") } else { format!("10.99.0.{host}") };
     text.parse().expect("address")
 }
 
 /// Network `name` as host `here` of `hosts` sees it: 10.`vni`.0.0/16 and fd57:`vni`::/32, host n has block 10.vni.n.0/24.
-pub(crate) fn network(
-    name: &str,
-    vni: u32,
-    here: HostIndex,
-    hosts: u16,
-    six: bool,
-) -> NetworkState {
+pub(crate) fn network(name: &str, vni: u32, here: HostIndex, hosts: u16, six: bool) -> NetworkState {
     let block = |host: u16| {
-        [
-            format!("10.{vni}.{host}.0/24"),
-            format!("fd57:{vni}:{host}::/48"),
-        ]
-        .map(|net| net.parse().expect("net"))
-        .into()
+        [format!("10.{vni}.{host}.0/24"), format!("fd57:{vni}:{host}::/48")].map(|net| net.parse().expect("net")).into()
     };
-    let peer = |host: u16| {
-        (
-            HostIndex(host),
-            Peer {
-                vtep: vtep(HostIndex(host), six),
-                blocks: block(host),
-            },
-        )
-    };
+    let peer = |host: u16| (HostIndex(host), Peer { vtep: vtep(HostIndex(host), six), blocks: block(host) });
     NetworkState {
         id: name.parse().expect("id"),
         vni,
@@ -274,10 +215,7 @@ pub(crate) fn network(
         mtu: if six { 1430 } else { 1450 },
         internal: false,
         local_blocks: block(here.0),
-        peers: (1..=hosts)
-            .filter(|host| *host != here.0)
-            .map(peer)
-            .collect(),
+        peers: (1..=hosts).filter(|host| *host != here.0).map(peer).collect(),
         endpoints: Default::default(),
         published: Default::default(),
     }
@@ -308,13 +246,9 @@ pub(crate) async fn container(host: &Host, state: &mut NetworkState, nth: u16) -
     let id = EndpointId(format!("container-{nth}"));
     state.endpoints.insert(id, endpoint.clone());
     let temporary = format!("skc-{nth}");
-    host.overlay
-        .add_endpoint(state, &endpoint, &temporary)
-        .await
-        .expect("endpoint");
+    host.overlay.add_endpoint(state, &endpoint, &temporary).await.expect("endpoint");
     let ns = Ns::new();
-    host.ns
-        .sh(&format!("ip link set {temporary} netns {}", ns.path()));
+    host.ns.sh(&format!("ip link set {temporary} netns {}", ns.path()));
     let (gw4, gw6) = (state.gateway4, state.gateway6.expect("has ipv6"));
     ns.sh(&format!(
         "ip link set {temporary} name eth0; ip addr add {addr4}/32 dev eth0; ip addr add {addr6}/128 dev eth0 nodad\n\

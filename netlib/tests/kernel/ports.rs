@@ -20,14 +20,13 @@ async fn a_published_port_is_reached_from_everywhere_with_the_true_address() {
     let web = container(host, &mut blue, 7).await;
     let near = container(host, &mut blue, 8).await;
     let stranger = container(host, &mut red, 9).await;
-    let port =
-        |proto, target: std::net::SocketAddr, host_ip: Option<&str>, host_port| PublishedPort {
-            proto,
-            host_ip: host_ip.map(|ip| ip.parse().expect("address")),
-            host_port,
-            target: target.ip(),
-            target_port: target.port(),
-        };
+    let port = |proto, target: std::net::SocketAddr, host_ip: Option<&str>, host_port| PublishedPort {
+        proto,
+        host_ip: host_ip.map(|ip| ip.parse().expect("address")),
+        host_port,
+        target: target.ip(),
+        target_port: target.port(),
+    };
     let published = BTreeSet::from([
         port(Proto::Tcp, web.addr4(80), None, 8080),
         port(Proto::Tcp, web.addr6(80), None, 8080),
@@ -36,105 +35,43 @@ async fn a_published_port_is_reached_from_everywhere_with_the_true_address() {
         port(Proto::Udp, web.addr4(53), None, 5353),
     ]);
     blue.published.clone_from(&published);
-    let rules = HostState {
-        published,
-        ipv6: true,
-        ..HostState::default()
-    };
+    let rules = HostState { published, ipv6: true, ..HostState::default() };
     host.overlay.ensure_network(&blue).await.expect("network");
     host.overlay.ensure_host(&rules).await.expect("host");
 
     let listener = web.ns.listen("[::]:80");
     let reach = |from: &crate::lab::Ns, to: &str| {
         let seen = from.connect(to.parse().expect("address"), &listener);
-        seen.map(|ip| ip.to_canonical().to_string())
-            .map_err(|error| format!("{to}: {error}"))
+        seen.map(|ip| ip.to_canonical().to_string()).map_err(|error| format!("{to}: {error}"))
     };
-    assert_eq!(
-        reach(&client, "10.99.0.1:8080").as_deref(),
-        Ok("10.99.0.100")
-    );
-    assert_eq!(
-        reach(&client, "10.99.0.1:8081").as_deref(),
-        Ok("10.99.0.100")
-    );
+    assert_eq!(reach(&client, "10.99.0.1:8080").as_deref(), Ok("10.99.0.100"));
+    assert_eq!(reach(&client, "10.99.0.1:8081").as_deref(), Ok("10.99.0.100"));
     assert_eq!(reach(&client, "[fd99::1]:8080").as_deref(), Ok("fd99::100"));
-    assert!(
-        client.cut_off("10.99.0.1:8082".parse().expect("address"), &listener),
-        "another address of the host"
-    );
-    assert_eq!(
-        reach(&near.ns, "10.99.0.1:8080").as_deref(),
-        Ok("10.57.1.8"),
-        "same network, by the host's address"
-    );
-    assert_eq!(
-        reach(&near.ns, "[fd99::1]:8080").as_deref(),
-        Ok("fd57:57:1::8")
-    );
-    assert_eq!(
-        reach(&web.ns, "10.99.0.1:8080").as_deref(),
-        Ok("10.57.0.1"),
-        "itself, as the gateway"
-    );
-    assert_eq!(
-        reach(&stranger.ns, "10.99.0.1:8080").as_deref(),
-        Ok("10.58.1.9"),
-        "another network's container"
-    );
-    assert_eq!(
-        reach(&host.ns, "10.99.0.1:8080").as_deref(),
-        Ok("10.99.0.1"),
-        "the host itself"
-    );
-    assert_eq!(
-        reach(&host.ns, "127.0.0.1:8080").as_deref(),
-        Ok("10.99.0.1"),
-        "loopback, masqueraded"
-    );
+    assert!(client.cut_off("10.99.0.1:8082".parse().expect("address"), &listener), "another address of the host");
+    assert_eq!(reach(&near.ns, "10.99.0.1:8080").as_deref(), Ok("10.57.1.8"), "same network, by the host's address");
+    assert_eq!(reach(&near.ns, "[fd99::1]:8080").as_deref(), Ok("fd57:57:1::8"));
+    assert_eq!(reach(&web.ns, "10.99.0.1:8080").as_deref(), Ok("10.57.0.1"), "itself, as the gateway");
+    assert_eq!(reach(&stranger.ns, "10.99.0.1:8080").as_deref(), Ok("10.58.1.9"), "another network's container");
+    assert_eq!(reach(&host.ns, "10.99.0.1:8080").as_deref(), Ok("10.99.0.1"), "the host itself");
+    assert_eq!(reach(&host.ns, "127.0.0.1:8080").as_deref(), Ok("10.99.0.1"), "loopback, masqueraded");
 
     let server = web.ns.run(|| UdpSocket::bind("0.0.0.0:53")).expect("bind");
-    server
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("timeout");
+    server.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
     let asker = client.run(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
-    asker
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("timeout");
+    asker.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
     asker.send_to(b"q", "10.99.0.1:5353").expect("send");
     let (_, from) = server.recv_from(&mut [0; 8]).expect("query");
     assert_eq!(from.ip().to_string(), "10.99.0.100");
     server.send_to(b"a", from).expect("answer");
-    assert_eq!(
-        asker.recv_from(&mut [0; 8]).expect("answer").1.to_string(),
-        "10.99.0.1:5353"
-    );
+    assert_eq!(asker.recv_from(&mut [0; 8]).expect("answer").1.to_string(), "10.99.0.1:5353");
 
-    assert!(
-        host.overlay
-            .ensure_network(&blue)
-            .await
-            .expect("network")
-            .is_empty()
-    );
-    assert!(
-        host.overlay
-            .ensure_host(&rules)
-            .await
-            .expect("host")
-            .is_empty()
-    );
+    assert!(host.overlay.ensure_network(&blue).await.expect("network").is_empty());
+    assert!(host.overlay.ensure_host(&rules).await.expect("host").is_empty());
     // Withdrawing one changes elements only.
-    let fewer = HostState {
-        published: BTreeSet::new(),
-        ..rules
-    };
+    let fewer = HostState { published: BTreeSet::new(), ..rules };
     let report = host.overlay.ensure_host(&fewer).await.expect("host");
     assert_eq!(report.changes.len(), 1, "{report:?}");
-    assert!(
-        report.changes[0].contains("elements of any4, any6, one4"),
-        "{report:?}"
-    );
+    assert!(report.changes[0].contains("elements of any4, any6, one4"), "{report:?}");
     assert!(client.cut_off("10.99.0.1:8080".parse().expect("address"), &listener));
 }
 
@@ -151,31 +88,17 @@ async fn docker_user_lets_our_uplinks_through() {
     host.overlay.ensure_host(&rules).await.expect("host");
     let a = container(host, &mut state, 7).await;
     // What an engine does to a host.
-    host.ns.sh(
-        "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN\n\
-         iptables -A FORWARD -j DOCKER-USER",
-    );
+    host.ns.sh("iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN\n\
+         iptables -A FORWARD -j DOCKER-USER");
     let listener = outside.listen("10.99.0.100:80");
     let there = "10.99.0.100:80".parse().expect("address");
-    assert!(
-        a.ns.cut_off(there, &listener),
-        "the engine's policy drops it"
-    );
+    assert!(a.ns.cut_off(there, &listener), "the engine's policy drops it");
     let report = host.overlay.ensure_host(&rules).await.expect("host");
     assert_eq!(report.changes.len(), 2, "{report:?}");
     a.ns.connect(there, &listener).expect("egress");
-    assert!(
-        host.overlay
-            .ensure_host(&rules)
-            .await
-            .expect("host")
-            .is_empty()
-    );
+    assert!(host.overlay.ensure_host(&rules).await.expect("host").is_empty());
     host.overlay.remove_host().await.expect("removed");
-    assert_eq!(
-        host.ns.sh("iptables -S DOCKER-USER"),
-        "-N DOCKER-USER\n-A DOCKER-USER -j RETURN\n"
-    );
+    assert_eq!(host.ns.sh("iptables -S DOCKER-USER"), "-N DOCKER-USER\n-A DOCKER-USER -j RETURN\n");
     assert!(host.ns.try_sh("nft list table inet skein").is_err());
 }
 
@@ -188,9 +111,7 @@ async fn a_client_that_keeps_sending_reaches_the_next_container() {
     let (host, client) = (&lab.hosts[0], lab.machine(100));
     let mut state = network("blue", 57, host.index, 1, false);
     host.overlay.ensure_network(&state).await.expect("network");
-    let asker = client
-        .run(|| UdpSocket::bind("10.99.0.100:4000"))
-        .expect("bind");
+    let asker = client.run(|| UdpSocket::bind("10.99.0.100:4000")).expect("bind");
     for nth in [7, 8] {
         let container = container(host, &mut state, nth).await;
         let port = PublishedPort {
@@ -200,29 +121,15 @@ async fn a_client_that_keeps_sending_reaches_the_next_container() {
             target: container.addr4(0).ip(),
             target_port: 53,
         };
-        let rules = HostState {
-            published: [port].into(),
-            ..HostState::default()
-        };
+        let rules = HostState { published: [port].into(), ..HostState::default() };
         host.overlay.ensure_host(&rules).await.expect("host");
-        let server = container
-            .ns
-            .run(|| UdpSocket::bind("0.0.0.0:53"))
-            .expect("bind");
-        server
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .expect("timeout");
+        let server = container.ns.run(|| UdpSocket::bind("0.0.0.0:53")).expect("bind");
+        server.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
         // The same source port each time: one connection, as far as the host can see.
         asker.send_to(b"q", "10.99.0.1:5353").expect("send");
-        let seen = server
-            .recv_from(&mut [0; 8])
-            .expect("this container is asked")
-            .1;
+        let seen = server.recv_from(&mut [0; 8]).expect("this container is asked").1;
         assert_eq!(seen.to_string(), "10.99.0.100:4000");
-        host.overlay
-            .remove_endpoint(&state.id, &container.endpoint)
-            .await
-            .expect("removed");
+        host.overlay.remove_endpoint(&state.id, &container.endpoint).await.expect("removed");
         state.endpoints.clear();
     }
 }

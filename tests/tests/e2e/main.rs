@@ -2,7 +2,12 @@
 //!
 //! What is expected is what a user sees: `skein` prints it, containers reach each other, a message says what is wrong.
 
+mod bad_input;
+mod durability;
 mod path;
+mod recovery;
+mod support;
+mod workloads;
 
 use anyhow::Result;
 use xtask::{

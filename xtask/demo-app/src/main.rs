@@ -6,10 +6,7 @@
 //!
 //! One task serves each connection; one more drives the database connection and ends with it. The client is shared
 //! behind a lock and made anew when it is lost. No channels. One line per request goes to standard output.
-#![allow(
-    clippy::print_stdout,
-    reason = "the log of a container is its standard output"
-)]
+#![allow(clippy::print_stdout, reason = "the log of a container is its standard output")]
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -85,18 +82,12 @@ impl App {
         if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));
         }
-        let (client, connection) = self
-            .database
-            .connect(NoTls)
-            .await
-            .context("failed to connect to the database")?;
+        let (client, connection) = self.database.connect(NoTls).await.context("failed to connect to the database")?;
         // Ends when the client is dropped or the connection breaks; either is seen at the client.
         tokio::spawn(connection);
         // Two that start at the same time may both try to make the table: one is told that it exists.
         if let Err(e) = client.batch_execute(CREATE).await {
-            let exists = client
-                .query_one("SELECT to_regclass('demo_rows') IS NOT NULL", &[])
-                .await;
+            let exists = client.query_one("SELECT to_regclass('demo_rows') IS NOT NULL", &[]).await;
             let exists = exists.is_ok_and(|row| row.get(0));
             ensure!(exists, "failed to create the table: {e}");
         }
@@ -121,9 +112,7 @@ impl App {
                 if let Ok(mut slot) = self.client.try_lock() {
                     *slot = None;
                 }
-                Err(Failure::Database(format!(
-                    "failed to hear from the database within {REQUEST_TIMEOUT:?}"
-                )))
+                Err(Failure::Database(format!("failed to hear from the database within {REQUEST_TIMEOUT:?}")))
             }
         }
     }
@@ -132,22 +121,15 @@ impl App {
 #[tokio::main]
 async fn main() -> Result<()> {
     let url = std::env::var("DATABASE_URL").unwrap_or_else(|_| DATABASE_URL.to_owned());
-    let mut database: tokio_postgres::Config =
-        url.parse().context("failed to parse DATABASE_URL")?;
+    let mut database: tokio_postgres::Config = url.parse().context("failed to parse DATABASE_URL")?;
     if database.get_connect_timeout().is_none() {
         database.connect_timeout(REQUEST_TIMEOUT);
     }
     let port: u16 = match std::env::var("PORT") {
-        Ok(text) => text
-            .parse()
-            .with_context(|| format!("failed to parse PORT {text:?}"))?,
+        Ok(text) => text.parse().with_context(|| format!("failed to parse PORT {text:?}"))?,
         Err(_) => 8080,
     };
-    let app = Arc::new(App {
-        database,
-        client: Mutex::new(None),
-        node: place(),
-    });
+    let app = Arc::new(App { database, client: Mutex::new(None), node: place() });
     let router = Router::new()
         .route("/", get(health))
         .route("/rows", get(list).post(insert))
@@ -194,24 +176,14 @@ async fn stop_signal() -> Result<()> {
 
 /// A listener of its own per family: whether one of both serves IPv4 too is a setting of the machine.
 fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.with_context(|| format!("failed to make a socket for {address}"))?;
-    socket
-        .set_reuseaddr(true)
-        .context("failed to set SO_REUSEADDR")?;
+    socket.set_reuseaddr(true).context("failed to set SO_REUSEADDR")?;
     if address.is_ipv6() {
         only_v6(&socket).context("failed to set IPV6_V6ONLY")?;
     }
-    socket
-        .bind(address)
-        .with_context(|| format!("failed to bind {address}"))?;
-    socket
-        .listen(BACKLOG)
-        .with_context(|| format!("failed to listen on {address}"))
+    socket.bind(address).with_context(|| format!("failed to bind {address}"))?;
+    socket.listen(BACKLOG).with_context(|| format!("failed to listen on {address}"))
 }
 
 fn only_v6(socket: &TcpSocket) -> std::io::Result<()> {
@@ -241,27 +213,14 @@ async fn log(request: Request, next: Next) -> Response {
     let start = Instant::now();
     let mut line = format!("{} {}", request.method(), request.uri());
     let response = next.run(request).await;
-    let _ = write!(
-        line,
-        " {} {} ms",
-        response.status().as_u16(),
-        start.elapsed().as_millis()
-    );
+    let _ = write!(line, " {} {} ms", response.status().as_u16(), start.elapsed().as_millis());
     println!("{line}");
     response
 }
 
 async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, Failure> {
-    let row = app
-        .query(async |client| {
-            client
-                .query_one("SELECT count(*) FROM demo_rows", &[])
-                .await
-        })
-        .await?;
-    Ok(Json(
-        json!({ "ok": true, "node": app.node, "rows": row.get::<_, i64>(0) }),
-    ))
+    let row = app.query(async |client| client.query_one("SELECT count(*) FROM demo_rows", &[]).await).await?;
+    Ok(Json(json!({ "ok": true, "node": app.node, "rows": row.get::<_, i64>(0) })))
 }
 
 async fn insert(
@@ -270,25 +229,16 @@ async fn insert(
 ) -> Result<(StatusCode, Json<Value>), Failure> {
     let Json(body) = body.map_err(|e| Failure::Request(e.body_text()))?;
     let text = body.get("text").and_then(Value::as_str);
-    let text = text
-        .ok_or_else(|| Failure::Request("expected {\"text\": \"…\"}".to_owned()))?
-        .to_owned();
+    let text = text.ok_or_else(|| Failure::Request("expected {\"text\": \"…\"}".to_owned()))?.to_owned();
     let node = app.node.clone();
     let sql = "INSERT INTO demo_rows (text, node) VALUES ($1, $2) RETURNING id";
-    let row = app
-        .query(async |client| client.query_one(sql, &[&text, &node]).await)
-        .await?;
-    Ok((
-        StatusCode::CREATED,
-        Json(json!({ "id": row.get::<_, i64>(0), "node": app.node })),
-    ))
+    let row = app.query(async |client| client.query_one(sql, &[&text, &node]).await).await?;
+    Ok((StatusCode::CREATED, Json(json!({ "id": row.get::<_, i64>(0), "node": app.node }))))
 }
 
 async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, Failure> {
     let sql = "SELECT id, text, node FROM (SELECT * FROM demo_rows ORDER BY id DESC LIMIT $1) last ORDER BY id";
-    let rows = app
-        .query(async |client| client.query(sql, &[&ROWS_MAX]).await)
-        .await?;
+    let rows = app.query(async |client| client.query(sql, &[&ROWS_MAX]).await).await?;
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| {

@@ -36,47 +36,23 @@ impl Capture {
     pub(super) fn start(host: &Host, filter: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let file = host
-            .dir()
-            .join(format!("capture-{}-{number}.pcap", std::process::id()));
+        let file = host.dir().join(format!("capture-{}-{number}.pcap", std::process::id()));
         let log = file.with_extension("log");
-        let errors =
-            File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
+        let errors = File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
         let mut command = host.command("tcpdump");
         // Immediate mode and -U: a packet is in the file when it was on the wire, so that a test can wait for it.
-        command.args([
-            "-Z",
-            "root",
-            "-n",
-            "-U",
-            "--immediate-mode",
-            "-s",
-            SNAP_BYTES,
-            "-c",
-            PACKETS_MAX,
-        ]);
+        command.args(["-Z", "root", "-n", "-U", "--immediate-mode", "-s", SNAP_BYTES, "-c", PACKETS_MAX]);
         command.args(["-i", UNDERLAY_INTERFACE, "-w"]).arg(&file);
         command.args((!filter.is_empty()).then_some(filter));
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(errors);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         let child = command.spawn().context("failed to start tcpdump")?;
         let mut capture = Self { file, child };
         wait_for("tcpdump listening", TCPDUMP_TIMEOUT, || {
             if tail(&log, 20).contains("listening on") {
                 return Ok(Some(()));
             }
-            match capture
-                .child
-                .try_wait()
-                .context("failed to look after tcpdump")?
-            {
-                Some(status) => bail!(
-                    "failed to record on {}: {status}\n{}",
-                    host.name(),
-                    tail(&log, 20)
-                ),
+            match capture.child.try_wait().context("failed to look after tcpdump")? {
+                Some(status) => bail!("failed to record on {}: {status}\n{}", host.name(), tail(&log, 20)),
                 None => Ok(None),
             }
         })?;
@@ -102,11 +78,7 @@ impl Capture {
             .output()
             .context("failed to start tcpdump")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text
-            .lines()
-            .filter(|line| !line.starts_with(char::is_whitespace))
-            .map(str::to_owned)
-            .collect())
+        Ok(text.lines().filter(|line| !line.starts_with(char::is_whitespace)).map(str::to_owned).collect())
     }
 
     /// All text of the packets recorded so far, continuation lines included.
@@ -122,11 +94,9 @@ impl Capture {
     /// # Errors
     /// Fewer came in time.
     pub fn wait_for(&self, count: usize, timeout: Duration) -> Result<()> {
-        wait_for(
-            &format!("{count} packets in {}", self.file.display()),
-            timeout,
-            || Ok((self.lines()?.len() >= count).then_some(())),
-        )
+        wait_for(&format!("{count} packets in {}", self.file.display()), timeout, || {
+            Ok((self.lines()?.len() >= count).then_some(()))
+        })
     }
 
     /// Ends the recording. Doing so twice changes nothing.
@@ -136,16 +106,10 @@ impl Capture {
     pub fn stop(&mut self) -> Result<()> {
         // nsenter has become tcpdump by exec: the child is the recorder itself.
         if let Ok(pid) = i32::try_from(self.child.id())
-            && self
-                .child
-                .try_wait()
-                .context("failed to look after tcpdump")?
-                .is_none()
+            && self.child.try_wait().context("failed to look after tcpdump")?.is_none()
         {
             kill(Pid::from_raw(pid), Signal::SIGINT).context("failed to interrupt tcpdump")?;
-            wait_for("tcpdump ended", TCPDUMP_TIMEOUT, || {
-                self.child.try_wait().context("failed to wait for tcpdump")
-            })?;
+            wait_for("tcpdump ended", TCPDUMP_TIMEOUT, || self.child.try_wait().context("failed to wait for tcpdump"))?;
         }
         Ok(())
     }

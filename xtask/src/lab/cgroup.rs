@@ -39,16 +39,13 @@ impl Hierarchy {
     }
 
     fn has(&self, controller: &str) -> bool {
-        self.v1
-            .as_deref()
-            .is_some_and(|list| list.split(',').any(|name| name == controller))
+        self.v1.as_deref().is_some_and(|list| list.split(',').any(|name| name == controller))
     }
 }
 
 /// All hierarchies whose root is visible here.
 fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")
-        .context("failed to read /proc/self/mountinfo")?;
+    let text = fs::read_to_string("/proc/self/mountinfo").context("failed to read /proc/self/mountinfo")?;
     Ok(parse(&text))
 }
 
@@ -61,8 +58,7 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
         };
         let left: Vec<&str> = left.split(' ').collect();
         let right: Vec<&str> = right.split(' ').collect();
-        let (Some(&"/"), Some(mount_point), Some(kind)) = (left.get(3), left.get(4), right.first())
-        else {
+        let (Some(&"/"), Some(mount_point), Some(kind)) = (left.get(3), left.get(4), right.first()) else {
             continue;
         };
         let v1 = match *kind {
@@ -70,18 +66,14 @@ fn parse(mountinfo: &str) -> Vec<Hierarchy> {
             "cgroup" => {
                 let ignored = ["rw", "ro", "xattr", "clone_children", "noprefix", "none"];
                 let options = right.get(2).copied().unwrap_or_default().split(',');
-                let kept: Vec<&str> = options
-                    .filter(|o| !ignored.contains(o) && !o.starts_with("release_agent="))
-                    .collect();
+                let kept: Vec<&str> =
+                    options.filter(|o| !ignored.contains(o) && !o.starts_with("release_agent=")).collect();
                 Some(kept.join(","))
             }
             _ => continue,
         };
         if !found.iter().any(|other| other.v1 == v1) {
-            found.push(Hierarchy {
-                mount_point: PathBuf::from(mount_point),
-                v1,
-            });
+            found.push(Hierarchy { mount_point: PathBuf::from(mount_point), v1 });
         }
     }
     found
@@ -116,8 +108,7 @@ pub(super) fn enter(lab: &str, host: &str) -> Result<()> {
                 }
             }
         }
-        fs::write(dir.join("cgroup.procs"), "0")
-            .with_context(|| format!("failed to enter {}", dir.display()))?;
+        fs::write(dir.join("cgroup.procs"), "0").with_context(|| format!("failed to enter {}", dir.display()))?;
     }
     Ok(())
 }
@@ -139,14 +130,8 @@ fn enable_controllers(dir: &Path) {
 pub(super) fn mount_private(seen: &SeenHierarchies) -> Result<()> {
     let base = Path::new("/sys/fs/cgroup");
     let do_mount = |kind: &str, target: &Path, options: Option<&str>| {
-        mount(
-            Some(kind),
-            target,
-            Some(kind),
-            MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-            options,
-        )
-        .with_context(|| format!("failed to mount {kind} on {}", target.display()))
+        mount(Some(kind), target, Some(kind), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, options)
+            .with_context(|| format!("failed to mount {kind} on {}", target.display()))
     };
     if let [only] = seen.0.as_slice()
         && only.is_v2()
@@ -154,10 +139,8 @@ pub(super) fn mount_private(seen: &SeenHierarchies) -> Result<()> {
         do_mount("cgroup2", base, None)?;
         // Version 2 allows no processes beside children that have controllers.
         let leaf = base.join("init");
-        fs::create_dir_all(&leaf)
-            .with_context(|| format!("failed to create {}", leaf.display()))?;
-        fs::write(leaf.join("cgroup.procs"), "0")
-            .with_context(|| format!("failed to enter {}", leaf.display()))?;
+        fs::create_dir_all(&leaf).with_context(|| format!("failed to create {}", leaf.display()))?;
+        fs::write(leaf.join("cgroup.procs"), "0").with_context(|| format!("failed to enter {}", leaf.display()))?;
         enable_controllers(base);
         return Ok(());
     }
@@ -167,19 +150,15 @@ pub(super) fn mount_private(seen: &SeenHierarchies) -> Result<()> {
             continue;
         };
         let target = base.join(name);
-        fs::create_dir_all(&target)
-            .with_context(|| format!("failed to create {}", target.display()))?;
+        fs::create_dir_all(&target).with_context(|| format!("failed to create {}", target.display()))?;
         match &hierarchy.v1 {
             None => do_mount("cgroup2", &target, None)?,
-            Some(v1) if v1.starts_with("name=") => {
-                do_mount("cgroup", &target, Some(&format!("none,{v1}")))?
-            }
+            Some(v1) if v1.starts_with("name=") => do_mount("cgroup", &target, Some(&format!("none,{v1}")))?,
             Some(v1) => {
                 do_mount("cgroup", &target, Some(v1))?;
                 for controller in v1.split(',').filter(|controller| name != *controller) {
-                    symlink(name, base.join(controller)).with_context(|| {
-                        format!("failed to link {controller} to {}", target.display())
-                    })?;
+                    symlink(name, base.join(controller))
+                        .with_context(|| format!("failed to link {controller} to {}", target.display()))?;
                 }
             }
         }
@@ -198,8 +177,7 @@ pub(super) fn see() -> Result<SeenHierarchies> {
 /// Whether `/proc/<pid>/cgroup` shows the process below a lab's directory.
 pub(super) fn contains(lab: &str, pid: i32) -> bool {
     let inside = format!(":/{ROOT}/{lab}/");
-    fs::read_to_string(format!("/proc/{pid}/cgroup"))
-        .is_ok_and(|text| text.lines().any(|line| line.contains(&inside)))
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.lines().any(|line| line.contains(&inside)))
 }
 
 /// Names of labs that have left a directory in some hierarchy.
@@ -209,9 +187,7 @@ pub(super) fn labs() -> Result<BTreeSet<String>> {
         let Ok(entries) = fs::read_dir(hierarchy.mount_point.join(ROOT)) else {
             continue;
         };
-        let dirs = entries
-            .filter_map(Result::ok)
-            .filter(|entry| entry.path().is_dir());
+        let dirs = entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
         names.extend(dirs.filter_map(|entry| entry.file_name().into_string().ok()));
     }
     Ok(names)
@@ -226,17 +202,13 @@ pub(super) fn remove(lab: &str) -> Result<()> {
         let root = hierarchy.mount_point.join(ROOT);
         let dir = root.join(lab);
         let mut last = None;
-        wait_for(
-            &format!("{} removed", dir.display()),
-            REMOVE_TIMEOUT,
-            || match remove_tree(&dir) {
-                Ok(()) => Ok(Some(())),
-                Err(e) => {
-                    last = Some(e);
-                    Ok(None)
-                }
-            },
-        )
+        wait_for(&format!("{} removed", dir.display()), REMOVE_TIMEOUT, || match remove_tree(&dir) {
+            Ok(()) => Ok(Some(())),
+            Err(e) => {
+                last = Some(e);
+                Ok(None)
+            }
+        })
         .with_context(|| last.map(|e| e.to_string()).unwrap_or_default())?;
         // Other labs may be in it: the kernel refuses then.
         let _ = fs::remove_dir(&root);
@@ -281,12 +253,6 @@ mod tests {
         assert_eq!(kinds, [Some("cpu,cpuacct"), Some("name=systemd"), None]);
         assert!(found[0].has("cpu") && !found[0].has("cpuset"));
         let unified = "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(
-            parse(unified),
-            [Hierarchy {
-                mount_point: PathBuf::from("/sys/fs/cgroup"),
-                v1: None
-            }]
-        );
+        assert_eq!(parse(unified), [Hierarchy { mount_point: PathBuf::from("/sys/fs/cgroup"), v1: None }]);
     }
 }

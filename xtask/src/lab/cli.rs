@@ -9,10 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 
-use super::{
-    DataRoot, IMAGES, Lab, LabSpec, MASTER, Removed, all_labs, down, down_all, holder, parse_rate,
-    run,
-};
+use super::{DataRoot, IMAGES, Lab, LabSpec, MASTER, Removed, all_labs, down, down_all, holder, parse_rate, run};
 
 /// Prints a line. A reader that has gone away (`| head`) is no reason to fail, unlike for `println!`.
 macro_rules! say {
@@ -142,17 +139,10 @@ enum LabCommand {
 /// Says what failed, where, and often a command that helps.
 pub fn main(args: LabArgs) -> Result<()> {
     match args.command {
-        LabCommand::Up {
-            lab,
-            hosts,
-            disk,
-            mtu,
-        } => up(&lab.name, hosts, disk, mtu),
+        LabCommand::Up { lab, hosts, disk, mtu } => up(&lab.name, hosts, disk, mtu),
         LabCommand::Down { all: true, .. } => {
             let removed = down_all()?;
-            removed
-                .iter()
-                .for_each(|(name, what)| print_removed(name, what));
+            removed.iter().for_each(|(name, what)| print_removed(name, what));
             if removed.is_empty() {
                 say!("no lab is up");
             }
@@ -172,11 +162,7 @@ pub fn main(args: LabArgs) -> Result<()> {
         LabCommand::Engine { lab, host, args } => {
             let lab = Lab::open(&lab.name)?;
             let host = lab.find_host(&host)?;
-            ensure!(
-                host.has_engine(),
-                "failed to find an engine on {}: the host has none",
-                host.name()
-            );
+            ensure!(host.has_engine(), "failed to find an engine on {}: the host has none", host.name());
             let skip = usize::from(args.first().is_some_and(|word| word == "docker"));
             become_command(host.docker_command().args(args.iter().skip(skip)))
         }
@@ -184,11 +170,7 @@ pub fn main(args: LabArgs) -> Result<()> {
         LabCommand::Cut { lab, a, b: None } => Lab::open(&lab.name)?.isolate(&a),
         LabCommand::Heal { lab } => Lab::open(&lab.name)?.heal(),
         LabCommand::Limit { lab, host, rate } => {
-            let rate = if rate == "none" {
-                None
-            } else {
-                Some(parse_rate(&rate)?)
-            };
+            let rate = if rate == "none" { None } else { Some(parse_rate(&rate)?) };
             Lab::open(&lab.name)?.limit(&host, rate)
         }
         LabCommand::Image { lab, image } => {
@@ -224,16 +206,8 @@ fn build_demo_app() -> Result<()> {
 }
 
 fn up(name: &str, hosts: usize, disk: bool, mtu: u16) -> Result<()> {
-    let data_root = if disk {
-        DataRoot::Disk
-    } else {
-        DataRoot::Tmpfs
-    };
-    let mut lab = Lab::up(LabSpec {
-        data_root,
-        mtu,
-        ..LabSpec::new(name, hosts)
-    })?;
+    let data_root = if disk { DataRoot::Disk } else { DataRoot::Tmpfs };
+    let mut lab = Lab::up(LabSpec { data_root, mtu, ..LabSpec::new(name, hosts) })?;
     lab.keep();
     print_lab(&lab)?;
     say!("\ntry: cargo xtask lab image busybox --name {name}");
@@ -253,11 +227,7 @@ fn print_removed(name: &str, removed: &Removed) {
     if *removed == Removed::default() {
         say!("lab {name}: nothing to remove");
     } else {
-        say!(
-            "lab {name}: removed {} processes, {} namespaces",
-            removed.processes,
-            removed.namespaces
-        );
+        say!("lab {name}: removed {} processes, {} namespaces", removed.processes, removed.namespaces);
     }
 }
 
@@ -282,19 +252,9 @@ fn status(name: Option<String>) -> Result<()> {
 
 fn print_lab(lab: &Lab) -> Result<()> {
     say!("lab {}  {}", lab.name(), lab.dir().display());
-    say!(
-        "  {:<16} {:<16} {:<20} {:<8} {:<10} RUNNING",
-        "HOST",
-        "IPV4",
-        "IPV6",
-        "ENGINE",
-        "LIMIT"
-    );
+    say!("  {:<16} {:<16} {:<20} {:<8} {:<10} RUNNING", "HOST", "IPV4", "IPV6", "ENGINE", "LIMIT");
     for host in lab.hosts() {
-        let engine = match (
-            host.has_engine(),
-            host.has_engine() && host.engine_answers(),
-        ) {
+        let engine = match (host.has_engine(), host.has_engine() && host.engine_answers()) {
             (false, _) => "-",
             (true, true) => "ready",
             (true, false) => "down",
@@ -308,11 +268,7 @@ fn print_lab(lab: &Lab) -> Result<()> {
             .map(|info| info.name.as_str())
             .collect();
         let (v4, v6) = (host.ipv4().to_string(), host.ipv6().to_string());
-        say!(
-            "  {:<16} {v4:<16} {v6:<20} {engine:<8} {limit:<10} {}",
-            host.name(),
-            running.join(" ")
-        );
+        say!("  {:<16} {v4:<16} {v6:<20} {engine:<8} {limit:<10} {}", host.name(), running.join(" "));
     }
     for (a, b) in lab.cuts().unwrap_or_default() {
         say!("  cut: {a} - {}", b.as_deref().unwrap_or("all others"));

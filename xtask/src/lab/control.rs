@@ -59,24 +59,12 @@ pub(super) struct SpawnRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case")]
 pub(super) enum Response {
-    Pong {
-        protocol: u32,
-        holder: ProcessId,
-        mount_ns: u64,
-    },
-    Spawned {
-        id: ProcessId,
-    },
+    Pong { protocol: u32, holder: ProcessId, mount_ns: u64 },
+    Spawned { id: ProcessId },
     Done,
-    Status {
-        status: Status,
-    },
-    Processes {
-        processes: Vec<ProcessInfo>,
-    },
-    Failed {
-        error: String,
-    },
+    Status { status: Status },
+    Processes { processes: Vec<ProcessInfo> },
+    Failed { error: String },
 }
 
 /// What became of a process in a host.
@@ -126,23 +114,16 @@ pub(super) fn call(host_dir: &Path, request: &Request) -> Result<Response> {
 
 fn exchange(path: &Path, request: &Request, timeout: Duration) -> Result<Response> {
     let mut stream = UnixStream::connect(path).context("failed to connect: is the host up?")?;
-    stream
-        .set_read_timeout(Some(timeout))
-        .context("failed to set a time limit")?;
+    stream.set_read_timeout(Some(timeout)).context("failed to set a time limit")?;
     let mut line = serde_json::to_vec(request).context("failed to encode the request")?;
     line.push(b'\n');
-    stream
-        .write_all(&line)
-        .context("failed to send the request")?;
+    stream.write_all(&line).context("failed to send the request")?;
     read_message(&stream)
 }
 
 /// Reads one line of at most [`MESSAGE_BYTES_MAX`].
 pub(super) fn read_message<T: serde::de::DeserializeOwned>(stream: &UnixStream) -> Result<T> {
     let mut line = String::new();
-    BufReader::new(stream.take(MESSAGE_BYTES_MAX))
-        .read_line(&mut line)
-        .context("failed to read a message")?;
-    serde_json::from_str(&line)
-        .with_context(|| format!("failed to parse a message of {} bytes", line.len()))
+    BufReader::new(stream.take(MESSAGE_BYTES_MAX)).read_line(&mut line).context("failed to read a message")?;
+    serde_json::from_str(&line).with_context(|| format!("failed to parse a message of {} bytes", line.len()))
 }

@@ -84,10 +84,7 @@ pub fn all_labs() -> Result<Vec<String>> {
     let mut all: BTreeSet<String> = names()?.into_iter().collect();
     all.extend(underlay::labs());
     all.extend(cgroup::labs()?);
-    Ok(all
-        .into_iter()
-        .filter(|name| check_name("lab", name, LAB_NAME_MAX).is_ok())
-        .collect())
+    Ok(all.into_iter().filter(|name| check_name("lab", name, LAB_NAME_MAX).is_ok()).collect())
 }
 
 /// By what the lab's processes are known.
@@ -99,16 +96,9 @@ struct Targets {
 impl Targets {
     fn find(lab: &str) -> Self {
         let names = underlay::namespaces(lab);
-        let net = names
-            .iter()
-            .filter_map(|name| process::namespace_at(&Path::new("/run/netns").join(name)))
-            .collect();
+        let net = names.iter().filter_map(|name| process::namespace_at(&Path::new("/run/netns").join(name))).collect();
         // An unreadable state file costs one of several marks only.
-        let hosts = LabState::load(lab)
-            .ok()
-            .flatten()
-            .map(|state| state.hosts)
-            .unwrap_or_default();
+        let hosts = LabState::load(lab).ok().flatten().map(|state| state.hosts).unwrap_or_default();
         // An inode may be used again once its namespace is gone: it is the lab's for certain while the holder lives.
         let alive = hosts.iter().filter(|host| host.holder.is_alive());
         let mount = alive.map(|host| host.mount_ns).collect();
@@ -125,31 +115,21 @@ impl Targets {
 /// Kills until none is left: a process may be born while the list is read. Returns how many were killed.
 fn kill_all(lab: &str, targets: &Targets) -> Result<usize> {
     let mut killed: BTreeSet<i32> = BTreeSet::new();
-    wait_for(
-        &format!("the processes of lab {lab} gone"),
-        KILL_TIMEOUT,
-        || {
-            let mut members: BTreeSet<i32> = process::all()?
-                .into_iter()
-                .filter(|pid| targets.contains(lab, *pid))
-                .collect();
-            add_descendants(&mut members)?;
-            let ids: Vec<ProcessId> = members
-                .iter()
-                .filter_map(|pid| ProcessId::of(*pid))
-                .filter(ProcessId::is_alive)
-                .collect();
-            // Engines first, so that none restarts what dies after it.
-            let (engines, rest): (Vec<ProcessId>, Vec<ProcessId>) = ids.iter().partition(|id| {
-                matches!(process::program(id.pid).as_str(), "dockerd" | "containerd")
-            });
-            for id in engines.iter().chain(&rest) {
-                id.signal(Signal::SIGKILL)?;
-                killed.insert(id.pid);
-            }
-            Ok(ids.is_empty().then_some(()))
-        },
-    )?;
+    wait_for(&format!("the processes of lab {lab} gone"), KILL_TIMEOUT, || {
+        let mut members: BTreeSet<i32> =
+            process::all()?.into_iter().filter(|pid| targets.contains(lab, *pid)).collect();
+        add_descendants(&mut members)?;
+        let ids: Vec<ProcessId> =
+            members.iter().filter_map(|pid| ProcessId::of(*pid)).filter(ProcessId::is_alive).collect();
+        // Engines first, so that none restarts what dies after it.
+        let (engines, rest): (Vec<ProcessId>, Vec<ProcessId>) =
+            ids.iter().partition(|id| matches!(process::program(id.pid).as_str(), "dockerd" | "containerd"));
+        for id in engines.iter().chain(&rest) {
+            id.signal(Signal::SIGKILL)?;
+            killed.insert(id.pid);
+        }
+        Ok(ids.is_empty().then_some(()))
+    })?;
     Ok(killed.len())
 }
 

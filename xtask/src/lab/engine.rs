@@ -57,8 +57,7 @@ pub(super) fn write_config(state: &LabState, host_dir: &Path) -> Result<()> {
         "insecure-registries": insecure,
     });
     let path = config_file(host_dir);
-    let text = serde_json::to_vec_pretty(&config)
-        .context("failed to encode the engine's configuration")?;
+    let text = serde_json::to_vec_pretty(&config).context("failed to encode the engine's configuration")?;
     fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))
 }
 
@@ -71,28 +70,17 @@ fn config_file(host_dir: &Path) -> PathBuf {
 /// # Errors
 /// With the end of the engine's log, when it exits or does not answer in time.
 pub(super) fn start(host: &Host, options: &[String]) -> Result<Process> {
-    let spawn = Spawn::new("dockerd")
-        .name(PROCESS)
-        .arg("--config-file")
-        .arg(config_file(host.dir()));
+    let spawn = Spawn::new("dockerd").name(PROCESS).arg("--config-file").arg(config_file(host.dir()));
     let process = host.spawn(options.iter().fold(spawn, Spawn::arg))?;
     let socket = host.engine_socket();
-    wait_for(
-        &format!("the engine of {} ready", host.name()),
-        READY_TIMEOUT,
-        || {
-            if !process.is_running() {
-                bail!("the engine of {} ended", host.name());
-            }
-            Ok(ping(&socket).then_some(()))
-        },
-    )
+    wait_for(&format!("the engine of {} ready", host.name()), READY_TIMEOUT, || {
+        if !process.is_running() {
+            bail!("the engine of {} ended", host.name());
+        }
+        Ok(ping(&socket).then_some(()))
+    })
     .with_context(|| {
-        format!(
-            "failed to start the engine of {}; its log ends with:\n{}",
-            host.name(),
-            process.log_tail()
-        )
+        format!("failed to start the engine of {}; its log ends with:\n{}", host.name(), process.log_tail())
     })?;
     Ok(process)
 }

@@ -32,9 +32,7 @@ use nix::sys::prctl;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, sethostname, setsid};
 
-use super::control::{
-    PROTOCOL, ProcessInfo, Request, Response, SOCKET, SpawnRequest, Status, read_message,
-};
+use super::control::{PROTOCOL, ProcessInfo, Request, Response, SOCKET, SpawnRequest, Status, read_message};
 use super::process::{ProcessId, namespace};
 use super::spec::{DataRoot, LabState, host_dir};
 use super::{cgroup, engine, underlay};
@@ -68,11 +66,7 @@ const HAND_OVER: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$@\"
 pub(super) fn run(lab: &str, host: &str) -> Result<()> {
     let state = LabState::load(lab)?.with_context(|| format!("failed to find lab {lab}"))?;
     let dir = host_dir(lab, host);
-    let engine = state
-        .spec
-        .hosts
-        .iter()
-        .any(|spec| spec.name == host && spec.engine);
+    let engine = state.spec.hosts.iter().any(|spec| spec.name == host && spec.engine);
     // Fails for the leader of a process group, which has no terminal to lose.
     let _ = setsid();
     let hierarchies = enter_namespaces(lab, host)?;
@@ -95,12 +89,7 @@ pub(super) fn run(lab: &str, host: &str) -> Result<()> {
         let stream = stream.context("failed to accept on the control socket")?;
         let server = Arc::clone(&shared);
         if server.connections.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
-            reply(
-                &stream,
-                &Response::Failed {
-                    error: format!("more than {CONNECTIONS_MAX} connections"),
-                },
-            );
+            reply(&stream, &Response::Failed { error: format!("more than {CONNECTIONS_MAX} connections") });
             server.connections.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
@@ -119,8 +108,7 @@ pub(super) fn run(lab: &str, host: &str) -> Result<()> {
 fn enter_namespaces(lab: &str, host: &str) -> Result<cgroup::SeenHierarchies> {
     let path = underlay::netns_path(lab, host);
     let netns = File::open(&path).with_context(|| format!("failed to open {}", path.display()))?;
-    setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)
-        .with_context(|| format!("failed to enter {}", path.display()))?;
+    setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).with_context(|| format!("failed to enter {}", path.display()))?;
     // Before the namespace is made: its root is where the process is then.
     cgroup::enter(lab, host)?;
     let hierarchies = cgroup::see()?;
@@ -144,22 +132,10 @@ fn mount_private(
     detach_below("/run")?;
     tmpfs("/run", "mode=755,size=256m")?;
     // Shows this namespace's devices in /sys/class/net.
-    mount(
-        Some("sysfs"),
-        "/sys",
-        Some("sysfs"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-        none,
-    )
-    .context("failed to mount /sys")?;
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, none)
+        .context("failed to mount /sys")?;
     // Not every kernel has it, and only programs that pin maps ask for it.
-    let _ = mount(
-        Some("bpf"),
-        "/sys/fs/bpf",
-        Some("bpf"),
-        MsFlags::MS_NOSUID,
-        none,
-    );
+    let _ = mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::MS_NOSUID, none);
     cgroup::mount_private(hierarchies)?;
     for (name, text) in [
         ("resolv.conf", underlay::resolv_conf(state, host)),
@@ -167,14 +143,12 @@ fn mount_private(
         ("hosts", underlay::hosts_file(state)),
     ] {
         let source = dir.join(name);
-        fs::write(&source, text)
-            .with_context(|| format!("failed to write {}", source.display()))?;
+        fs::write(&source, text).with_context(|| format!("failed to write {}", source.display()))?;
         bind_file(&source, &Path::new("/etc").join(name))?;
     }
     if engine {
         let data = engine::data_root(dir);
-        fs::create_dir_all(&data)
-            .with_context(|| format!("failed to create {}", data.display()))?;
+        fs::create_dir_all(&data).with_context(|| format!("failed to create {}", data.display()))?;
         if state.spec.data_root == DataRoot::Tmpfs {
             tmpfs(&data, "mode=711")?;
         }
@@ -184,29 +158,16 @@ fn mount_private(
 
 fn tmpfs(target: impl AsRef<Path>, options: &str) -> Result<()> {
     let target = target.as_ref();
-    mount(
-        Some("tmpfs"),
-        target,
-        Some("tmpfs"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-        Some(options),
-    )
-    .with_context(|| format!("failed to mount a tmpfs on {}", target.display()))
+    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options))
+        .with_context(|| format!("failed to mount a tmpfs on {}", target.display()))
 }
 
 /// Detaches every mount at or below a directory, the youngest first.
 pub(super) fn detach_below(dir: impl AsRef<Path>) -> Result<()> {
     let dir = dir.as_ref();
-    let text = fs::read_to_string("/proc/self/mountinfo")
-        .context("failed to read /proc/self/mountinfo")?;
-    let points = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| point.replace("\\040", " "));
-    let mut below: Vec<PathBuf> = points
-        .map(PathBuf::from)
-        .filter(|point| point.starts_with(dir))
-        .collect();
+    let text = fs::read_to_string("/proc/self/mountinfo").context("failed to read /proc/self/mountinfo")?;
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| point.replace("\\040", " "));
+    let mut below: Vec<PathBuf> = points.map(PathBuf::from).filter(|point| point.starts_with(dir)).collect();
     below.reverse();
     for point in below {
         match umount2(&point, MntFlags::MNT_DETACH) {
@@ -225,12 +186,7 @@ pub(super) fn detach_below(dir: impl AsRef<Path>) -> Result<()> {
 fn bind_file(source: &Path, target: &Path) -> Result<()> {
     if let Ok(link) = fs::read_link(target) {
         let mut real = PathBuf::new();
-        for part in target
-            .parent()
-            .unwrap_or(Path::new("/"))
-            .join(link)
-            .components()
-        {
+        for part in target.parent().unwrap_or(Path::new("/")).join(link).components() {
             match part {
                 std::path::Component::ParentDir => drop(real.pop()),
                 part => real.push(part),
@@ -239,33 +195,25 @@ fn bind_file(source: &Path, target: &Path) -> Result<()> {
         if real.starts_with("/run")
             && let Some(parent) = real.parent()
         {
-            fs::create_dir_all(parent)
-                .with_context(|| format!("failed to create {}", parent.display()))?;
-            fs::copy(source, &real)
-                .with_context(|| format!("failed to write {}", real.display()))?;
+            fs::create_dir_all(parent).with_context(|| format!("failed to create {}", parent.display()))?;
+            fs::copy(source, &real).with_context(|| format!("failed to write {}", real.display()))?;
             return Ok(());
         }
     }
     let none: Option<&str> = None;
     match mount(Some(source), target, none, MsFlags::MS_BIND, none) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(e) => Err(e).with_context(|| {
-            format!(
-                "failed to put {} in place of {}",
-                source.display(),
-                target.display()
-            )
-        }),
+        Err(e) => {
+            Err(e).with_context(|| format!("failed to put {} in place of {}", source.display(), target.display()))
+        }
     }
 }
 
 fn listen(path: &Path) -> Result<UnixListener> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)
-            .with_context(|| format!("failed to create {}", parent.display()))?;
+        fs::create_dir_all(parent).with_context(|| format!("failed to create {}", parent.display()))?;
     }
-    let listener = UnixListener::bind(path)
-        .with_context(|| format!("failed to listen on {}", path.display()))?;
+    let listener = UnixListener::bind(path).with_context(|| format!("failed to listen on {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("failed to protect {}", path.display()))?;
     Ok(listener)
@@ -326,9 +274,7 @@ impl Shared {
             .context("failed to set a time limit")
             .and_then(|()| read_message(stream))
             .and_then(|request| self.answer(request));
-        let response = answer.unwrap_or_else(|e| Response::Failed {
-            error: format!("{e:#}"),
-        });
+        let response = answer.unwrap_or_else(|e| Response::Failed { error: format!("{e:#}") });
         reply(stream, &response);
     }
 
@@ -336,31 +282,20 @@ impl Shared {
         match request {
             Request::Ping => {
                 let holder = ProcessId::current()?;
-                let mount_ns =
-                    namespace(holder.pid, "mnt").context("failed to read the mount namespace")?;
-                Ok(Response::Pong {
-                    protocol: PROTOCOL,
-                    holder,
-                    mount_ns,
-                })
+                let mount_ns = namespace(holder.pid, "mnt").context("failed to read the mount namespace")?;
+                Ok(Response::Pong { protocol: PROTOCOL, holder, mount_ns })
             }
-            Request::Spawn(request) => Ok(Response::Spawned {
-                id: self.spawn(request)?,
-            }),
+            Request::Spawn(request) => Ok(Response::Spawned { id: self.spawn(request)? }),
             Request::Signal { pid, signal } => self.signal(pid, signal).map(|()| Response::Done),
-            Request::Wait { pid, timeout_ms } => Ok(Response::Status {
-                status: self.wait(pid, Duration::from_millis(timeout_ms))?,
-            }),
-            Request::List => Ok(Response::Processes {
-                processes: self.lock().processes.values().cloned().collect(),
-            }),
+            Request::Wait { pid, timeout_ms } => {
+                Ok(Response::Status { status: self.wait(pid, Duration::from_millis(timeout_ms))? })
+            }
+            Request::List => Ok(Response::Processes { processes: self.lock().processes.values().cloned().collect() }),
         }
     }
 
     fn spawn(&self, request: SpawnRequest) -> Result<ProcessId> {
-        let Some((program, args)) = request.argv.split_first() else {
-            bail!("failed to start nothing")
-        };
+        let Some((program, args)) = request.argv.split_first() else { bail!("failed to start nothing") };
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -370,9 +305,7 @@ impl Shared {
         let mut command = if request.plugin_socket {
             let mut command = Command::new("/bin/sh");
             command.args(["-c", HAND_OVER, "sh", program]).args(args);
-            command
-                .env("LISTEN_FDS", "1")
-                .env("LISTEN_FDNAMES", PLUGIN_SOCKET_NAME);
+            command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", PLUGIN_SOCKET_NAME);
             command.stdin(Stdio::from(self.plugin_socket()?));
             command
         } else {
@@ -380,25 +313,14 @@ impl Shared {
             command.args(args).stdin(Stdio::null());
             command
         };
-        command
-            .stdout(log)
-            .stderr(log_too)
-            .envs(&request.env)
-            .process_group(0);
+        command.stdout(log).stderr(log_too).envs(&request.env).process_group(0);
         let mut table = self.lock();
-        let child = command
-            .spawn()
-            .with_context(|| format!("failed to start {program}"))?;
+        let child = command.spawn().with_context(|| format!("failed to start {program}"))?;
         let pid = i32::try_from(child.id()).context("failed to represent the process number")?;
         // The child cannot be reaped before the lock is released, so its entry is there.
         let id = ProcessId::of(pid).with_context(|| format!("failed to read /proc/{pid}/stat"))?;
-        let info = ProcessInfo {
-            id,
-            name: request.name,
-            argv: request.argv,
-            log: request.log,
-            status: Status::Running,
-        };
+        let info =
+            ProcessInfo { id, name: request.name, argv: request.argv, log: request.log, status: Status::Running };
         table.processes.insert(pid, info);
         self.changed.notify_all();
         Ok(id)
@@ -410,13 +332,8 @@ impl Shared {
         if self.plugin.get().is_none() {
             let _ = self.plugin.set(listen(Path::new(PLUGIN_SOCKET))?.into());
         }
-        let socket = self
-            .plugin
-            .get()
-            .context("failed to keep the plugin socket")?;
-        socket
-            .try_clone()
-            .context("failed to share the plugin socket")
+        let socket = self.plugin.get().context("failed to keep the plugin socket")?;
+        socket.try_clone().context("failed to share the plugin socket")
     }
 
     fn signal(&self, pid: i32, signal: i32) -> Result<()> {
@@ -424,10 +341,8 @@ impl Shared {
             .with_context(|| format!("failed to understand signal number {signal}"))?;
         let table = self.lock();
         match table.processes.get(&pid) {
-            Some(info) if info.status == Status::Running => {
-                nix::sys::signal::kill(Pid::from_raw(pid), signal)
-                    .with_context(|| format!("failed to send {signal} to process {pid}"))
-            }
+            Some(info) if info.status == Status::Running => nix::sys::signal::kill(Pid::from_raw(pid), signal)
+                .with_context(|| format!("failed to send {signal} to process {pid}")),
             Some(_) => bail!("failed to send {signal} to process {pid}: it has ended"),
             None => bail!("failed to send {signal} to process {pid}: not started by this host"),
         }
@@ -444,11 +359,7 @@ impl Shared {
             if info.status != Status::Running || left.is_zero() {
                 return Ok(info.status);
             }
-            table = self
-                .changed
-                .wait_timeout(table, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            table = self.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -466,10 +377,7 @@ impl Table {
         self.ended.push_back(pid.as_raw());
         if self.ended.len() > ENDED_MAX
             && let Some(oldest) = self.ended.pop_front()
-            && self
-                .processes
-                .get(&oldest)
-                .is_some_and(|info| info.status != Status::Running)
+            && self.processes.get(&oldest).is_some_and(|info| info.status != Status::Running)
         {
             self.processes.remove(&oldest);
         }
@@ -478,10 +386,8 @@ impl Table {
 
 /// A client that has gone away needs no answer.
 fn reply(mut stream: &UnixStream, response: &Response) {
-    let _ = serde_json::to_vec(response)
-        .map_err(io::Error::from)
-        .and_then(|mut line| {
-            line.push(b'\n');
-            stream.write_all(&line)
-        });
+    let _ = serde_json::to_vec(response).map_err(io::Error::from).and_then(|mut line| {
+        line.push(b'\n');
+        stream.write_all(&line)
+    });
 }

@@ -103,16 +103,8 @@ impl Host {
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(self.holder.pid.to_string());
-        command
-            .args(["--net", "--mount", "--uts", "--cgroup", "--"])
-            .arg(program);
-        for name in [
-            "DOCKER_HOST",
-            "DOCKER_CONTEXT",
-            "DOCKER_TLS_VERIFY",
-            "DOCKER_CERT_PATH",
-            "DOCKER_API_VERSION",
-        ] {
+        command.args(["--net", "--mount", "--uts", "--cgroup", "--"]).arg(program);
+        for name in ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION"] {
             command.env_remove(name);
         }
         command
@@ -123,11 +115,8 @@ impl Host {
     /// # Errors
     /// It cannot be started or does not exit with 0; with its standard error.
     pub fn run<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<String> {
-        let Some((program, args)) = argv.split_first() else {
-            bail!("failed to run nothing")
-        };
-        run(self.command(program).args(args))
-            .with_context(|| format!("failed on host {}", self.name))
+        let Some((program, args)) = argv.split_first() else { bail!("failed to run nothing") };
+        run(self.command(program).args(args)).with_context(|| format!("failed on host {}", self.name))
     }
 
     /// The `docker` command line against this host's engine.
@@ -143,8 +132,8 @@ impl Host {
     /// # Errors
     /// It does not exit with 0; with its standard error.
     pub fn docker<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<String> {
-        let text = run(self.docker_command().args(args))
-            .with_context(|| format!("failed on the engine of {}", self.name))?;
+        let text =
+            run(self.docker_command().args(args)).with_context(|| format!("failed on the engine of {}", self.name))?;
         Ok(text.trim_end().to_owned())
     }
 
@@ -156,8 +145,7 @@ impl Host {
     pub fn spawn(&self, spawn: Spawn) -> Result<Process> {
         let log = self.dir.join(format!("{}.log", spawn.name));
         let mut env = spawn.env;
-        env.entry("HOME".to_owned())
-            .or_insert_with(|| "/root".to_owned());
+        env.entry("HOME".to_owned()).or_insert_with(|| "/root".to_owned());
         let request = SpawnRequest {
             name: spawn.name,
             argv: spawn.argv,
@@ -165,14 +153,8 @@ impl Host {
             log: log.clone(),
             plugin_socket: spawn.plugin_socket,
         };
-        match call(&self.dir, &Request::Spawn(request))
-            .with_context(|| format!("failed on host {}", self.name))?
-        {
-            Response::Spawned { id } => Ok(Process {
-                host_dir: self.dir.clone(),
-                id,
-                log,
-            }),
+        match call(&self.dir, &Request::Spawn(request)).with_context(|| format!("failed on host {}", self.name))? {
+            Response::Spawned { id } => Ok(Process { host_dir: self.dir.clone(), id, log }),
             other => bail!("failed to understand the answer {other:?}"),
         }
     }
@@ -193,16 +175,9 @@ impl Host {
     /// # Errors
     /// The holder does not answer.
     pub fn process(&self, name: &str) -> Result<Option<Process>> {
-        let found = self
-            .processes()?
-            .into_iter()
-            .filter(|info| info.name == name && info.status == Status::Running);
+        let found = self.processes()?.into_iter().filter(|info| info.name == name && info.status == Status::Running);
         let newest = found.max_by_key(|info| info.id.start_ticks);
-        Ok(newest.map(|info| Process {
-            host_dir: self.dir.clone(),
-            id: info.id,
-            log: info.log,
-        }))
+        Ok(newest.map(|info| Process { host_dir: self.dir.clone(), id: info.id, log: info.log }))
     }
 
     /// Starts the engine, if it does not run, and waits until it is ready.
@@ -211,15 +186,9 @@ impl Host {
     /// The host is to have no engine; or it does not become ready, with the end of its log.
     pub fn start_engine(&self) -> Result<()> {
         if !self.engine {
-            bail!(
-                "failed to start an engine on {}: the host is to have none",
-                self.name
-            );
+            bail!("failed to start an engine on {}: the host is to have none", self.name);
         }
-        if self
-            .engine_process()?
-            .is_some_and(|process| process.is_running())
-        {
+        if self.engine_process()?.is_some_and(|process| process.is_running()) {
             return Ok(());
         }
         engine::start(self, &self.engine_options).map(drop)
@@ -237,10 +206,7 @@ impl Host {
         process.signal(signal)?;
         match process.wait(ENGINE_STOP_TIMEOUT)? {
             Status::Running => {
-                bail!(
-                    "failed to stop the engine of {} with {signal} in {ENGINE_STOP_TIMEOUT:?}",
-                    self.name
-                )
+                bail!("failed to stop the engine of {} with {signal} in {ENGINE_STOP_TIMEOUT:?}", self.name)
             }
             _ => Ok(()),
         }
@@ -279,17 +245,8 @@ impl Spawn {
     /// A program, found by its path or in the usual directories. It is known under its file name.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let program = program.as_ref().to_string_lossy().into_owned();
-        let name = Path::new(&program)
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        Self {
-            name,
-            argv: vec![program],
-            env: BTreeMap::new(),
-            plugin_socket: false,
-        }
+        let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { name, argv: vec![program], env: BTreeMap::new(), plugin_socket: false }
     }
 
     /// One more argument.
@@ -355,14 +312,7 @@ impl Process {
     /// # Errors
     /// It has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        call(
-            &self.host_dir,
-            &Request::Signal {
-                pid: self.id.pid,
-                signal: signal as i32,
-            },
-        )
-        .map(drop)
+        call(&self.host_dir, &Request::Signal { pid: self.id.pid, signal: signal as i32 }).map(drop)
     }
 
     /// `kill -9`, and waits until it is gone.
@@ -371,11 +321,9 @@ impl Process {
     /// It has ended already.
     pub fn kill(&self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
-        wait_for(
-            &format!("process {} gone", self.id.pid),
-            Duration::from_secs(10),
-            || Ok((!self.is_running()).then_some(())),
-        )
+        wait_for(&format!("process {} gone", self.id.pid), Duration::from_secs(10), || {
+            Ok((!self.is_running()).then_some(()))
+        })
     }
 
     /// Waits for its end; `Status::Running` when `timeout` came first.
@@ -384,13 +332,7 @@ impl Process {
     /// The holder does not answer.
     pub fn wait(&self, timeout: Duration) -> Result<Status> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        match call(
-            &self.host_dir,
-            &Request::Wait {
-                pid: self.id.pid,
-                timeout_ms,
-            },
-        )? {
+        match call(&self.host_dir, &Request::Wait { pid: self.id.pid, timeout_ms })? {
             Response::Status { status } => Ok(status),
             other => bail!("failed to understand the answer {other:?}"),
         }
@@ -407,8 +349,7 @@ impl Process {
     /// # Errors
     /// It cannot be read.
     pub fn log(&self) -> Result<String> {
-        let bytes = fs::read(&self.log)
-            .with_context(|| format!("failed to read {}", self.log.display()))?;
+        let bytes = fs::read(&self.log).with_context(|| format!("failed to read {}", self.log.display()))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -423,23 +364,16 @@ impl Process {
     /// # Errors
     /// It ends without having written it, or the time is over; with the end of the log.
     pub fn wait_for_log(&self, text: &str, timeout: Duration) -> Result<()> {
-        wait_for(
-            &format!("{text:?} in {}", self.log.display()),
-            timeout,
-            || {
-                let running = self.is_running();
-                if self.log()?.contains(text) {
-                    return Ok(Some(()));
-                }
-                if !running {
-                    bail!(
-                        "failed to see {text:?} in {}: the process ended",
-                        self.log.display()
-                    );
-                }
-                Ok(None)
-            },
-        )
+        wait_for(&format!("{text:?} in {}", self.log.display()), timeout, || {
+            let running = self.is_running();
+            if self.log()?.contains(text) {
+                return Ok(Some(()));
+            }
+            if !running {
+                bail!("failed to see {text:?} in {}: the process ended", self.log.display());
+            }
+            Ok(None)
+        })
         .with_context(|| format!("the log ends with:\n{}", self.log_tail()))
     }
 }

@@ -48,9 +48,7 @@ pub use holder::{PLUGIN_SOCKET, PLUGIN_SOCKET_NAME};
 pub use host::{Host, Process, Spawn};
 pub use image::IMAGES;
 pub use process::{ProcessId, run, wait_for};
-pub use spec::{
-    DataRoot, HOST_NAME_MAX, HOSTS_MAX, HostSpec, LAB_NAME_MAX, LabSpec, MASTER, STATE_ROOT,
-};
+pub use spec::{DataRoot, HOST_NAME_MAX, HOSTS_MAX, HostSpec, LAB_NAME_MAX, LabSpec, MASTER, STATE_ROOT};
 pub use underlay::{UNDERLAY_INTERFACE, parse_rate};
 
 use control::{PROTOCOL, Request, Response, call};
@@ -125,24 +123,14 @@ impl Lab {
                 .collect();
             threads
                 .into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .expect("a thread that starts a host does not panic")
-                })
+                .map(|thread| thread.join().expect("a thread that starts a host does not panic"))
                 .collect()
         });
         for (host, started) in state.spec.hosts.iter().zip(started) {
-            state
-                .hosts
-                .push(started.with_context(|| format!("failed to start host {}", host.name))?);
+            state.hosts.push(started.with_context(|| format!("failed to start host {}", host.name))?);
         }
         state.save()?;
-        let mut lab = Self {
-            hosts: hosts_of(&state),
-            state,
-            owned: false,
-        };
+        let mut lab = Self { hosts: hosts_of(&state), state, owned: false };
         lab.on_engines(Host::start_engine)?;
         lab.state.phase = Phase::Up;
         lab.state.save()?;
@@ -156,15 +144,9 @@ impl Lab {
             state.spec == *spec,
             "failed to create lab {name}: one with other hosts or options exists\nhint: cargo xtask lab down --name {name}"
         );
-        let lab = Self {
-            hosts: hosts_of(&state),
-            state,
-            owned: false,
-        };
+        let lab = Self { hosts: hosts_of(&state), state, owned: false };
         if let Some(problem) = lab.problems().first() {
-            bail!(
-                "failed to adopt lab {name}: {problem}\nhint: cargo xtask lab down --name {name}"
-            );
+            bail!("failed to adopt lab {name}: {problem}\nhint: cargo xtask lab down --name {name}");
         }
         Ok(lab)
     }
@@ -175,14 +157,9 @@ impl Lab {
     /// There is none.
     pub fn open(name: &str) -> Result<Self> {
         spec::check_name("lab", name, LAB_NAME_MAX)?;
-        let state = LabState::load(name)?.with_context(|| {
-            format!("failed to find lab {name}\nhint: cargo xtask lab up --hosts 3 --name {name}")
-        })?;
-        Ok(Self {
-            hosts: hosts_of(&state),
-            state,
-            owned: false,
-        })
+        let state = LabState::load(name)?
+            .with_context(|| format!("failed to find lab {name}\nhint: cargo xtask lab up --hosts 3 --name {name}"))?;
+        Ok(Self { hosts: hosts_of(&state), state, owned: false })
     }
 
     /// Leaves the lab as it is when the value is dropped.
@@ -229,8 +206,7 @@ impl Lab {
     /// There is none: in a test, a mistake in the test. See [`Lab::find_host`].
     #[must_use]
     pub fn host(&self, name: &str) -> &Host {
-        self.find_host(name)
-            .expect("the host is in the specification")
+        self.find_host(name).expect("the host is in the specification")
     }
 
     /// The host of this name.
@@ -238,17 +214,10 @@ impl Lab {
     /// # Errors
     /// Names the hosts that exist.
     pub fn find_host(&self, name: &str) -> Result<&Host> {
-        self.hosts
-            .iter()
-            .find(|host| host.name == name)
-            .with_context(|| {
-                let names: Vec<&str> = self.hosts.iter().map(Host::name).collect();
-                format!(
-                    "failed to find host {name} in lab {}: there are {}",
-                    self.name(),
-                    names.join(", ")
-                )
-            })
+        self.hosts.iter().find(|host| host.name == name).with_context(|| {
+            let names: Vec<&str> = self.hosts.iter().map(Host::name).collect();
+            format!("failed to find host {name} in lab {}: there are {}", self.name(), names.join(", "))
+        })
     }
 
     /// The hosts that have an engine.
@@ -262,23 +231,15 @@ impl Lab {
         let mut problems = Vec::new();
         if self.state.phase == Phase::Starting {
             let creator = self.state.creator;
-            let fate = if creator.is_alive() {
-                "is making it"
-            } else {
-                "ended while making it"
-            };
+            let fate = if creator.is_alive() { "is making it" } else { "ended while making it" };
             problems.push(format!("not complete: process {} {fate}", creator.pid));
         }
         for host in &self.hosts {
             match call(&host.dir, &Request::Ping) {
-                Ok(Response::Pong {
-                    protocol: PROTOCOL, ..
-                }) if host.engine && !host.engine_answers() => {
+                Ok(Response::Pong { protocol: PROTOCOL, .. }) if host.engine && !host.engine_answers() => {
                     problems.push(format!("the engine of {} does not answer", host.name));
                 }
-                Ok(Response::Pong {
-                    protocol: PROTOCOL, ..
-                }) => {}
+                Ok(Response::Pong { protocol: PROTOCOL, .. }) => {}
                 Ok(_) => problems.push(format!("the holder of {} is of another build", host.name)),
                 Err(e) => problems.push(format!("host {}: {e:#}", host.name)),
             }
@@ -291,11 +252,7 @@ impl Lab {
     /// # Errors
     /// A host does not exist, or the two are one.
     pub fn cut(&self, a: &str, b: &str) -> Result<()> {
-        underlay::cut(
-            self.name(),
-            self.find_host(a)?.index,
-            Some(self.find_host(b)?.index),
-        )
+        underlay::cut(self.name(), self.find_host(a)?.index, Some(self.find_host(b)?.index))
     }
 
     /// Drops all frames between a host and all others.
@@ -319,12 +276,7 @@ impl Lab {
     /// # Errors
     /// The host does not exist, or `tc` refuses the rate.
     pub fn limit(&self, host: &str, bits_per_second: Option<u64>) -> Result<()> {
-        underlay::limit(
-            self.name(),
-            self.find_host(host)?.index,
-            host,
-            bits_per_second,
-        )
+        underlay::limit(self.name(), self.find_host(host)?.index, host, bits_per_second)
     }
 
     /// The cuts in force as pairs of names; a host that is isolated has no second name.
@@ -332,17 +284,10 @@ impl Lab {
     /// # Errors
     /// The lab is down.
     pub fn cuts(&self) -> Result<Vec<(String, Option<String>)>> {
-        let name = |i: usize| {
-            self.hosts
-                .get(i)
-                .map(|host| host.name.clone())
-                .unwrap_or_default()
-        };
+        let name = |i: usize| self.hosts.get(i).map(|host| host.name.clone()).unwrap_or_default();
         let underlay::Cuts { pairs, alone } = underlay::cuts(self.name())?;
         let pairs = pairs.into_iter().map(|(a, b)| (name(a), Some(name(b))));
-        Ok(pairs
-            .chain(alone.into_iter().map(|a| (name(a), None)))
-            .collect())
+        Ok(pairs.chain(alone.into_iter().map(|a| (name(a), None))).collect())
     }
 
     /// The limit of a host as `tc` shows it, empty if there is none.
@@ -381,10 +326,7 @@ impl Lab {
         let address = format!("{MASTER}:{REGISTRY_PORT}");
         let ready = || -> Result<Option<()>> {
             let url = format!("http://127.0.0.1:{REGISTRY_PORT}/v2/");
-            Ok(host
-                .run(&["curl", "-fsS", "--max-time", "5", &url])
-                .ok()
-                .map(drop))
+            Ok(host.run(&["curl", "-fsS", "--max-time", "5", &url]).ok().map(drop))
         };
         if host.process("docker-registry")?.is_some() && ready()?.is_some() {
             return Ok(address);
@@ -394,8 +336,7 @@ impl Lab {
             "failed to find docker-registry\nhint: apt-get install docker-registry"
         );
         let data = host.dir.join("registry");
-        fs::create_dir_all(&data)
-            .with_context(|| format!("failed to create {}", data.display()))?;
+        fs::create_dir_all(&data).with_context(|| format!("failed to create {}", data.display()))?;
         let config = serde_json::json!({
             "version": "0.1",
             "storage": { "filesystem": { "rootdirectory": data }, "delete": { "enabled": true } },
@@ -403,15 +344,10 @@ impl Lab {
         });
         let path = host.dir.join("registry.yml");
         // JSON is YAML.
-        fs::write(&path, config.to_string())
-            .with_context(|| format!("failed to write {}", path.display()))?;
+        fs::write(&path, config.to_string()).with_context(|| format!("failed to write {}", path.display()))?;
         let process = host.spawn(Spawn::new("docker-registry").arg("serve").arg(&path))?;
         wait_for("the registry ready", REGISTRY_TIMEOUT, || {
-            ensure!(
-                process.is_running(),
-                "the registry ended:\n{}",
-                process.log_tail()
-            );
+            ensure!(process.is_running(), "the registry ended:\n{}", process.log_tail());
             ready()
         })?;
         Ok(address)
@@ -422,21 +358,12 @@ impl Lab {
     pub fn logs(&self, lines: usize) -> String {
         let mut text = String::new();
         for host in &self.hosts {
-            let entries = fs::read_dir(&host.dir)
-                .into_iter()
-                .flatten()
-                .filter_map(Result::ok);
-            let mut logs: Vec<PathBuf> = entries
-                .map(|entry| entry.path())
-                .filter(|path| path.extension().is_some_and(|e| e == "log"))
-                .collect();
+            let entries = fs::read_dir(&host.dir).into_iter().flatten().filter_map(Result::ok);
+            let mut logs: Vec<PathBuf> =
+                entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
             logs.sort();
             for log in logs {
-                text.push_str(&format!(
-                    "--- {}\n{}\n",
-                    log.display(),
-                    process::tail(&log, lines)
-                ));
+                text.push_str(&format!("--- {}\n{}\n", log.display(), process::tail(&log, lines)));
             }
         }
         text
@@ -445,13 +372,8 @@ impl Lab {
     /// Does the same on all engines at once; the first error counts.
     fn on_engines(&self, work: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
         std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .engines()
-                .map(|host| scope.spawn(|| work(host)))
-                .collect();
-            threads
-                .into_iter()
-                .try_for_each(|thread| thread.join().expect("a thread of a lab does not panic"))
+            let threads: Vec<_> = self.engines().map(|host| scope.spawn(|| work(host))).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("a thread of a lab does not panic"))
         })
     }
 }
@@ -476,13 +398,11 @@ const LOG_LINES_AFTER_PANIC: usize = 30;
 
 fn hosts_of(state: &LabState) -> Vec<Host> {
     let holder = |name: &str| {
-        state.hosts.iter().find(|host| host.name == name).map_or(
-            ProcessId {
-                pid: -1,
-                start_ticks: 0,
-            },
-            |host| host.holder,
-        )
+        state
+            .hosts
+            .iter()
+            .find(|host| host.name == name)
+            .map_or(ProcessId { pid: -1, start_ticks: 0 }, |host| host.holder)
     };
     let specs = state.spec.hosts.iter().enumerate();
     specs
@@ -509,51 +429,30 @@ fn start_holder(state: &LabState, index: usize, program: &Path) -> Result<HostSt
         engine::write_config(state, &dir)?;
     }
     let log = dir.join("holder.log");
-    let output =
-        File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
+    let output = File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
     let errors = output.try_clone().context("failed to share the log file")?;
     let mut child = Command::new(program)
         .args(["lab", "holder", lab, &host.name])
         .env_clear()
-        .envs([
-            ("PATH", holder::HOST_PATH),
-            ("LANG", "C.UTF-8"),
-            ("HOME", "/root"),
-        ])
+        .envs([("PATH", holder::HOST_PATH), ("LANG", "C.UTF-8"), ("HOME", "/root")])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(errors)
         .spawn()
         .with_context(|| format!("failed to start {}", program.display()))?;
-    wait_for(
-        &format!("the holder of {}", host.name),
-        HOLDER_TIMEOUT,
-        || {
-            if let Some(status) = child
-                .try_wait()
-                .context("failed to look after the holder")?
-            {
-                bail!("the holder ended: {status}");
+    wait_for(&format!("the holder of {}", host.name), HOLDER_TIMEOUT, || {
+        if let Some(status) = child.try_wait().context("failed to look after the holder")? {
+            bail!("the holder ended: {status}");
+        }
+        match call(&dir, &Request::Ping) {
+            Ok(Response::Pong { protocol: PROTOCOL, holder, mount_ns }) => {
+                Ok(Some(HostState { name: host.name.clone(), holder, mount_ns }))
             }
-            match call(&dir, &Request::Ping) {
-                Ok(Response::Pong {
-                    protocol: PROTOCOL,
-                    holder,
-                    mount_ns,
-                }) => Ok(Some(HostState {
-                    name: host.name.clone(),
-                    holder,
-                    mount_ns,
-                })),
-                Ok(_) => bail!(
-                    "{} is of another build\nhint: cargo build -p xtask",
-                    program.display()
-                ),
-                Err(_) => Ok(None),
-            }
-        },
-    )
+            Ok(_) => bail!("{} is of another build\nhint: cargo build -p xtask", program.display()),
+            Err(_) => Ok(None),
+        }
+    })
     .with_context(|| format!("its log ends with:\n{}", process::tail(&log, 20)))
 }
 
@@ -564,17 +463,9 @@ fn holder_program() -> Result<PathBuf> {
     if me.file_name().is_some_and(|name| name == "xtask") {
         return Ok(me);
     }
-    let found = me
-        .ancestors()
-        .skip(1)
-        .take(3)
-        .map(|dir| dir.join("xtask"))
-        .find(|path| path.is_file());
+    let found = me.ancestors().skip(1).take(3).map(|dir| dir.join("xtask")).find(|path| path.is_file());
     found.with_context(|| {
-        format!(
-            "failed to find the program xtask beside {}\nhint: cargo build -p xtask",
-            me.display()
-        )
+        format!("failed to find the program xtask beside {}\nhint: cargo build -p xtask", me.display())
     })
 }
 
@@ -585,11 +476,8 @@ fn check_machine(spec: &LabSpec) -> Result<()> {
         "failed to create lab {}: only root can make namespaces\nhint: sudo -E env \"PATH=$PATH\" cargo xtask lab up",
         spec.name
     );
-    let mut missing: Vec<&str> = TOOLS
-        .iter()
-        .filter(|(program, _)| find_program(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let mut missing: Vec<&str> =
+        TOOLS.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| *package).collect();
     missing.dedup();
     ensure!(
         missing.is_empty(),
@@ -598,8 +486,7 @@ fn check_machine(spec: &LabSpec) -> Result<()> {
         missing.join(" ")
     );
     holder_program()?;
-    let filesystems =
-        fs::read_to_string("/proc/filesystems").context("failed to read /proc/filesystems")?;
+    let filesystems = fs::read_to_string("/proc/filesystems").context("failed to read /proc/filesystems")?;
     // A module that is not loaded yet is not listed; an engine loads it. Where modules cannot be loaded it must be.
     ensure!(
         filesystems.contains("\toverlay\n") || Path::new("/proc/modules").exists(),
@@ -608,8 +495,7 @@ fn check_machine(spec: &LabSpec) -> Result<()> {
     );
     if spec.data_root == DataRoot::Disk {
         fs::create_dir_all(STATE_ROOT).with_context(|| format!("failed to create {STATE_ROOT}"))?;
-        let kind = nix::sys::statfs::statfs(STATE_ROOT)
-            .with_context(|| format!("failed to look at {STATE_ROOT}"))?;
+        let kind = nix::sys::statfs::statfs(STATE_ROOT).with_context(|| format!("failed to look at {STATE_ROOT}"))?;
         ensure!(
             kind.filesystem_type() != nix::sys::statfs::OVERLAYFS_SUPER_MAGIC,
             "failed to create lab {}: {STATE_ROOT} is on overlayfs, where engines cannot keep data",
@@ -621,8 +507,5 @@ fn check_machine(spec: &LabSpec) -> Result<()> {
 
 /// Looks a program up where administrators' shells do: tools of iproute2 are not in every user's `PATH`.
 fn find_program(name: &str) -> Option<PathBuf> {
-    holder::HOST_PATH
-        .split(':')
-        .map(|dir| Path::new(dir).join(name))
-        .find(|path| path.is_file())
+    holder::HOST_PATH.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.is_file())
 }

@@ -43,18 +43,20 @@ impl ProcessId {
 
     /// The process that has this number now.
     pub(super) fn of(pid: i32) -> Option<Self> {
-        stat(pid).map(|stat| Self {
-            pid,
-            start_ticks: stat.start_ticks,
-        })
+        stat(pid).map(|stat| Self { pid, start_ticks: stat.start_ticks })
     }
 
-    /// Whether it still runs. A zombie does not: it holds no namespace, file or mount any more.
+    /// Whether it still runs. A zombie does not, once its last thread is gone: it holds no namespace, file or mount any
+    /// more. A killed leader is a zombie while another of its threads still waits for the disk, with all files open.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|stat| {
-            stat.start_ticks == self.start_ticks && !matches!(stat.state, 'Z' | 'X')
+            stat.start_ticks == self.start_ticks && (!matches!(stat.state, 'Z' | 'X') || self.threads() > 1)
         })
+    }
+
+    fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.pid)).map_or(0, Iterator::count)
     }
 
     /// Sends a signal; a process that is gone is no error.
@@ -64,9 +66,7 @@ impl ProcessId {
         }
         match kill(Pid::from_raw(self.pid), signal) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
-            Err(e) => {
-                Err(e).with_context(|| format!("failed to send {signal} to process {}", self.pid))
-            }
+            Err(e) => Err(e).with_context(|| format!("failed to send {signal} to process {}", self.pid)),
         }
     }
 }
@@ -90,9 +90,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
 /// Numbers of all processes.
 pub(super) fn all() -> Result<Vec<i32>> {
     let entries = fs::read_dir("/proc").context("failed to list /proc")?;
-    Ok(entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect())
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// Inode of a namespace of a process, `kind` as in `/proc/<pid>/ns/`. Nothing for zombies.
@@ -104,26 +102,18 @@ pub(super) fn namespace(pid: i32, kind: &str) -> Option<u64> {
 /// Inode of the namespace that is mounted on a file; nothing for a plain file, which a name in `/run/netns` is after a
 /// reboot where `/run` is kept.
 pub(super) fn namespace_at(path: &Path) -> Option<u64> {
-    let (file, own) = (
-        fs::metadata(path).ok()?,
-        fs::metadata("/proc/self/ns/net").ok()?,
-    );
+    let (file, own) = (fs::metadata(path).ok()?, fs::metadata("/proc/self/ns/net").ok()?);
     (file.dev() == own.dev()).then(|| file.ino())
 }
 
 /// Name of a process's program (first 15 bytes).
 pub(super) fn program(pid: i32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm"))
-        .map(|name| name.trim_end().to_owned())
-        .unwrap_or_default()
+    fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned()).unwrap_or_default()
 }
 
 /// Adds every descendant of the members.
 pub(super) fn add_descendants(members: &mut BTreeSet<i32>) -> Result<()> {
-    let parents: Vec<(i32, i32)> = all()?
-        .into_iter()
-        .filter_map(|pid| Some((pid, stat(pid)?.parent)))
-        .collect();
+    let parents: Vec<(i32, i32)> = all()?.into_iter().filter_map(|pid| Some((pid, stat(pid)?.parent))).collect();
     loop {
         let before = members.len();
         for (pid, parent) in &parents {
@@ -141,11 +131,7 @@ pub(super) fn add_descendants(members: &mut BTreeSet<i32>) -> Result<()> {
 ///
 /// # Errors
 /// What `ready` returns, at once; after `timeout`, a text that says what was waited for.
-pub fn wait_for<T>(
-    what: &str,
-    timeout: Duration,
-    mut ready: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_for<T>(what: &str, timeout: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + timeout;
     loop {
         if let Some(value) = ready()? {
@@ -172,12 +158,8 @@ pub fn run(command: &mut Command) -> Result<String> {
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }
-    String::from_utf8(output.stdout).with_context(|| {
-        format!(
-            "failed to read the output of {}: not UTF-8",
-            command_line(command)
-        )
-    })
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("failed to read the output of {}: not UTF-8", command_line(command)))
 }
 
 fn explain_missing(command: &Command, error: io::Error) -> anyhow::Error {
@@ -187,21 +169,14 @@ fn explain_missing(command: &Command, error: io::Error) -> anyhow::Error {
 /// A command as one would type it.
 pub(super) fn command_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
 /// Last `lines` lines of a text file, empty if it cannot be read.
 pub(super) fn tail(path: &Path, lines: usize) -> String {
-    let text = fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
+    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
-    all.get(all.len().saturating_sub(lines)..)
-        .unwrap_or_default()
-        .join("\n")
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
 }
 
 #[cfg(test)]
@@ -220,19 +195,12 @@ mod tests {
     fn a_reused_number_is_another_process() {
         let me = ProcessId::current().expect("proc is mounted");
         assert!(me.is_alive());
-        assert!(
-            !ProcessId {
-                start_ticks: me.start_ticks + 1,
-                ..me
-            }
-            .is_alive()
-        );
+        assert!(!ProcessId { start_ticks: me.start_ticks + 1, ..me }.is_alive());
     }
 
     #[test]
     fn run_tells_status_and_error_output() {
-        let error = run(Command::new("sh").args(["-c", "echo oops >&2; exit 3"]))
-            .expect_err("exits with 3");
+        let error = run(Command::new("sh").args(["-c", "echo oops >&2; exit 3"])).expect_err("exits with 3");
         let text = format!("{error:#}");
         assert!(text.contains("oops") && text.contains('3'), "{text}");
     }

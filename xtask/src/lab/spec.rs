@@ -77,14 +77,8 @@ pub struct LabSpec {
 impl LabSpec {
     /// A lab with a `master` host and `engines` hosts `h1`, `h2`, … with an engine each.
     pub fn new(name: impl Into<String>, engines: usize) -> Self {
-        let master = HostSpec {
-            name: MASTER.to_owned(),
-            engine: false,
-        };
-        let engines = (1..=engines).map(|i| HostSpec {
-            name: format!("h{i}"),
-            engine: true,
-        });
+        let master = HostSpec { name: MASTER.to_owned(), engine: false };
+        let engines = (1..=engines).map(|i| HostSpec { name: format!("h{i}"), engine: true });
         Self {
             name: name.into(),
             hosts: std::iter::once(master).chain(engines).collect(),
@@ -98,10 +92,7 @@ impl LabSpec {
     /// The same lab with one more host.
     #[must_use]
     pub fn host(mut self, name: impl Into<String>, engine: bool) -> Self {
-        self.hosts.push(HostSpec {
-            name: name.into(),
-            engine,
-        });
+        self.hosts.push(HostSpec { name: name.into(), engine });
         self
     }
 
@@ -125,22 +116,9 @@ impl LabSpec {
         );
         for (i, host) in self.hosts.iter().enumerate() {
             check_name("host", &host.name, HOST_NAME_MAX)?;
-            ensure!(
-                host.name != SWITCH,
-                "failed to plan lab {}: the host name {SWITCH} is reserved",
-                self.name
-            );
-            if self
-                .hosts
-                .iter()
-                .take(i)
-                .any(|other| other.name == host.name)
-            {
-                bail!(
-                    "failed to plan lab {}: two hosts are named {}",
-                    self.name,
-                    host.name
-                );
+            ensure!(host.name != SWITCH, "failed to plan lab {}: the host name {SWITCH} is reserved", self.name);
+            if self.hosts.iter().take(i).any(|other| other.name == host.name) {
+                bail!("failed to plan lab {}: two hosts are named {}", self.name, host.name);
             }
         }
         Ok(())
@@ -156,10 +134,7 @@ pub(super) fn check_name(kind: &str, name: &str, max: usize) -> Result<()> {
     let edge = |b: Option<&u8>| b.is_some_and(|b| inner(*b) && *b != b'-');
     let bytes = name.as_bytes();
     ensure!(
-        bytes.len() <= max
-            && bytes.iter().all(|b| inner(*b))
-            && edge(bytes.first())
-            && edge(bytes.last()),
+        bytes.len() <= max && bytes.iter().all(|b| inner(*b)) && edge(bytes.first()) && edge(bytes.last()),
         "failed to accept {kind} name {name:?}: expected 1 to {max} lower-case letters, digits and inner hyphens"
     );
     Ok(())
@@ -204,16 +179,7 @@ impl LabState {
 
     /// IPv6 address of the host at `index`: fd53:6b6c:slot::(10 + index), prefix length 64.
     pub(super) fn ipv6(&self, index: usize) -> Ipv6Addr {
-        Ipv6Addr::new(
-            0xfd53,
-            0x6b6c,
-            u16::from(self.slot),
-            0,
-            0,
-            0,
-            0,
-            u16::from(host_byte(index)),
-        )
+        Ipv6Addr::new(0xfd53, 0x6b6c, u16::from(self.slot), 0, 0, 0, 0, u16::from(host_byte(index)))
     }
 
     pub(super) fn load(name: &str) -> Result<Option<Self>> {
@@ -223,8 +189,8 @@ impl LabState {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("failed to read {}", path.display())),
         };
-        let state: Self = serde_json::from_slice(&bytes)
-            .with_context(|| format!("failed to parse {}", path.display()))?;
+        let state: Self =
+            serde_json::from_slice(&bytes).with_context(|| format!("failed to parse {}", path.display()))?;
         ensure!(
             state.format == STATE_FORMAT,
             "failed to use {}: format {} is not {STATE_FORMAT}\nhint: cargo xtask lab down --name {name}",
@@ -250,16 +216,9 @@ impl LabState {
     /// Says so when the name is taken or every slot is.
     pub(super) fn reserve(spec: &LabSpec) -> Result<Self> {
         let _lock = lock(Path::new(STATE_ROOT), "labs")?;
-        ensure!(
-            !lab_dir(&spec.name).exists(),
-            "failed to create lab {}: it exists already",
-            spec.name
-        );
-        let used: Vec<u8> = names()?
-            .iter()
-            .filter_map(|name| Self::load(name).ok().flatten())
-            .map(|state| state.slot)
-            .collect();
+        ensure!(!lab_dir(&spec.name).exists(), "failed to create lab {}: it exists already", spec.name);
+        let used: Vec<u8> =
+            names()?.iter().filter_map(|name| Self::load(name).ok().flatten()).map(|state| state.slot).collect();
         let slot = (0..SLOTS)
             .filter_map(|slot| u8::try_from(slot).ok())
             .find(|slot| !used.contains(slot))
@@ -267,14 +226,8 @@ impl LabState {
         let dir = lab_dir(&spec.name);
         fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
         let creator = ProcessId::current()?;
-        let state = Self {
-            format: STATE_FORMAT,
-            spec: spec.clone(),
-            slot,
-            phase: Phase::Starting,
-            creator,
-            hosts: vec![],
-        };
+        let state =
+            Self { format: STATE_FORMAT, spec: spec.clone(), slot, phase: Phase::Starting, creator, hosts: vec![] };
         state.save()?;
         Ok(state)
     }
@@ -331,11 +284,7 @@ mod tests {
     #[test]
     fn names_are_checked() {
         let check = |name: &str, ok: bool| {
-            assert_eq!(
-                check_name("lab", name, LAB_NAME_MAX).is_ok(),
-                ok,
-                "{name:?}"
-            );
+            assert_eq!(check_name("lab", name, LAB_NAME_MAX).is_ok(), ok, "{name:?}");
         };
         check("a", true);
         check("lab-2", true);
@@ -352,31 +301,14 @@ mod tests {
         assert!(LabSpec::new("x", 1).host("h1", true).validate().is_err());
         assert!(LabSpec::new("x", 1).host(SWITCH, false).validate().is_err());
         assert!(LabSpec::new("x", HOSTS_MAX).validate().is_err());
-        assert!(
-            LabSpec {
-                mtu: 1000,
-                ..LabSpec::new("x", 1)
-            }
-            .validate()
-            .is_err()
-        );
+        assert!(LabSpec { mtu: 1000, ..LabSpec::new("x", 1) }.validate().is_err());
     }
 
     #[test]
     fn addresses_follow_the_order_of_hosts() {
         let spec = LabSpec::new("x", 2);
-        let creator = ProcessId {
-            pid: 1,
-            start_ticks: 0,
-        };
-        let state = LabState {
-            format: 1,
-            spec,
-            slot: 7,
-            phase: Phase::Up,
-            creator,
-            hosts: vec![],
-        };
+        let creator = ProcessId { pid: 1, start_ticks: 0 };
+        let state = LabState { format: 1, spec, slot: 7, phase: Phase::Up, creator, hosts: vec![] };
         assert_eq!(state.ipv4(0).to_string(), "198.18.7.10");
         assert_eq!(state.ipv6(2).to_string(), "fd53:6b6c:7::c");
         assert_eq!(state.ipv4(HOSTS_MAX - 1).octets()[3], 209);

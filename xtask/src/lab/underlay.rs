@@ -50,14 +50,7 @@ fn port(index: usize) -> String {
 pub(super) fn hosts_file(state: &LabState) -> String {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
     for (i, host) in state.spec.hosts.iter().enumerate() {
-        let _ = writeln!(
-            text,
-            "{} {}\n{} {}",
-            state.ipv4(i),
-            host.name,
-            state.ipv6(i),
-            host.name
-        );
+        let _ = writeln!(text, "{} {}\n{} {}", state.ipv4(i), host.name, state.ipv6(i), host.name);
     }
     text
 }
@@ -66,16 +59,8 @@ pub(super) fn hosts_file(state: &LabState) -> String {
 /// that times out adds 10 s to every look-up of an image. Not a loopback address: an engine would put public servers
 /// in its place for containers, and those would time out.
 pub(super) fn resolv_conf(state: &LabState, host: &str) -> String {
-    let index = state
-        .spec
-        .hosts
-        .iter()
-        .position(|spec| spec.name == host)
-        .unwrap_or_default();
-    format!(
-        "nameserver {}\noptions timeout:1 attempts:1\n",
-        state.ipv4(index)
-    )
+    let index = state.spec.hosts.iter().position(|spec| spec.name == host).unwrap_or_default();
+    format!("nameserver {}\noptions timeout:1 attempts:1\n", state.ipv4(index))
 }
 
 /// Makes the switch, the hosts' network namespaces and the cables between them.
@@ -136,15 +121,12 @@ pub(super) fn create(state: &LabState) -> Result<()> {
 fn batch(netns: Option<&str>, script: &str) -> Result<()> {
     use std::io::Write;
     let mut file = tempfile::NamedTempFile::new().context("failed to create a temporary file")?;
-    file.write_all(script.as_bytes())
-        .context("failed to write a temporary file")?;
+    file.write_all(script.as_bytes()).context("failed to write a temporary file")?;
     let mut command = Command::new("ip");
     if let Some(netns) = netns {
         command.args(["-n", netns]);
     }
-    run(command.arg("-batch").arg(file.path()))
-        .map(drop)
-        .with_context(|| format!("failed to apply:\n{script}"))
+    run(command.arg("-batch").arg(file.path())).map(drop).with_context(|| format!("failed to apply:\n{script}"))
 }
 
 fn nft(lab: &str, script: &str) -> Result<String> {
@@ -154,10 +136,7 @@ fn nft(lab: &str, script: &str) -> Result<String> {
 /// A command in the network namespace of a host or the switch, and in no other namespace of it.
 fn in_netns(lab: &str, host: &str, program: &str) -> Command {
     let mut command = Command::new("nsenter");
-    command
-        .arg(format!("--net={}", netns_path(lab, host).display()))
-        .arg("--")
-        .arg(program);
+    command.arg(format!("--net={}", netns_path(lab, host).display())).arg("--").arg(program);
     command
 }
 
@@ -176,11 +155,7 @@ pub(super) fn cut(lab: &str, a: usize, b: Option<usize>) -> Result<()> {
 
 /// Ends every cut.
 pub(super) fn heal(lab: &str) -> Result<()> {
-    nft(
-        lab,
-        "flush set bridge skein_lab cut; flush set bridge skein_lab alone",
-    )
-    .map(drop)
+    nft(lab, "flush set bridge skein_lab cut; flush set bridge skein_lab alone").map(drop)
 }
 
 /// The cuts in force; hosts as their positions.
@@ -194,26 +169,15 @@ pub(super) struct Cuts {
 
 /// Reads the cuts back from the switch.
 pub(super) fn cuts(lab: &str) -> Result<Cuts> {
-    let text =
-        run(in_netns(lab, SWITCH, "nft").args(["-j", "list", "table", "bridge", "skein_lab"]))?;
+    let text = run(in_netns(lab, SWITCH, "nft").args(["-j", "list", "table", "bridge", "skein_lab"]))?;
     parse_cuts(&text)
 }
 
 fn parse_cuts(json: &str) -> Result<Cuts> {
-    let tree: serde_json::Value =
-        serde_json::from_str(json).context("failed to parse what nft listed")?;
-    let index =
-        |value: &serde_json::Value| value.as_str()?.strip_prefix('p')?.parse::<usize>().ok();
-    let Cuts {
-        mut pairs,
-        mut alone,
-    } = Cuts::default();
-    for set in tree["nftables"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|item| item.get("set"))
-    {
+    let tree: serde_json::Value = serde_json::from_str(json).context("failed to parse what nft listed")?;
+    let index = |value: &serde_json::Value| value.as_str()?.strip_prefix('p')?.parse::<usize>().ok();
+    let Cuts { mut pairs, mut alone } = Cuts::default();
+    for set in tree["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("set")) {
         for element in set["elem"].as_array().into_iter().flatten() {
             match element["concat"].as_array().map(Vec::as_slice) {
                 Some([a, b]) => pairs.extend(index(a).zip(index(b)).filter(|(a, b)| a < b)),
@@ -227,28 +191,14 @@ fn parse_cuts(json: &str) -> Result<Cuts> {
 }
 
 /// Limits what the host at `index` receives and sends to `bits_per_second` each; `None` ends it.
-pub(super) fn limit(
-    lab: &str,
-    index: usize,
-    host: &str,
-    bits_per_second: Option<u64>,
-) -> Result<()> {
+pub(super) fn limit(lab: &str, index: usize, host: &str, bits_per_second: Option<u64>) -> Result<()> {
     // Both ends are egress queues: the switch's towards the host, and the host's own.
     for (place, device) in [(SWITCH, port(index)), (host, UNDERLAY_INTERFACE.to_owned())] {
         let mut command = in_netns(lab, place, "tc");
         match bits_per_second {
             Some(rate) => {
                 let burst = BURST_BYTES_MIN.max(rate / 8 / 250);
-                command.args([
-                    "qdisc",
-                    "replace",
-                    "dev",
-                    &device,
-                    "root",
-                    "tbf",
-                    "rate",
-                    &format!("{rate}bit"),
-                ]);
+                command.args(["qdisc", "replace", "dev", &device, "root", "tbf", "rate", &format!("{rate}bit")]);
                 command.args(["burst", &format!("{burst}b"), "latency", LIMIT_LATENCY]);
                 run(&mut command)?;
             }
@@ -268,18 +218,10 @@ fn limited(lab: &str, place: &str, device: &str) -> Result<bool> {
 
 /// What the queue of the switch towards a host says of itself, empty without a limit.
 pub(super) fn limit_text(lab: &str, index: usize) -> Result<String> {
-    let text =
-        run(in_netns(lab, SWITCH, "tc").args(["qdisc", "show", "dev", &port(index), "root"]))?;
+    let text = run(in_netns(lab, SWITCH, "tc").args(["qdisc", "show", "dev", &port(index), "root"]))?;
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    let rate = words
-        .iter()
-        .position(|word| *word == "rate")
-        .and_then(|i| words.get(i + 1));
-    Ok(if text.starts_with("qdisc tbf") {
-        rate.copied().unwrap_or_default().to_owned()
-    } else {
-        String::new()
-    })
+    let rate = words.iter().position(|word| *word == "rate").and_then(|i| words.get(i + 1));
+    Ok(if text.starts_with("qdisc tbf") { rate.copied().unwrap_or_default().to_owned() } else { String::new() })
 }
 
 /// Parses a rate as `tc(8)` writes it: `10mbit`, `1gbit`, `500kbit`, `64kbit`, `800bit`; a bare number is bits.
@@ -296,40 +238,28 @@ pub fn parse_rate(text: &str) -> Result<u64> {
         "gbit" => Some(1_000_000_000),
         _ => None,
     };
-    let rate = factor
-        .zip(number.parse::<u64>().ok())
-        .and_then(|(factor, number)| number.checked_mul(factor));
+    let rate = factor.zip(number.parse::<u64>().ok()).and_then(|(factor, number)| number.checked_mul(factor));
     match rate {
         Some(rate) if rate >= 8_000 => Ok(rate),
-        _ => bail!(
-            "failed to parse rate {text:?}: expected a number with bit, kbit, mbit or gbit, at least 8kbit"
-        ),
+        _ => bail!("failed to parse rate {text:?}: expected a number with bit, kbit, mbit or gbit, at least 8kbit"),
     }
 }
 
 /// Names of the network namespaces of a lab.
 pub(super) fn namespaces(lab: &str) -> Vec<String> {
     let prefix = netns(lab, "");
-    all_namespaces()
-        .into_iter()
-        .filter(|name| name.starts_with(&prefix))
-        .collect()
+    all_namespaces().into_iter().filter(|name| name.starts_with(&prefix)).collect()
 }
 
 fn all_namespaces() -> Vec<String> {
     let entries = fs::read_dir(NETNS_DIR).into_iter().flatten();
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect()
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
 
 /// Names of the labs that have left a network namespace.
 pub(super) fn labs() -> Vec<String> {
     let names = all_namespaces();
-    names
-        .iter()
-        .filter_map(|name| Some(name.strip_prefix("sklab-")?.split_once('.')?.0.to_owned()))
-        .collect()
+    names.iter().filter_map(|name| Some(name.strip_prefix("sklab-")?.split_once('.')?.0.to_owned())).collect()
 }
 
 /// Removes a network namespace's name; the namespace and its devices go with the last process in it.
@@ -343,23 +273,12 @@ mod tests {
 
     #[test]
     fn rates() {
-        let check = |text: &str, expected: Option<u64>| {
-            assert_eq!(parse_rate(text).ok(), expected, "{text:?}")
-        };
+        let check = |text: &str, expected: Option<u64>| assert_eq!(parse_rate(text).ok(), expected, "{text:?}");
         check("10mbit", Some(10_000_000));
         check("1Gbit", Some(1_000_000_000));
         check("64kbit", Some(64_000));
         check("8000", Some(8_000));
-        for bad in [
-            "",
-            "mbit",
-            "10",
-            "10mb",
-            "-1kbit",
-            "1.5mbit",
-            "99999999999999999999bit",
-            "99999999999999gbit",
-        ] {
+        for bad in ["", "mbit", "10", "10mb", "-1kbit", "1.5mbit", "99999999999999999999bit", "99999999999999gbit"] {
             check(bad, None);
         }
     }
@@ -369,10 +288,7 @@ mod tests {
         let json = r#"{"nftables":[{"metainfo":{}},{"table":{"name":"skein_lab"}},
             {"set":{"name":"cut","elem":[{"concat":["p2","p1"]},{"concat":["p1","p2"]}]}},
             {"set":{"name":"alone","elem":["p3"]}},{"set":{"name":"none"}}]}"#;
-        let expected = Cuts {
-            pairs: vec![(1, 2)],
-            alone: vec![3],
-        };
+        let expected = Cuts { pairs: vec![(1, 2)], alone: vec![3] };
         assert_eq!(parse_cuts(json).expect("well formed"), expected);
     }
 }

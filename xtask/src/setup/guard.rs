@@ -39,29 +39,15 @@ impl TemporaryFile {
         recover(path)?;
         let mut created_dirs = Vec::new();
         if let Some(parent) = path.parent() {
-            created_dirs = parent
-                .ancestors()
-                .take_while(|dir| !dir.exists())
-                .map(Path::to_path_buf)
-                .collect();
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(parent)?;
+            created_dirs = parent.ancestors().take_while(|dir| !dir.exists()).map(Path::to_path_buf).collect();
+            DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
         }
         // From here on the value's drop undoes what was done.
-        let file = Self {
-            path: path.to_path_buf(),
-            created_dirs,
-        };
+        let file = Self { path: path.to_path_buf(), created_dirs };
         if path.symlink_metadata().is_ok() {
             std::fs::rename(path, saved(path))?;
         }
-        let mut out = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)?;
+        let mut out = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         write!(out, "{first_line}{MARKER}\n{contents}")?;
         Ok(file)
     }
@@ -98,10 +84,7 @@ pub fn holds_leftover(path: &Path) -> bool {
 }
 
 fn is_ours(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|text| {
-        text.windows(MARKER.len())
-            .any(|window| window == MARKER.as_bytes())
-    })
+    std::fs::read(path).is_ok_and(|text| text.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()))
 }
 
 fn saved(path: &Path) -> PathBuf {
@@ -126,10 +109,7 @@ impl SignalsHeld {
     /// # Errors
     /// As sigaction(2).
     pub fn try_hold() -> io::Result<Self> {
-        let held = Self {
-            released: Arc::default(),
-            caught: Arc::default(),
-        };
+        let held = Self { released: Arc::default(), caught: Arc::default() };
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             // Handlers stay for the rest of the process, so the default has to be acted out after the release.
             flag::register_conditional_default(signal, Arc::clone(&held.released))?;
@@ -157,12 +137,7 @@ impl Drop for SignalsHeld {
 /// # Errors
 /// I/O errors on the lock file.
 pub fn lock(path: &Path, on_wait: impl FnOnce()) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -10,9 +10,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 
 /// A feature that could not be used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,30 +23,20 @@ pub struct Gap {
     pub hint: &'static str,
 }
 
-const HINT_PRIVILEGES: &str = "run on the machine itself, or in a privileged container with all capabilities (CAP_SYS_ADMIN, CAP_NET_ADMIN)";
+const HINT_PRIVILEGES: &str =
+    "run on the machine itself, or in a privileged container with all capabilities (CAP_SYS_ADMIN, CAP_NET_ADMIN)";
 
 /// The features that are made over rtnetlink: name, kind of the link, data of the kind, hint.
 const LINKS: &[(&str, &str, &[u8], &str)] = &[
-    (
-        "VXLAN devices",
-        "vxlan",
-        &VXLAN_DATA,
-        "modprobe vxlan (CONFIG_VXLAN)",
-    ),
+    ("VXLAN devices", "vxlan", &VXLAN_DATA, "modprobe vxlan (CONFIG_VXLAN)"),
     ("veth pairs", "veth", &[], "modprobe veth (CONFIG_VETH)"),
     ("bridges", "bridge", &[], "modprobe bridge (CONFIG_BRIDGE)"),
 ];
 
 /// `IFLA_VXLAN_ID` (1) with VNI 1: the only attribute that a VXLAN link cannot do without.
 const VXLAN_DATA: [u8; 8] = {
-    let (len, kind, vni) = (
-        8_u16.to_ne_bytes(),
-        1_u16.to_ne_bytes(),
-        1_u32.to_ne_bytes(),
-    );
-    [
-        len[0], len[1], kind[0], kind[1], vni[0], vni[1], vni[2], vni[3],
-    ]
+    let (len, kind, vni) = (8_u16.to_ne_bytes(), 1_u16.to_ne_bytes(), 1_u32.to_ne_bytes());
+    [len[0], len[1], kind[0], kind[1], vni[0], vni[1], vni[2], vni[3]]
 };
 
 /// Tries every feature. Needs root. Idempotent; leaves nothing behind.
@@ -59,15 +47,9 @@ pub fn probe() -> std::io::Result<Vec<Gap>> {
     // On the host's file system, empty before and after: what is mounted on it is seen by the thread alone.
     let dir = tempfile::Builder::new().prefix("skein-probe-").tempdir()?;
     let path = dir.path().to_path_buf();
-    let thread = std::thread::Builder::new()
-        .name("kernel-probe".into())
-        .spawn(move || probe_here(&path))?;
-    let mut gaps = thread
-        .join()
-        .map_err(|_| std::io::Error::other("the kernel probe panicked"))?;
-    gaps.extend(probe_mounts(
-        &std::fs::read_to_string("/proc/self/mounts").unwrap_or_default(),
-    ));
+    let thread = std::thread::Builder::new().name("kernel-probe".into()).spawn(move || probe_here(&path))?;
+    let mut gaps = thread.join().map_err(|_| std::io::Error::other("the kernel probe panicked"))?;
+    gaps.extend(probe_mounts(&std::fs::read_to_string("/proc/self/mounts").unwrap_or_default()));
     Ok(gaps)
 }
 
@@ -91,36 +73,21 @@ fn probe_here(dir: &Path) -> Vec<Gap> {
         }
     }
     if let Err(errno) = new_nft_table() {
-        gaps.push(gap(
-            "nftables",
-            errno,
-            "modprobe nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)",
-        ));
+        gaps.push(gap("nftables", errno, "modprobe nf_tables (CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"));
     }
     if !Path::new("/proc/sys/net/ipv6").exists() {
-        gaps.push(gap(
-            "IPv6",
-            Errno::EAFNOSUPPORT,
-            "boot without ipv6.disable=1 (CONFIG_IPV6)",
-        ));
+        gaps.push(gap("IPv6", Errno::EAFNOSUPPORT, "boot without ipv6.disable=1 (CONFIG_IPV6)"));
     }
     if let Err(errno) = mount_overlay(dir) {
-        gaps.push(gap(
-            "overlayfs",
-            errno,
-            "modprobe overlay (CONFIG_OVERLAY_FS)",
-        ));
+        gaps.push(gap("overlayfs", errno, "modprobe overlay (CONFIG_OVERLAY_FS)"));
     }
     gaps
 }
 
 /// The engine needs cgroups, of either version, mounted.
 fn probe_mounts(mounts: &str) -> Option<Gap> {
-    let mounted = mounts.lines().any(|line| {
-        line.split(' ')
-            .nth(2)
-            .is_some_and(|kind| kind == "cgroup" || kind == "cgroup2")
-    });
+    let mounted =
+        mounts.lines().any(|line| line.split(' ').nth(2).is_some_and(|kind| kind == "cgroup" || kind == "cgroup2"));
     (!mounted).then(|| Gap {
         feature: "control groups",
         detail: "no cgroup file system is mounted".into(),
@@ -129,16 +96,8 @@ fn probe_mounts(mounts: &str) -> Option<Gap> {
 }
 
 fn gap(feature: &'static str, errno: Errno, hint: &'static str) -> Gap {
-    let hint = if errno == Errno::EPERM {
-        HINT_PRIVILEGES
-    } else {
-        hint
-    };
-    Gap {
-        feature,
-        detail: format!("{} ({errno:?})", errno.desc()),
-        hint,
-    }
+    let hint = if errno == Errno::EPERM { HINT_PRIVILEGES } else { hint };
+    Gap { feature, detail: format!("{} ({errno:?})", errno.desc()), hint }
 }
 
 /// An overlay on a tmpfs, in this thread's mount namespace.
@@ -147,24 +106,12 @@ fn mount_overlay(dir: &Path) -> nix::Result<()> {
     // Without this the mounts below would appear on the host, where `/` is usually shared.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
     mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), NONE)?;
-    let [lower, upper, work, merged] =
-        ["lower", "upper", "work", "merged"].map(|name| dir.join(name));
+    let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| dir.join(name));
     for path in [&lower, &upper, &work, &merged] {
         std::fs::create_dir(path).map_err(|_| Errno::EIO)?;
     }
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.display(),
-        upper.display(),
-        work.display()
-    );
-    mount(
-        Some("overlay"),
-        &merged,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
 }
 
 // netlink(7), linux/netlink.h
@@ -201,10 +148,7 @@ fn new_link(kind: &str, data: &[u8]) -> nix::Result<()> {
     body.extend(attribute(IFLA_IFNAME, format!("probe-{kind}\0").as_bytes()));
     body.extend(attribute(IFLA_LINKINFO, &info));
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    request(
-        SockProtocol::NetlinkRoute,
-        &message(RTM_NEWLINK, flags, &body),
-    )
+    request(SockProtocol::NetlinkRoute, &message(RTM_NEWLINK, flags, &body))
 }
 
 fn new_nft_table() -> nix::Result<()> {
@@ -214,39 +158,17 @@ fn new_nft_table() -> nix::Result<()> {
     };
     let mut table = header(NFPROTO_INET, 0);
     table.extend(attribute(NFTA_TABLE_NAME, b"skein_probe\0"));
-    let mut batch = message(
-        NFNL_MSG_BATCH_BEGIN,
-        NLM_F_REQUEST,
-        &header(0, NFNL_SUBSYS_NFTABLES),
-    );
-    batch.extend(message(
-        NFT_MSG_NEWTABLE,
-        NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE,
-        &table,
-    ));
-    batch.extend(message(
-        NFNL_MSG_BATCH_END,
-        NLM_F_REQUEST,
-        &header(0, NFNL_SUBSYS_NFTABLES),
-    ));
+    let mut batch = message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, &header(0, NFNL_SUBSYS_NFTABLES));
+    batch.extend(message(NFT_MSG_NEWTABLE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE, &table));
+    batch.extend(message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, &header(0, NFNL_SUBSYS_NFTABLES)));
     request(SockProtocol::NetlinkNetFilter, &batch)
 }
 
 /// Sends to the kernel and returns its verdict. The kernel handles a request inside the send, so the answer is there
 /// when it returns, and an empty socket is an error rather than something to wait for.
 fn request(protocol: SockProtocol, bytes: &[u8]) -> nix::Result<()> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        protocol,
-    )?;
-    sendto(
-        fd.as_raw_fd(),
-        bytes,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    sendto(fd.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut answer = [0; ANSWER_BYTES];
     let len = recv(fd.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
     verdict(&answer[..len])
@@ -254,14 +176,8 @@ fn request(protocol: SockProtocol, bytes: &[u8]) -> nix::Result<()> {
 
 /// The error code of the first message, which is of type `NLMSG_ERROR` (0 acknowledges).
 fn verdict(answer: &[u8]) -> nix::Result<()> {
-    let kind = answer
-        .get(4..6)
-        .and_then(|b| b.try_into().ok())
-        .map(u16::from_ne_bytes);
-    let code = answer
-        .get(NLMSG_HDRLEN..NLMSG_HDRLEN + 4)
-        .and_then(|b| b.try_into().ok())
-        .map(i32::from_ne_bytes);
+    let kind = answer.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
+    let code = answer.get(NLMSG_HDRLEN..NLMSG_HDRLEN + 4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
     match (kind, code) {
         (Some(NLMSG_ERROR), Some(0)) => Ok(()),
         (Some(NLMSG_ERROR), Some(code)) => Err(Errno::from_raw(code.saturating_neg())),
@@ -325,25 +241,13 @@ mod tests {
     #[test]
     fn cgroups_of_either_version_suffice() {
         assert_eq!(probe_mounts("none /sys/fs/cgroup cgroup2 rw 0 0\n"), None);
-        assert_eq!(
-            probe_mounts("proc /proc proc rw 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw 0 0\n"),
-            None
-        );
-        assert_eq!(
-            probe_mounts("proc /proc proc rw 0 0\n").unwrap().feature,
-            "control groups"
-        );
+        assert_eq!(probe_mounts("proc /proc proc rw 0 0\ncgroup /sys/fs/cgroup/memory cgroup rw 0 0\n"), None);
+        assert_eq!(probe_mounts("proc /proc proc rw 0 0\n").unwrap().feature, "control groups");
     }
 
     #[test]
     fn a_missing_privilege_is_named_as_such() {
-        assert_eq!(
-            gap("bridges", Errno::EPERM, "modprobe bridge").hint,
-            HINT_PRIVILEGES
-        );
-        assert_eq!(
-            gap("bridges", Errno::EOPNOTSUPP, "modprobe bridge").hint,
-            "modprobe bridge"
-        );
+        assert_eq!(gap("bridges", Errno::EPERM, "modprobe bridge").hint, HINT_PRIVILEGES);
+        assert_eq!(gap("bridges", Errno::EOPNOTSUPP, "modprobe bridge").hint, "modprobe bridge");
     }
 }

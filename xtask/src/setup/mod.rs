@@ -38,11 +38,7 @@ pub fn ensure(yes: bool) -> anyhow::Result<()> {
             ui::note("set-up: everything is installed, and the kernel has what is needed");
             return Ok(());
         }
-        Plan::Install {
-            missing,
-            update_lists,
-            ask,
-        } => (missing, update_lists, ask),
+        Plan::Install { missing, update_lists, ask } => (missing, update_lists, ask),
     };
     show(&missing);
     if ask && !confirmed(&mut std::io::stdin().lock())? {
@@ -51,10 +47,7 @@ pub fn ensure(yes: bool) -> anyhow::Result<()> {
     let _lock = packages::lock_host()?;
     packages::recover_leftovers()?;
     // Another set-up may have done it while this one waited.
-    let missing: Vec<_> = needs::missing()
-        .into_iter()
-        .filter(|need| missing.contains(need))
-        .collect();
+    let missing: Vec<_> = needs::missing().into_iter().filter(|need| missing.contains(need)).collect();
     if !missing.is_empty() {
         packages::install(&missing, update_lists)?;
     }
@@ -77,27 +70,13 @@ fn gather(yes: bool) -> anyhow::Result<Facts> {
     Ok(Facts {
         root,
         sudo: find_binary("sudo").is_some(),
-        path: std::env::var_os("PATH")
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        args: std::env::args_os()
-            .skip(1)
-            .map(|arg| arg.to_string_lossy().into_owned())
-            .collect(),
+        path: std::env::var_os("PATH").unwrap_or_default().to_string_lossy().into_owned(),
+        args: std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect(),
         missing: needs::missing(),
-        kernel_gaps: if root {
-            kernel::probe().context("failed to probe the kernel")?
-        } else {
-            Vec::new()
-        },
+        kernel_gaps: if root { kernel::probe().context("failed to probe the kernel")? } else { Vec::new() },
         apt: packages::apt_installed(),
         lists_present: packages::lists_present(),
-        consent: if yes || !terminal {
-            Consent::Given
-        } else {
-            Consent::Ask
-        },
+        consent: if yes || !terminal { Consent::Given } else { Consent::Ask },
     })
 }
 
@@ -106,31 +85,19 @@ fn show(missing: &[&'static needs::Need]) {
     for need in missing {
         ui::note(&format!("  {:<16} {}", need.binary, need.purpose));
     }
-    ui::note(&format!(
-        "to be installed from the distribution: {}",
-        needs::first_packages(missing).join(" ")
-    ));
+    ui::note(&format!("to be installed from the distribution: {}", needs::first_packages(missing).join(" ")));
     ui::note("no daemon is started or enabled, and the firewall stays as it is");
 }
 
 /// Asks; an empty answer means yes, the end of input means no.
 fn confirmed(input: &mut impl BufRead) -> anyhow::Result<bool> {
     ui::ask("install them? [Y/n] ");
-    std::io::stderr()
-        .flush()
-        .context("failed to write the question")?;
+    std::io::stderr().flush().context("failed to write the question")?;
     let mut answer = String::new();
-    if input
-        .read_line(&mut answer)
-        .context("failed to read the answer")?
-        == 0
-    {
+    if input.read_line(&mut answer).context("failed to read the answer")? == 0 {
         return Ok(false);
     }
-    Ok(matches!(
-        answer.trim().to_lowercase().as_str(),
-        "" | "y" | "yes"
-    ))
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
 }
 
 #[cfg(test)]
@@ -139,19 +106,10 @@ mod tests {
 
     #[test]
     fn answers() {
-        for (answer, expected) in [
-            ("\n", true),
-            ("y\n", true),
-            (" Yes \n", true),
-            ("n\n", false),
-            ("what\n", false),
-            ("", false),
-        ] {
-            assert_eq!(
-                confirmed(&mut answer.as_bytes()).unwrap(),
-                expected,
-                "{answer:?}"
-            );
+        for (answer, expected) in
+            [("\n", true), ("y\n", true), (" Yes \n", true), ("n\n", false), ("what\n", false), ("", false)]
+        {
+            assert_eq!(confirmed(&mut answer.as_bytes()).unwrap(), expected, "{answer:?}");
         }
     }
 }

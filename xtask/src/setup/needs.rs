@@ -17,16 +17,8 @@ pub struct Need {
     pub packages: &'static [&'static str],
 }
 
-const fn need(
-    purpose: &'static str,
-    binary: &'static str,
-    packages: &'static [&'static str],
-) -> Need {
-    Need {
-        purpose,
-        binary,
-        packages,
-    }
+const fn need(purpose: &'static str, binary: &'static str, packages: &'static [&'static str]) -> Need {
+    Need { purpose, binary, packages }
 }
 
 /// Everything that is needed. Whatever provides the binary is taken as it is: an engine from another source, a
@@ -34,11 +26,7 @@ const fn need(
 pub const NEEDS: &[Need] = &[
     need("container engine", "dockerd", &["docker.io"]),
     // A package of its own since Debian 13; part of docker.io before, and on Ubuntu.
-    need(
-        "client of the engine",
-        "docker",
-        &["docker-cli", "docker.io"],
-    ),
+    need("client of the engine", "docker", &["docker-cli", "docker.io"]),
     need("network configuration", "ip", &["iproute2"]),
     need("bridge and FDB inspection", "bridge", &["iproute2"]),
     need("traffic limits", "tc", &["iproute2"]),
@@ -57,15 +45,8 @@ pub const NEEDS: &[Need] = &[
 ];
 
 /// Directories of system programs that an ordinary user's `PATH` may lack.
-const USUAL_DIRS: &[&str] = &[
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-    "/opt/docker/bin",
-];
+const USUAL_DIRS: &[&str] =
+    &["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/opt/docker/bin"];
 
 /// Where Debian and Ubuntu keep the server programs of each PostgreSQL release: `<here>/<major>/bin`.
 const POSTGRES_ROOT: &str = "/usr/lib/postgresql";
@@ -73,10 +54,7 @@ const POSTGRES_ROOT: &str = "/usr/lib/postgresql";
 /// Finds a program in `PATH`, in the usual directories of system programs, and among PostgreSQL's server programs
 /// (the newest release first).
 pub fn find_binary(name: &str) -> Option<PathBuf> {
-    search_dirs()
-        .into_iter()
-        .map(|dir| dir.join(name))
-        .find(|path| is_executable(path))
+    search_dirs().into_iter().map(|dir| dir.join(name)).find(|path| is_executable(path))
 }
 
 /// The needs that no program on this host meets, in the table's order.
@@ -87,26 +65,17 @@ pub fn missing() -> Vec<&'static Need> {
 /// The first choice of package of each need, once each, in the table's order.
 pub fn first_packages(needs: &[&'static Need]) -> Vec<&'static str> {
     let mut seen = BTreeSet::new();
-    needs
-        .iter()
-        .filter_map(|need| need.packages.first().copied())
-        .filter(|name| seen.insert(*name))
-        .collect()
+    needs.iter().filter_map(|need| need.packages.first().copied()).filter(|name| seen.insert(*name)).collect()
 }
 
 fn missing_in(dirs: &[PathBuf]) -> Vec<&'static Need> {
-    NEEDS
-        .iter()
-        .filter(|need| !dirs.iter().any(|dir| is_executable(&dir.join(need.binary))))
-        .collect()
+    NEEDS.iter().filter(|need| !dirs.iter().any(|dir| is_executable(&dir.join(need.binary)))).collect()
 }
 
 fn search_dirs() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // A relative entry would make the answer depend on where the command was typed.
-    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path)
-        .filter(|dir| dir.is_absolute())
-        .collect();
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
     dirs.extend(USUAL_DIRS.iter().map(PathBuf::from));
     dirs.extend(postgres_dirs(Path::new(POSTGRES_ROOT)));
     dirs
@@ -117,21 +86,14 @@ fn postgres_dirs(root: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(root) else {
         return Vec::new();
     };
-    let mut majors: Vec<u32> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut majors: Vec<u32> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     majors.sort_unstable_by(|a, b| b.cmp(a));
-    majors
-        .into_iter()
-        .map(|major| root.join(major.to_string()).join("bin"))
-        .collect()
+    majors.into_iter().map(|major| root.join(major.to_string()).join("bin")).collect()
 }
 
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    path.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -160,11 +122,7 @@ mod tests {
     fn a_file_that_cannot_run_is_no_program() {
         let dir = tempfile::tempdir().unwrap();
         executable(dir.path(), "nft", 0o644);
-        assert!(
-            missing_in(&[dir.path().to_path_buf()])
-                .iter()
-                .any(|need| need.binary == "nft")
-        );
+        assert!(missing_in(&[dir.path().to_path_buf()]).iter().any(|need| need.binary == "nft"));
     }
 
     #[test]
@@ -174,10 +132,7 @@ mod tests {
             std::fs::create_dir_all(dir.path().join(major).join("bin")).unwrap();
         }
         let found = postgres_dirs(dir.path());
-        let majors: Vec<_> = found
-            .iter()
-            .map(|p| p.parent().unwrap().file_name().unwrap().to_str().unwrap())
-            .collect();
+        let majors: Vec<_> = found.iter().map(|p| p.parent().unwrap().file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(majors, ["17", "15", "9"]);
     }
 
@@ -187,10 +142,7 @@ mod tests {
         let packages = first_packages(&all);
         let distinct: BTreeSet<_> = packages.iter().collect();
         assert_eq!(distinct.len(), packages.len());
-        assert_eq!(
-            packages.iter().filter(|name| **name == "iproute2").count(),
-            1
-        );
+        assert_eq!(packages.iter().filter(|name| **name == "iproute2").count(), 1);
     }
 
     #[test]

@@ -35,8 +35,7 @@ const APT_LOCK_TIMEOUT_S: u32 = 300;
 /// I/O errors on the files in question.
 pub fn recover_leftovers() -> anyhow::Result<()> {
     for path in [POLICY, NO_CLUSTER] {
-        recover(Path::new(path))
-            .with_context(|| format!("failed to restore {path} after an interrupted set-up"))?;
+        recover(Path::new(path)).with_context(|| format!("failed to restore {path} after an interrupted set-up"))?;
     }
     // No package ships this directory; when it is empty, a set-up made it. Else it stays.
     if let Some(dir) = Path::new(NO_CLUSTER).parent() {
@@ -47,9 +46,7 @@ pub fn recover_leftovers() -> anyhow::Result<()> {
 
 /// Whether a set-up that was killed, or one that runs right now, has its temporary files on the host.
 pub fn leftovers() -> bool {
-    [POLICY, NO_CLUSTER]
-        .iter()
-        .any(|path| holds_leftover(Path::new(path)))
+    [POLICY, NO_CLUSTER].iter().any(|path| holds_leftover(Path::new(path)))
 }
 
 /// Takes the lock that makes set-ups one after another; held as long as the returned file lives.
@@ -57,10 +54,8 @@ pub fn leftovers() -> bool {
 /// # Errors
 /// I/O errors on the lock file.
 pub fn lock_host() -> anyhow::Result<std::fs::File> {
-    lock(Path::new(LOCK), || {
-        ui::note("another set-up runs on this host; waiting for it")
-    })
-    .with_context(|| format!("failed to take the lock {LOCK}"))
+    lock(Path::new(LOCK), || ui::note("another set-up runs on this host; waiting for it"))
+        .with_context(|| format!("failed to take the lock {LOCK}"))
 }
 
 /// Whether apt-get can be used.
@@ -86,20 +81,11 @@ pub fn lists_present() -> bool {
 /// No source offers a package; apt-get failed twice. Temporary changes are undone in every case.
 pub fn install(missing: &[&'static Need], update_lists: bool) -> anyhow::Result<()> {
     let _signals = SignalsHeld::try_hold().context("failed to hold back signals")?;
-    let _policy = TemporaryFile::put(
-        Path::new(POLICY),
-        "#!/bin/sh\n",
-        "# 101: action forbidden by policy\nexit 101\n",
-        0o755,
-    )
-    .with_context(|| format!("failed to write {POLICY}"))?;
-    let _no_cluster = TemporaryFile::put(
-        Path::new(NO_CLUSTER),
-        "",
-        "create_main_cluster = false\n",
-        0o644,
-    )
-    .with_context(|| format!("failed to write {NO_CLUSTER}"))?;
+    let _policy =
+        TemporaryFile::put(Path::new(POLICY), "#!/bin/sh\n", "# 101: action forbidden by policy\nexit 101\n", 0o755)
+            .with_context(|| format!("failed to write {POLICY}"))?;
+    let _no_cluster = TemporaryFile::put(Path::new(NO_CLUSTER), "", "create_main_cluster = false\n", 0o644)
+        .with_context(|| format!("failed to write {NO_CLUSTER}"))?;
     let before = autostarts(Path::new("/"));
     let installed = install_with_retry(missing, update_lists);
     // Also after a failure: some of the packages may be there by now.
@@ -114,9 +100,7 @@ fn install_with_retry(missing: &[&'static Need], update_lists: bool) -> anyhow::
     }
     match choose_and_install(missing) {
         Err(error) if !update_lists => {
-            ui::note(&format!(
-                "{error:#}; fetching the package lists and trying once more"
-            ));
+            ui::note(&format!("{error:#}; fetching the package lists and trying once more"));
             update()?;
             choose_and_install(missing)
         }
@@ -125,19 +109,9 @@ fn install_with_retry(missing: &[&'static Need], update_lists: bool) -> anyhow::
 }
 
 fn choose_and_install(missing: &[&'static Need]) -> anyhow::Result<()> {
-    let names: BTreeSet<&str> = missing
-        .iter()
-        .flat_map(|need| need.packages)
-        .copied()
-        .collect();
+    let names: BTreeSet<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
     let packages = choose_packages(missing, &available(&names)?)?;
-    let mut args = vec![
-        "install",
-        "--yes",
-        "--no-install-recommends",
-        "--no-remove",
-        "--no-upgrade",
-    ];
+    let mut args = vec!["install", "--yes", "--no-install-recommends", "--no-remove", "--no-upgrade"];
     args.extend(packages);
     apt_get(&args)
 }
@@ -150,13 +124,7 @@ fn apt_get(args: &[&str]) -> anyhow::Result<()> {
     let line = format!("apt-get {}", args.join(" "));
     ui::note(&line);
     let status = Command::new("apt-get")
-        .args([
-            "-q",
-            "-o",
-            "Dpkg::Use-Pty=0",
-            "-o",
-            &format!("DPkg::Lock::Timeout={APT_LOCK_TIMEOUT_S}"),
-        ])
+        .args(["-q", "-o", "Dpkg::Use-Pty=0", "-o", &format!("DPkg::Lock::Timeout={APT_LOCK_TIMEOUT_S}")])
         .args(args)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("NEEDRESTART_SUSPEND", "1")
@@ -219,12 +187,7 @@ fn autostarts(root: &Path) -> BTreeSet<Autostart> {
     let mut found = BTreeSet::new();
     for dir in entries(&root.join("etc/systemd/system")) {
         if has_extension(&dir, "wants") || has_extension(&dir, "requires") {
-            found.extend(
-                entries(&dir)
-                    .iter()
-                    .filter_map(|link| file_name(link))
-                    .map(Autostart::Unit),
-            );
+            found.extend(entries(&dir).iter().filter_map(|link| file_name(link)).map(Autostart::Unit));
         }
     }
     for level in 0..=6 {
@@ -240,9 +203,7 @@ fn autostarts(root: &Path) -> BTreeSet<Autostart> {
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(dir)
-        .map(|list| list.flatten().map(|entry| entry.path()).collect())
-        .unwrap_or_default()
+    std::fs::read_dir(dir).map(|list| list.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
 }
 
 fn has_extension(path: &Path, extension: &str) -> bool {
@@ -276,31 +237,19 @@ fn disable(before: &BTreeSet<Autostart>, after: &BTreeSet<Autostart>) -> anyhow:
                 command
             }
         };
-        let output = command
-            .env("PATH", system_path())
-            .stdin(Stdio::null())
-            .output();
+        let output = command.env("PATH", system_path()).stdin(Stdio::null()).output();
         match output {
             Ok(output) if output.status.success() => {}
-            Ok(output) => failures.push(format!(
-                "{item:?}: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            )),
+            Ok(output) => failures.push(format!("{item:?}: {}", String::from_utf8_lossy(&output.stderr).trim())),
             Err(error) => failures.push(format!("{item:?}: {error}")),
         }
     }
     if !new.is_empty() {
         let names: Vec<&str> = new.iter().map(|item| item.name()).collect();
-        ui::note(&format!(
-            "not started and not enabled at boot: {}",
-            names.join(", ")
-        ));
+        ui::note(&format!("not started and not enabled at boot: {}", names.join(", ")));
     }
     if !failures.is_empty() {
-        bail!(
-            "failed to disable what packages enabled at boot: {}",
-            failures.join("; ")
-        );
+        bail!("failed to disable what packages enabled at boot: {}", failures.join("; "));
     }
     Ok(())
 }
@@ -322,10 +271,7 @@ mod tests {
         let text = "docker.io:\n  Installed: (none)\n  Candidate: 20.10.24+dfsg1-1\n  Version table:\n     20.10.24 500\n\
                     docker-cli:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n\
                     nftables:\n  Installed: 1.0.6-2\n  Candidate: 1.0.6-2\n";
-        assert_eq!(
-            parse_policy(text),
-            ["docker.io".to_owned(), "nftables".to_owned()].into()
-        );
+        assert_eq!(parse_policy(text), ["docker.io".to_owned(), "nftables".to_owned()].into());
         assert!(parse_policy("").is_empty());
     }
 

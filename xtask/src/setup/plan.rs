@@ -102,10 +102,7 @@ pub struct NoCandidate {
 pub fn plan(facts: &Facts) -> Result<Plan, Refusal> {
     if !facts.root {
         let command = root_command(facts.sudo, &facts.path, &facts.args);
-        return Err(Refusal::NotRoot {
-            command,
-            missing: facts.missing.clone(),
-        });
+        return Err(Refusal::NotRoot { command, missing: facts.missing.clone() });
     }
     if !facts.kernel_gaps.is_empty() {
         return Err(Refusal::Kernel(facts.kernel_gaps.clone()));
@@ -114,9 +111,7 @@ pub fn plan(facts: &Facts) -> Result<Plan, Refusal> {
         return Ok(Plan::Nothing);
     }
     if !facts.apt {
-        return Err(Refusal::NoPackageManager {
-            missing: facts.missing.clone(),
-        });
+        return Err(Refusal::NoPackageManager { missing: facts.missing.clone() });
     }
     Ok(Plan::Install {
         missing: facts.missing.clone(),
@@ -135,17 +130,8 @@ pub fn choose_packages(
 ) -> Result<Vec<&'static str>, NoCandidate> {
     let mut chosen = Vec::new();
     for need in missing {
-        let Some(package) = need
-            .packages
-            .iter()
-            .copied()
-            .find(|name| available.contains(*name))
-        else {
-            return Err(NoCandidate {
-                binary: need.binary,
-                purpose: need.purpose,
-                names: need.packages.join(" or "),
-            });
+        let Some(package) = need.packages.iter().copied().find(|name| available.contains(*name)) else {
+            return Err(NoCandidate { binary: need.binary, purpose: need.purpose, names: need.packages.join(" or ") });
         };
         if !chosen.contains(&package) {
             chosen.push(package);
@@ -161,10 +147,7 @@ pub fn root_command(sudo: bool, path: &str, args: &[String]) -> String {
         format!("sudo -E env \"PATH=$PATH\" cargo xtask{args}")
     } else {
         // `su` may set PATH anew before the shell starts, so the value stands in the command.
-        format!(
-            "su -m -c {}",
-            quote(&format!("PATH={} cargo xtask{args}", quote(path)))
-        )
+        format!("su -m -c {}", quote(&format!("PATH={} cargo xtask{args}", quote(path))))
     }
 }
 
@@ -183,28 +166,15 @@ fn list(missing: &[&'static Need]) -> String {
     if missing.is_empty() {
         return String::new();
     }
-    let lines: String = missing
-        .iter()
-        .map(|need| format!("\n  missing: {} ({})", need.binary, need.purpose))
-        .collect();
-    format!(
-        "{lines}\n  packages on Debian and Ubuntu: {}",
-        first_packages(missing).join(" ")
-    )
+    let lines: String = missing.iter().map(|need| format!("\n  missing: {} ({})", need.binary, need.purpose)).collect();
+    format!("{lines}\n  packages on Debian and Ubuntu: {}", first_packages(missing).join(" "))
 }
 
 /// A line for each gap, then each hint once.
 fn gaps(gaps: &[Gap]) -> String {
-    let lines: String = gaps
-        .iter()
-        .map(|gap| format!("\n  {}: {}", gap.feature, gap.detail))
-        .collect();
+    let lines: String = gaps.iter().map(|gap| format!("\n  {}: {}", gap.feature, gap.detail)).collect();
     let hints: BTreeSet<&str> = gaps.iter().map(|gap| gap.hint).collect();
-    lines
-        + &hints
-            .into_iter()
-            .map(|hint| format!("\nhint: {hint}"))
-            .collect::<String>()
+    lines + &hints.into_iter().map(|hint| format!("\nhint: {hint}")).collect::<String>()
 }
 
 #[cfg(test)]
@@ -227,18 +197,11 @@ mod tests {
     }
 
     fn needs(binaries: &[&str]) -> Vec<&'static Need> {
-        NEEDS
-            .iter()
-            .filter(|need| binaries.contains(&need.binary))
-            .collect()
+        NEEDS.iter().filter(|need| binaries.contains(&need.binary)).collect()
     }
 
     fn vxlan_gap() -> Gap {
-        Gap {
-            feature: "VXLAN devices",
-            detail: "Operation not supported".into(),
-            hint: "modprobe vxlan",
-        }
+        Gap { feature: "VXLAN devices", detail: "Operation not supported".into(), hint: "modprobe vxlan" }
     }
 
     fn check(name: &str, change: impl FnOnce(&mut Facts), expected: Result<Plan, &str>) {
@@ -252,27 +215,15 @@ mod tests {
     }
 
     fn install(binaries: &[&str], update_lists: bool, ask: bool) -> Result<Plan, &'static str> {
-        Ok(Plan::Install {
-            missing: needs(binaries),
-            update_lists,
-            ask,
-        })
+        Ok(Plan::Install { missing: needs(binaries), update_lists, ask })
     }
 
     #[test]
     fn hosts() {
         check("complete", |_| {}, Ok(Plan::Nothing));
         check("complete without apt", |f| f.apt = false, Ok(Plan::Nothing));
-        check(
-            "complete, terminal",
-            |f| f.consent = Consent::Ask,
-            Ok(Plan::Nothing),
-        );
-        check(
-            "one missing",
-            |f| f.missing = needs(&["nft"]),
-            install(&["nft"], false, false),
-        );
+        check("complete, terminal", |f| f.consent = Consent::Ask, Ok(Plan::Nothing));
+        check("one missing", |f| f.missing = needs(&["nft"]), install(&["nft"], false, false));
         check(
             "no lists yet",
             |f| {
@@ -293,11 +244,7 @@ mod tests {
 
     #[test]
     fn refusals() {
-        check(
-            "not root",
-            |f| f.root = false,
-            Err("sudo -E env \"PATH=$PATH\" cargo xtask demo --once"),
-        );
+        check("not root", |f| f.root = false, Err("sudo -E env \"PATH=$PATH\" cargo xtask demo --once"));
         check(
             "not root says what is missing too",
             |f| {
@@ -306,16 +253,8 @@ mod tests {
             },
             Err("packages on Debian and Ubuntu: docker.io"),
         );
-        check(
-            "kernel",
-            |f| f.kernel_gaps = vec![vxlan_gap()],
-            Err("VXLAN devices: Operation not supported"),
-        );
-        check(
-            "kernel hint",
-            |f| f.kernel_gaps = vec![vxlan_gap()],
-            Err("hint: modprobe vxlan"),
-        );
+        check("kernel", |f| f.kernel_gaps = vec![vxlan_gap()], Err("VXLAN devices: Operation not supported"));
+        check("kernel hint", |f| f.kernel_gaps = vec![vxlan_gap()], Err("hint: modprobe vxlan"));
         check(
             "the kernel is looked at before packages are installed",
             |f| {
@@ -337,10 +276,7 @@ mod tests {
     #[test]
     fn command_lines_for_root() {
         let args = |list: &[&str]| list.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
-        assert_eq!(
-            root_command(true, "", &args(&["setup"])),
-            "sudo -E env \"PATH=$PATH\" cargo xtask setup"
-        );
+        assert_eq!(root_command(true, "", &args(&["setup"])), "sudo -E env \"PATH=$PATH\" cargo xtask setup");
         assert_eq!(
             root_command(true, "", &args(&["lab", "exec", "h1", "--", "echo", "a b"])),
             "sudo -E env \"PATH=$PATH\" cargo xtask lab exec h1 -- echo 'a b'"
@@ -355,32 +291,15 @@ mod tests {
 
     #[test]
     fn packages_are_chosen_by_what_is_available() {
-        let available = |names: &[&str]| {
-            names
-                .iter()
-                .map(|n| (*n).to_owned())
-                .collect::<BTreeSet<_>>()
-        };
+        let available = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
         let engine = needs(&["dockerd", "docker"]);
-        assert_eq!(
-            choose_packages(&engine, &available(&["docker.io"])).unwrap(),
-            ["docker.io"]
-        );
+        assert_eq!(choose_packages(&engine, &available(&["docker.io"])).unwrap(), ["docker.io"]);
         assert_eq!(
             choose_packages(&engine, &available(&["docker.io", "docker-cli"])).unwrap(),
             ["docker.io", "docker-cli"]
         );
-        let error =
-            choose_packages(&needs(&["docker-registry"]), &available(&["nftables"])).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("`docker-registry` (image registry)"),
-            "{error}"
-        );
-        assert_eq!(
-            choose_packages(&needs(&["ip", "tc"]), &available(&["iproute2"])).unwrap(),
-            ["iproute2"]
-        );
+        let error = choose_packages(&needs(&["docker-registry"]), &available(&["nftables"])).unwrap_err();
+        assert!(error.to_string().contains("`docker-registry` (image registry)"), "{error}");
+        assert_eq!(choose_packages(&needs(&["ip", "tc"]), &available(&["iproute2"])).unwrap(), ["iproute2"]);
     }
 }

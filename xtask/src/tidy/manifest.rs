@@ -19,45 +19,26 @@ pub(super) fn check(path: &Path, text: &str) -> Vec<Finding> {
     };
     let mut messages = Vec::new();
     for key in INHERITED {
-        if !manifest
-            .get("package")
-            .and_then(|package| package.get(key))
-            .is_some_and(inherits)
-        {
-            messages.push(format!(
-                "`{key}` does not stand in the root manifest alone: write `{key}.workspace = true`"
-            ));
+        if !manifest.get("package").and_then(|package| package.get(key)).is_some_and(inherits) {
+            messages.push(format!("`{key}` does not stand in the root manifest alone: write `{key}.workspace = true`"));
         }
     }
     if !manifest.get("lints").is_some_and(inherits) {
-        messages
-            .push("lints are not the workspace's: write `[lints]` and `workspace = true`".into());
+        messages.push("lints are not the workspace's: write `[lints]` and `workspace = true`".into());
     }
     check_dependencies(&manifest, &mut messages);
-    for table in manifest
-        .get("target")
-        .and_then(Value::as_table)
-        .into_iter()
-        .flat_map(Table::values)
-    {
+    for table in manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values) {
         check_dependencies(table.as_table().unwrap_or(&Table::new()), &mut messages);
     }
-    messages
-        .into_iter()
-        .map(|message| Finding::new(path, 0, message))
-        .collect()
+    messages.into_iter().map(|message| Finding::new(path, 0, message)).collect()
 }
 
 fn check_dependencies(table: &Table, messages: &mut Vec<String>) {
     for name in DEPENDENCY_TABLES {
-        for (dependency, value) in table
-            .get(*name)
-            .and_then(Value::as_table)
-            .into_iter()
-            .flatten()
-        {
+        for (dependency, value) in table.get(*name).and_then(Value::as_table).into_iter().flatten() {
             if !inherits(value) {
-                messages.push(format!("dependency `{dependency}` is not inherited: write `{dependency}.workspace = true`"));
+                messages
+                    .push(format!("dependency `{dependency}` is not inherited: write `{dependency}.workspace = true`"));
             }
         }
     }
@@ -77,10 +58,7 @@ mod tests {
         tokio = { workspace = true, features = [\"fs\"] }\n";
 
     fn messages(text: &str) -> Vec<String> {
-        check(Path::new("a/Cargo.toml"), text)
-            .into_iter()
-            .map(|finding| finding.message)
-            .collect()
+        check(Path::new("a/Cargo.toml"), text).into_iter().map(|finding| finding.message).collect()
     }
 
     #[test]
@@ -92,31 +70,13 @@ mod tests {
     fn bad_manifests() {
         let check = |bad: &str, expected: &str| {
             let found = messages(bad);
-            assert!(
-                found.len() == 1 && found[0].contains(expected),
-                "{expected}: {found:?}"
-            );
+            assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
         };
-        check(
-            &GOOD.replace(
-                "version.workspace = true\nedition",
-                "version = \"1\"\nedition",
-            ),
-            "`version`",
-        );
+        check(&GOOD.replace("version.workspace = true\nedition", "version = \"1\"\nedition"), "`version`");
         check(&GOOD.replace("[lints]\nworkspace = true\n", ""), "lints");
-        check(
-            &GOOD.replace("serde.workspace = true", "serde = \"1\""),
-            "`serde`",
-        );
-        check(
-            &format!("{GOOD}[dev-dependencies]\nx = {{ version = \"1\" }}\n"),
-            "`x`",
-        );
-        check(
-            &format!("{GOOD}[target.'cfg(unix)'.build-dependencies]\ny = \"1\"\n"),
-            "`y`",
-        );
+        check(&GOOD.replace("serde.workspace = true", "serde = \"1\""), "`serde`");
+        check(&format!("{GOOD}[dev-dependencies]\nx = {{ version = \"1\" }}\n"), "`x`");
+        check(&format!("{GOOD}[target.'cfg(unix)'.build-dependencies]\ny = \"1\"\n"), "`y`");
         check("= nonsense", "is not TOML");
     }
 }

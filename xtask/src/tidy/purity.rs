@@ -14,25 +14,14 @@ use super::Finding;
 const CORES: &[(&str, &str)] = &[("master/core", "master-core"), ("agent/core", "agent-core")];
 
 /// What a core may depend on: data, parsing, errors. Nothing that waits, opens, listens or knows the time.
-const ALLOWED: &[&str] = &[
-    "bitflags",
-    "ipnet",
-    "regex-lite",
-    "serde",
-    "serde_json",
-    "skein-api",
-    "thiserror",
-];
+const ALLOWED: &[&str] = &["bitflags", "ipnet", "regex-lite", "serde", "serde_json", "skein-api", "thiserror"];
 
 /// Names that a core's source must not contain, each with what to do instead.
 const FORBIDDEN: &[(&str, &str)] = &[
     ("std::fs", "files belong to the shell"),
     ("std::net::TcpListener", "sockets belong to the shell"),
     ("std::net::TcpStream", "sockets belong to the shell"),
-    (
-        "std::net::ToSocketAddrs",
-        "name resolution belongs to the shell",
-    ),
+    ("std::net::ToSocketAddrs", "name resolution belongs to the shell"),
     ("std::net::UdpSocket", "sockets belong to the shell"),
     ("std::os", "the operating system belongs to the shell"),
     ("std::process", "processes belong to the shell"),
@@ -40,14 +29,8 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("std::env", "configuration is an argument"),
     ("Instant", "time is an argument"),
     ("SystemTime", "time is an argument"),
-    (
-        "HashMap",
-        "its order is not total: use BTreeMap, or an index",
-    ),
-    (
-        "HashSet",
-        "its order is not total: use BTreeSet, or a bitset",
-    ),
+    ("HashMap", "its order is not total: use BTreeMap, or an index"),
+    ("HashSet", "its order is not total: use BTreeSet, or a bitset"),
     ("RandomState", "randomness is seeded state"),
     ("tokio", "a core does not wait"),
 ];
@@ -55,9 +38,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 /// Whether a file belongs to a core. Tests are left out: stored output and environment are theirs.
 pub(super) fn is_core_source(path: &Path) -> bool {
     let core = CORES.iter().any(|(dir, _)| path.starts_with(dir));
-    let test = path
-        .components()
-        .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs");
+    let test = path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs");
     core && !test
 }
 
@@ -68,25 +49,16 @@ pub(super) fn check_source(path: &Path, text: &str) -> Vec<Finding> {
     for (index, line) in code.lines().enumerate() {
         for (name, instead) in FORBIDDEN {
             if contains_name(line, name) {
-                findings.push(Finding::new(
-                    path,
-                    index + 1,
-                    format!("`{name}` in a pure core: {instead}"),
-                ));
+                findings.push(Finding::new(path, index + 1, format!("`{name}` in a pure core: {instead}")));
             }
         }
     }
     // `use std::{fs, net::UdpSocket}` hides the names from the search above.
     for (line, name) in grouped_imports(&code) {
-        if let Some((forbidden, instead)) = FORBIDDEN
-            .iter()
-            .find(|(forbidden, _)| forbidden.contains("::") && contains_name(&name, forbidden))
+        if let Some((forbidden, instead)) =
+            FORBIDDEN.iter().find(|(forbidden, _)| forbidden.contains("::") && contains_name(&name, forbidden))
         {
-            findings.push(Finding::new(
-                path,
-                line,
-                format!("`{forbidden}` in a pure core: {instead}"),
-            ));
+            findings.push(Finding::new(path, line, format!("`{forbidden}` in a pure core: {instead}")));
         }
     }
     findings
@@ -94,9 +66,7 @@ pub(super) fn check_source(path: &Path, text: &str) -> Vec<Finding> {
 
 /// Every line keeps its number. Text in quotes stays: a forbidden name in a message is rare, and easily reworded.
 fn without_comments(text: &str) -> String {
-    let lines = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default());
+    let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -167,36 +137,17 @@ struct Dependency {
 /// # Errors
 /// The input is not what cargo prints, or a core is missing from it.
 pub(super) fn check_dependencies(json: &[u8]) -> anyhow::Result<Vec<Finding>> {
-    let metadata: Metadata =
-        serde_json::from_slice(json).context("failed to read the output of cargo metadata")?;
-    let find = |name: &str| {
-        metadata
-            .packages
-            .iter()
-            .find(|package| package.name == name)
-    };
-    let api_is_plain =
-        find("skein-api").is_some_and(|api| api.features.get("default").is_none_or(Vec::is_empty));
+    let metadata: Metadata = serde_json::from_slice(json).context("failed to read the output of cargo metadata")?;
+    let find = |name: &str| metadata.packages.iter().find(|package| package.name == name);
+    let api_is_plain = find("skein-api").is_some_and(|api| api.features.get("default").is_none_or(Vec::is_empty));
     let mut findings = Vec::new();
     for (dir, name) in CORES {
         let manifest = Path::new(dir).join("Cargo.toml");
-        let core = find(name)
-            .with_context(|| format!("failed to find the package {name} in the workspace"))?;
-        for dependency in core
-            .dependencies
-            .iter()
-            .filter(|dep| dep.kind.as_deref() != Some("dev"))
-        {
+        let core = find(name).with_context(|| format!("failed to find the package {name} in the workspace"))?;
+        for dependency in core.dependencies.iter().filter(|dep| dep.kind.as_deref() != Some("dev")) {
             let message = if !ALLOWED.contains(&dependency.name.as_str()) {
-                format!(
-                    "a pure core must not depend on `{}`; allowed: {}",
-                    dependency.name,
-                    ALLOWED.join(", ")
-                )
-            } else if dependency.name == "skein-api"
-                && dependency.uses_default_features
-                && !api_is_plain
-            {
+                format!("a pure core must not depend on `{}`; allowed: {}", dependency.name, ALLOWED.join(", "))
+            } else if dependency.name == "skein-api" && dependency.uses_default_features && !api_is_plain {
                 "a pure core takes `skein-api` with default-features = false".to_owned()
             } else {
                 continue;
@@ -212,10 +163,7 @@ mod tests {
     use super::*;
 
     fn found(text: &str) -> Vec<(usize, String)> {
-        check_source(Path::new("master/core/src/lib.rs"), text)
-            .into_iter()
-            .map(|f| (f.line, f.message))
-            .collect()
+        check_source(Path::new("master/core/src/lib.rs"), text).into_iter().map(|f| (f.line, f.message)).collect()
     }
 
     #[test]
@@ -250,11 +198,7 @@ mod tests {
             ("let now = std::time::Instant::now();\n", 1, "`Instant`"),
             ("use std::fs::File;\n", 1, "`std::fs`"),
             ("use std::{\n    cmp,\n    fs::File,\n};\n", 1, "`std::fs`"),
-            (
-                "\nuse std::{collections::BTreeMap, net::{IpAddr, UdpSocket}};\n",
-                2,
-                "`std::net::UdpSocket`",
-            ),
+            ("\nuse std::{collections::BTreeMap, net::{IpAddr, UdpSocket}};\n", 2, "`std::net::UdpSocket`"),
             ("use std::net::UdpSocket;\n", 1, "`std::net::UdpSocket`"),
             ("tokio::spawn(f());\n", 1, "`tokio`"),
         ] {
@@ -286,37 +230,18 @@ mod tests {
             let found = check_dependencies(&metadata(&dependency, api_features)).unwrap();
             match expected {
                 "" => assert!(found.is_empty(), "{found:?}"),
-                _ => assert!(
-                    found.len() == 1 && found[0].message.contains(expected),
-                    "{found:?}"
-                ),
+                _ => assert!(found.len() == 1 && found[0].message.contains(expected), "{found:?}"),
             }
         };
         let with_grpc = r#"{"default":["grpc"],"grpc":[]}"#;
         check(dependency("serde", "null", true), "{}", "");
-        check(
-            dependency("tokio", "null", true),
-            "{}",
-            "must not depend on `tokio`",
-        );
-        check(
-            dependency("cc", "\"build\"", true),
-            "{}",
-            "must not depend on `cc`",
-        );
+        check(dependency("tokio", "null", true), "{}", "must not depend on `tokio`");
+        check(dependency("cc", "\"build\"", true), "{}", "must not depend on `cc`");
         check(dependency("proptest", "\"dev\"", true), "{}", "");
-        check(
-            dependency("skein-api", "null", true),
-            with_grpc,
-            "default-features = false",
-        );
+        check(dependency("skein-api", "null", true), with_grpc, "default-features = false");
         check(dependency("skein-api", "null", false), with_grpc, "");
         check(dependency("skein-api", "null", true), "{}", "");
-        check(
-            dependency("skein-api", "null", true),
-            r#"{"default":[]}"#,
-            "",
-        );
+        check(dependency("skein-api", "null", true), r#"{"default":[]}"#, "");
     }
 
     #[test]

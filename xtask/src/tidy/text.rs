@@ -14,34 +14,17 @@ const LONG_FILES: &[(&str, &str)] = &[];
 
 /// A Rust file opens with its module doc, before anything else.
 pub(super) fn check_module_doc(path: &Path, text: &str) -> Option<Finding> {
-    let good = text
-        .lines()
-        .next()
-        .is_some_and(|line| line.starts_with("//! ") && line.len() > "//! ".len());
-    (!good).then(|| {
-        Finding::new(
-            path,
-            1,
-            "does not open with a `//!` line that says what the module owns",
-        )
-    })
+    let good = text.lines().next().is_some_and(|line| line.starts_with("//! ") && line.len() > "//! ".len());
+    (!good).then(|| Finding::new(path, 1, "does not open with a `//!` line that says what the module owns"))
 }
 
 /// A Rust file has at most [`LINES_MAX`] lines.
 pub(super) fn check_length(path: &Path, text: &str) -> Option<Finding> {
     let lines = text.lines().count();
-    if lines <= LINES_MAX
-        || LONG_FILES
-            .iter()
-            .any(|(long, _reason)| path == Path::new(long))
-    {
+    if lines <= LINES_MAX || LONG_FILES.iter().any(|(long, _reason)| path == Path::new(long)) {
         return None;
     }
-    Some(Finding::new(
-        path,
-        0,
-        format!("has {lines} lines, more than {LINES_MAX}: split it by meaning"),
-    ))
+    Some(Finding::new(path, 0, format!("has {lines} lines, more than {LINES_MAX}: split it by meaning")))
 }
 
 /// No tabs, no carriage returns, nothing behind the end of a line, a line end at the end of the file.
@@ -87,11 +70,7 @@ pub(super) fn check_links(root: &Path, path: &Path, text: &str) -> Vec<Finding> 
                 None => root.join(path).parent().unwrap_or(root).join(file),
             };
             if !full.exists() {
-                findings.push(Finding::new(
-                    path,
-                    index + 1,
-                    format!("link to {file}, which does not exist"),
-                ));
+                findings.push(Finding::new(path, index + 1, format!("link to {file}, which does not exist")));
             }
         }
     }
@@ -128,15 +107,8 @@ mod tests {
     #[test]
     fn module_docs() {
         assert_eq!(check_module_doc(path(), "//! Owns this.\nuse x;\n"), None);
-        for bad in [
-            "",
-            "use x;\n",
-            "// Owns this.\n",
-            "\n//! Late.\n",
-            "//!\n",
-            "//! \n",
-            "#![allow(x)]\n//! Late.\n",
-        ] {
+        for bad in ["", "use x;\n", "// Owns this.\n", "\n//! Late.\n", "//!\n", "//! \n", "#![allow(x)]\n//! Late.\n"]
+        {
             assert!(check_module_doc(path(), bad).is_some(), "{bad:?}");
         }
     }
@@ -152,20 +124,12 @@ mod tests {
     fn white_space() {
         let check = |text: &str, expected: &[(usize, &str)]| {
             let found = check_whitespace(path(), text);
-            let found: Vec<(usize, &str)> =
-                found.iter().map(|f| (f.line, f.message.as_str())).collect();
+            let found: Vec<(usize, &str)> = found.iter().map(|f| (f.line, f.message.as_str())).collect();
             assert_eq!(found, expected, "{text:?}");
         };
         check("", &[]);
         check("a\n\n b\n", &[]);
-        check(
-            "a \nb\tc\nd\r\n",
-            &[
-                (1, "white space at the end of the line"),
-                (2, "tab"),
-                (3, "carriage return"),
-            ],
-        );
+        check("a \nb\tc\nd\r\n", &[(1, "white space at the end of the line"), (2, "tab"), (3, "carriage return")]);
         check("a", &[(0, "no line end at the end of the file")]);
     }
 
@@ -187,12 +151,7 @@ mod tests {
         ] {
             assert_eq!(broken(good), 0, "{good}");
         }
-        for bad in [
-            "[x](gone.md)",
-            "[x](b.md) [y](../gone.md#z)",
-            "[label]: gone.md",
-            "```\n```\n[x](gone.md)",
-        ] {
+        for bad in ["[x](gone.md)", "[x](b.md) [y](../gone.md#z)", "[label]: gone.md", "```\n```\n[x](gone.md)"] {
             assert_eq!(broken(bad), 1, "{bad}");
         }
     }

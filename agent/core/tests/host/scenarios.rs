@@ -147,6 +147,12 @@ fn a_container_task_is_restarted_by_its_policy() {
         host.settle();
     }
     assert_eq!(host.state("c"), (3, TaskState::Failed), "two attempts and no more");
+    // A user's start counts from what the master knew, and gives new attempts.
+    if let Some(Assignment::Task(task)) = host.assignments.get_mut("task/c") {
+        task.run = 2;
+    }
+    host.settle();
+    assert_eq!(host.state("c"), (4, TaskState::Running));
 }
 
 #[test]

@@ -17,8 +17,7 @@ impl World {
         services_only.attachable = false;
         let networks = [network(1, "shop", false), network(2, "back", true), services_only];
         let known = networks.into_iter().map(|n| (n.id.clone(), n)).collect();
-        let mut world =
-            Self { known, leases: Leases::default(), state: PluginState::default(), disk: BTreeMap::new() };
+        let mut world = Self { known, leases: Leases::default(), state: PluginState::default(), disk: BTreeMap::new() };
         for (engine, ours) in [("e1", "net1"), ("e2", "net2"), ("e3", "net3")] {
             world.ok(create_network(engine, Some(ours), &[]));
         }

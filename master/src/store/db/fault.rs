@@ -17,21 +17,12 @@ pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, Fault>) -> Result<T, Faul
 }
 
 pub(super) fn panic_fault(panic: &(dyn std::any::Any + Send)) -> Fault {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Fault {
-        reason: engine_reason(&format!("it panicked: {}", text.unwrap_or("no text"))),
-        maybe_durable: false,
-    }
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Fault { reason: engine_reason(&format!("it panicked: {}", text.unwrap_or("no text"))), maybe_durable: false }
 }
 
 pub(super) fn engine_reason(detail: &str) -> ReadOnlyReason {
-    ReadOnlyReason {
-        kind: FaultKind::Engine,
-        detail: detail.to_owned(),
-    }
+    ReadOnlyReason { kind: FaultKind::Engine, detail: detail.to_owned() }
 }
 
 pub(super) fn io_reason(error: &std::io::Error) -> ReadOnlyReason {
@@ -42,44 +33,26 @@ pub(super) fn io_reason(error: &std::io::Error) -> ReadOnlyReason {
         ErrorKind::InvalidData | ErrorKind::UnexpectedEof => FaultKind::Damaged,
         _ => FaultKind::Io,
     };
-    ReadOnlyReason {
-        kind,
-        detail: error.to_string(),
-    }
+    ReadOnlyReason { kind, detail: error.to_string() }
 }
 
 pub(super) fn fault(error: impl Into<redb::Error>) -> Fault {
     let error = error.into();
     let reason = match &error {
         redb::Error::Io(error) => io_reason(error),
-        redb::Error::Corrupted(detail) => ReadOnlyReason {
-            kind: FaultKind::Damaged,
-            detail: detail.clone(),
-        },
-        redb::Error::PreviousIo | redb::Error::Backend(_) => ReadOnlyReason {
-            kind: FaultKind::Io,
-            detail: error.to_string(),
-        },
+        redb::Error::Corrupted(detail) => ReadOnlyReason { kind: FaultKind::Damaged, detail: detail.clone() },
+        redb::Error::PreviousIo | redb::Error::Backend(_) => {
+            ReadOnlyReason { kind: FaultKind::Io, detail: error.to_string() }
+        }
         _ => engine_reason(&error.to_string()),
     };
-    Fault {
-        reason,
-        maybe_durable: false,
-    }
+    Fault { reason, maybe_durable: false }
 }
 
 pub(super) fn damaged(damage: &Damage) -> Fault {
-    Fault {
-        reason: ReadOnlyReason {
-            kind: FaultKind::Damaged,
-            detail: damage.to_string(),
-        },
-        maybe_durable: false,
-    }
+    Fault { reason: ReadOnlyReason { kind: FaultKind::Damaged, detail: damage.to_string() }, maybe_durable: false }
 }
 
 pub(super) fn damaged_record(key: &[u8]) -> Fault {
-    damaged(&Damage::Record {
-        key: record::describe_key(key),
-    })
+    damaged(&Damage::Record { key: record::describe_key(key) })
 }

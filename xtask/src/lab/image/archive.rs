@@ -36,11 +36,7 @@ pub(super) fn key(name: &str, root: &Rootfs, config: &Config) -> Result<String> 
     add(PACKING.as_bytes());
     add(config_json(config, "").to_string().as_bytes());
     add(name.as_bytes());
-    add(root
-        .finish
-        .as_ref()
-        .map(|(text, _)| text.as_bytes())
-        .unwrap_or_default());
+    add(root.finish.as_ref().map(|(text, _)| text.as_bytes()).unwrap_or_default());
     for (path, entry) in &root.entries {
         add(path.as_os_str().as_encoded_bytes());
         match entry {
@@ -58,14 +54,11 @@ pub(super) fn key(name: &str, root: &Rootfs, config: &Config) -> Result<String> 
 }
 
 fn file_digest(path: &Path) -> Result<String> {
-    let mut file =
-        File::open(path).with_context(|| format!("failed to open {}", path.display()))?;
+    let mut file = File::open(path).with_context(|| format!("failed to open {}", path.display()))?;
     let mut context = digest::Context::new(&digest::SHA256);
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        let n = file
-            .read(&mut buffer)
-            .with_context(|| format!("failed to read {}", path.display()))?;
+        let n = file.read(&mut buffer).with_context(|| format!("failed to read {}", path.display()))?;
         if n == 0 {
             return Ok(hex(context.finish().as_ref()));
         }
@@ -87,10 +80,7 @@ pub(super) fn write(name: &str, work: &Path, config: &Config) -> Result<PathBuf>
     let id = hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
     let config_name = format!("{id}.json");
     let manifest = json!([{ "Config": config_name, "RepoTags": [format!("{name}:latest")], "Layers": ["layer.tar"] }]);
-    for (file, text) in [
-        (config_name.as_str(), text),
-        ("manifest.json", manifest.to_string()),
-    ] {
+    for (file, text) in [(config_name.as_str(), text), ("manifest.json", manifest.to_string())] {
         let path = image.join(file);
         fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
     }
@@ -101,16 +91,7 @@ pub(super) fn write(name: &str, work: &Path, config: &Config) -> Result<PathBuf>
 
 fn tar(dir: &Path, target: &Path) -> Result<()> {
     let mut command = Command::new("tar");
-    command
-        .args([
-            "--sort=name",
-            "--mtime=@0",
-            "--numeric-owner",
-            "--format=gnu",
-            "--create",
-            "--file",
-        ])
-        .arg(target);
+    command.args(["--sort=name", "--mtime=@0", "--numeric-owner", "--format=gnu", "--create", "--file"]).arg(target);
     command.arg("--directory").arg(dir).arg(".");
     quietly(&mut command)
 }
@@ -118,11 +99,7 @@ fn tar(dir: &Path, target: &Path) -> Result<()> {
 /// The image's configuration. The time of creation is fixed, since it is part of the image's id.
 fn config_json(config: &Config, layer_digest: &str) -> Value {
     let set = |names: &[String]| -> Value {
-        names
-            .iter()
-            .map(|name| (name.clone(), json!({})))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
+        names.iter().map(|name| (name.clone(), json!({}))).collect::<serde_json::Map<_, _>>().into()
     };
     let mut run = json!({
         "Env": config.env, "Entrypoint": config.entrypoint, "Cmd": config.cmd,
@@ -146,18 +123,11 @@ fn config_json(config: &Config, layer_digest: &str) -> Value {
 
 /// The id an engine gives to the image in an archive: the digest of its configuration.
 pub(super) fn image_id(archive: &Path) -> Result<String> {
-    let text = run(Command::new("tar")
-        .args(["--extract", "--to-stdout", "--file"])
-        .arg(archive)
-        .arg("./manifest.json"))?;
-    let manifest: Value =
-        serde_json::from_str(&text).context("failed to parse the manifest of an archive")?;
-    let config = manifest[0]["Config"]
-        .as_str()
-        .and_then(|name| name.strip_suffix(".json"));
-    config
-        .map(|id| format!("sha256:{id}"))
-        .context("failed to find the configuration in an archive")
+    let text =
+        run(Command::new("tar").args(["--extract", "--to-stdout", "--file"]).arg(archive).arg("./manifest.json"))?;
+    let manifest: Value = serde_json::from_str(&text).context("failed to parse the manifest of an archive")?;
+    let config = manifest[0]["Config"].as_str().and_then(|name| name.strip_suffix(".json"));
+    config.map(|id| format!("sha256:{id}")).context("failed to find the configuration in an archive")
 }
 
 #[cfg(test)]
@@ -173,10 +143,7 @@ mod tests {
     #[test]
     fn the_key_follows_the_contents() {
         let key_of = |text: &str, cmd: &str| {
-            let config = Config {
-                cmd: vec![cmd.to_owned()],
-                ..Config::default()
-            };
+            let config = Config { cmd: vec![cmd.to_owned()], ..Config::default() };
             key("x", &tiny(text), &config).expect("no files to read")
         };
         assert_eq!(key_of("a", "b"), key_of("a", "b"));
@@ -188,11 +155,8 @@ mod tests {
     fn equal_inputs_give_an_equal_image() {
         let id = || {
             let dir = tempfile::tempdir().expect("a temporary directory");
-            tiny("a")
-                .write_to(&dir.path().join("rootfs"))
-                .expect("written");
-            image_id(&write("x", dir.path(), &Config::default()).expect("packed"))
-                .expect("readable")
+            tiny("a").write_to(&dir.path().join("rootfs")).expect("written");
+            image_id(&write("x", dir.path(), &Config::default()).expect("packed")).expect("readable")
         };
         assert_eq!(id(), id());
     }

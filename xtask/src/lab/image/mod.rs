@@ -43,10 +43,7 @@ pub(super) fn build(name: &str) -> Result<PathBuf> {
         "postgres" => recipes::postgres,
         "demo-app" => recipes::demo_app,
         "net-tools" => recipes::net_tools,
-        _ => bail!(
-            "failed to build image {name:?}: unknown\nhint: there are {}",
-            IMAGES.join(", ")
-        ),
+        _ => bail!("failed to build image {name:?}: unknown\nhint: there are {}", IMAGES.join(", ")),
     };
     let cache = Path::new(STATE_ROOT).join(".images");
     let _lock = lock(&cache, name)?;
@@ -58,10 +55,9 @@ pub(super) fn build(name: &str) -> Result<PathBuf> {
     if target.is_file() {
         return Ok(target);
     }
-    let work = tempfile::tempdir_in(&cache)
-        .with_context(|| format!("failed to create a directory in {}", cache.display()))?;
-    root.write_to(&work.path().join("rootfs"))
-        .with_context(|| format!("failed to build image {name}"))?;
+    let work =
+        tempfile::tempdir_in(&cache).with_context(|| format!("failed to create a directory in {}", cache.display()))?;
+    root.write_to(&work.path().join("rootfs")).with_context(|| format!("failed to build image {name}"))?;
     let fresh = archive::write(name, work.path(), &config)?;
     remove_older(&cache, name);
     fs::rename(&fresh, &target).with_context(|| format!("failed to write {}", target.display()))?;
@@ -70,15 +66,9 @@ pub(super) fn build(name: &str) -> Result<PathBuf> {
 
 /// Archives of earlier states of this machine are of no use any more. Best effort: they only cost space.
 fn remove_older(cache: &Path, name: &str) {
-    for entry in fs::read_dir(cache)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-    {
+    for entry in fs::read_dir(cache).into_iter().flatten().filter_map(Result::ok) {
         let file = entry.file_name().to_string_lossy().into_owned();
-        let rest = file
-            .strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix('-'));
+        let rest = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
         if rest.is_some_and(|rest| rest.strip_suffix(".tar").is_some_and(is_key)) {
             let _ = fs::remove_file(entry.path());
         }
@@ -97,10 +87,7 @@ pub(super) fn load(host: &Host, name: &str, archive: &Path) -> Result<()> {
     if host.docker(&format).is_ok_and(|id| id == wanted) {
         return Ok(());
     }
-    run(host
-        .docker_command()
-        .args(["load", "--quiet", "--input"])
-        .arg(archive))
-    .map(drop)
-    .with_context(|| format!("failed to load image {name} on host {}", host.name()))
+    run(host.docker_command().args(["load", "--quiet", "--input"]).arg(archive))
+        .map(drop)
+        .with_context(|| format!("failed to load image {name} on host {}", host.name()))
 }

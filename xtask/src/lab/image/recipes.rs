@@ -27,24 +27,17 @@ const CLUSTER: &str = "/usr/local/share/cluster";
 pub(super) fn busybox(root: &mut Rootfs) -> Result<Config> {
     root.base();
     add_busybox(root)?;
-    Ok(Config {
-        cmd: vec!["sh".to_owned()],
-        env: vec![PATH.to_owned()],
-        ..Config::default()
-    })
+    Ok(Config { cmd: vec!["sh".to_owned()], env: vec![PATH.to_owned()], ..Config::default() })
 }
 
 fn add_busybox(root: &mut Rootfs) -> Result<()> {
-    let busybox = find_program("busybox")
-        .context("failed to find the program busybox\nhint: apt-get install busybox-static")?;
+    let busybox =
+        find_program("busybox").context("failed to find the program busybox\nhint: apt-get install busybox-static")?;
     // Debian's other package, busybox, is linked dynamically and serves as well.
     root.programs(std::slice::from_ref(&busybox))?;
     root.file_as(&busybox, "/usr/bin/busybox");
     let applets = run(Command::new(&busybox).arg("--list"))?;
-    for applet in applets
-        .lines()
-        .filter(|applet| *applet != "busybox" && !applet.contains('/'))
-    {
+    for applet in applets.lines().filter(|applet| *applet != "busybox" && !applet.contains('/')) {
         root.link("busybox", Path::new("/usr/bin").join(applet));
     }
     for dir in ["/bin", "/sbin"] {
@@ -66,28 +59,13 @@ fn add_shell(root: &mut Rootfs) -> Result<()> {
 
 /// Name look-ups of programs that use the C library: parts of it are loaded at run time, unseen by `ldd`.
 fn add_name_services(root: &mut Rootfs) -> Result<()> {
-    let places = [
-        "/lib/x86_64-linux-gnu",
-        "/lib/aarch64-linux-gnu",
-        "/lib64",
-        "/usr/lib64",
-        "/usr/lib",
-        "/lib",
-    ];
+    let places = ["/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/usr/lib", "/lib"];
     for name in ["libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"] {
-        if let Some(path) = places
-            .iter()
-            .map(|dir| Path::new(dir).join(name))
-            .find(|path| path.is_file())
-        {
+        if let Some(path) = places.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file()) {
             root.programs(&[path])?;
         }
     }
-    for path in [
-        "/etc/services",
-        "/etc/protocols",
-        "/etc/ssl/certs/ca-certificates.crt",
-    ] {
+    for path in ["/etc/services", "/etc/protocols", "/etc/ssl/certs/ca-certificates.crt"] {
         root.file_if_there(path);
     }
     Ok(())
@@ -114,22 +92,13 @@ pub(super) fn net_tools(root: &mut Rootfs) -> Result<Config> {
             root.programs(&[path])?;
         }
     }
-    Ok(Config {
-        cmd: vec!["sh".to_owned()],
-        env: vec![PATH.to_owned()],
-        ..Config::default()
-    })
+    Ok(Config { cmd: vec!["sh".to_owned()], env: vec![PATH.to_owned()], ..Config::default() })
 }
 
 /// The demo's application, from the directory that the running program was built into.
 pub(super) fn demo_app(root: &mut Rootfs) -> Result<Config> {
     let me = std::env::current_exe().context("failed to find the running program")?;
-    let app = me
-        .ancestors()
-        .skip(1)
-        .take(3)
-        .map(|dir| dir.join("demo-app"))
-        .find(|path| path.is_file());
+    let app = me.ancestors().skip(1).take(3).map(|dir| dir.join("demo-app")).find(|path| path.is_file());
     let app = app.context("failed to find the program demo-app\nhint: cargo build -p demo-app")?;
     root.base();
     add_busybox(root)?;
@@ -156,60 +125,29 @@ struct Installation {
 impl Installation {
     /// The newest of Debian's side-by-side installations, else the one in the usual directories.
     fn find() -> Result<Self> {
-        let versions = fs::read_dir("/usr/lib/postgresql")
-            .into_iter()
-            .flatten()
-            .filter_map(Result::ok);
+        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().filter_map(Result::ok);
         let newest = versions
             .filter_map(|entry| {
-                let number: u32 = entry
-                    .file_name()
-                    .to_str()?
-                    .split('.')
-                    .next()?
-                    .parse()
-                    .ok()?;
+                let number: u32 = entry.file_name().to_str()?.split('.').next()?.parse().ok()?;
                 let bin = entry.path().join("bin");
                 bin.join("postgres").is_file().then_some((number, bin))
             })
             .max();
         let bin = newest.map(|(_, bin)| bin).or_else(|| {
-            find_program("postgres")
-                .and_then(|path| fs::canonicalize(path).ok()?.parent().map(Path::to_owned))
+            find_program("postgres").and_then(|path| fs::canonicalize(path).ok()?.parent().map(Path::to_owned))
         });
-        let bin =
-            bin.context("failed to find the program postgres\nhint: apt-get install postgresql")?;
-        ensure!(
-            bin.join("initdb").is_file(),
-            "failed to find initdb in {}",
-            bin.display()
-        );
+        let bin = bin.context("failed to find the program postgres\nhint: apt-get install postgresql")?;
+        ensure!(bin.join("initdb").is_file(), "failed to find initdb in {}", bin.display());
         let ask = |what: &str| -> Result<PathBuf> {
             let config = bin.join("pg_config");
-            let config = if config.is_file() {
-                config
-            } else {
-                PathBuf::from("pg_config")
-            };
-            Ok(PathBuf::from(
-                run(Command::new(config).arg(what))?.trim_end(),
-            ))
+            let config = if config.is_file() { config } else { PathBuf::from("pg_config") };
+            Ok(PathBuf::from(run(Command::new(config).arg(what))?.trim_end()))
         };
         // Without pg_config (its package is for developers on some distributions): Debian's layout.
-        let version = bin
-            .parent()
-            .and_then(Path::file_name)
-            .unwrap_or_default()
-            .to_owned();
-        let share =
-            ask("--sharedir").unwrap_or_else(|_| Path::new("/usr/share/postgresql").join(version));
+        let version = bin.parent().and_then(Path::file_name).unwrap_or_default().to_owned();
+        let share = ask("--sharedir").unwrap_or_else(|_| Path::new("/usr/share/postgresql").join(version));
         let lib = ask("--pkglibdir").unwrap_or_else(|_| bin.with_file_name("lib"));
-        ensure!(
-            share.is_dir() && lib.is_dir(),
-            "failed to find {} and {}",
-            share.display(),
-            lib.display()
-        );
+        ensure!(share.is_dir() && lib.is_dir(), "failed to find {} and {}", share.display(), lib.display());
         Ok(Self { bin, share, lib })
     }
 }
@@ -223,39 +161,19 @@ pub(super) fn postgres(root: &mut Rootfs) -> Result<Config> {
     add_name_services(root)?;
     root.program("setpriv", "util-linux")?;
 
-    let mut programs: Vec<PathBuf> = [
-        "postgres",
-        "initdb",
-        "pg_ctl",
-        "psql",
-        "pg_isready",
-        "pg_dump",
-    ]
-    .iter()
-    .map(|name| bin.join(name))
-    .collect();
+    let mut programs: Vec<PathBuf> =
+        ["postgres", "initdb", "pg_ctl", "psql", "pg_isready", "pg_dump"].iter().map(|name| bin.join(name)).collect();
     programs.retain(|path| path.is_file());
     // Extensions and encodings; the compiler for queries would bring 100 MB of LLVM.
-    let modules =
-        fs::read_dir(&lib).with_context(|| format!("failed to list {}", lib.display()))?;
-    programs.extend(
-        modules
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.ends_with(".so")
-                    && !name.starts_with("llvmjit")
-                    && MODULES.iter().any(|module| name.starts_with(module))
-            }),
-    );
+    let modules = fs::read_dir(&lib).with_context(|| format!("failed to list {}", lib.display()))?;
+    programs.extend(modules.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".so") && !name.starts_with("llvmjit") && MODULES.iter().any(|module| name.starts_with(module))
+    }));
     root.programs(&programs)?;
     let not_needed = ["man", "doc", "contrib"];
-    root.tree(&share, &|path| {
-        !not_needed.iter().any(|name| path.ends_with(name))
-    })?;
-    root.tree(Path::new("/usr/share/zoneinfo"), &|path| {
-        !path.ends_with("right") && !path.ends_with("posix")
-    })?;
+    root.tree(&share, &|path| !not_needed.iter().any(|name| path.ends_with(name)))?;
+    root.tree(Path::new("/usr/share/zoneinfo"), &|path| !path.ends_with("right") && !path.ends_with("posix"))?;
     let locale = Path::new("/usr/lib/locale/C.utf8");
     if locale.is_dir() {
         root.tree(locale, &|_| true)?;
@@ -264,24 +182,14 @@ pub(super) fn postgres(root: &mut Rootfs) -> Result<Config> {
     let Owner { uid, gid } = POSTGRES;
     root.text(
         "/etc/passwd",
-        format!(
-            "root:x:0:0:root:/root:/bin/sh\npostgres:x:{uid}:{gid}::/var/lib/postgresql:/bin/sh\n"
-        ),
+        format!("root:x:0:0:root:/root:/bin/sh\npostgres:x:{uid}:{gid}::/var/lib/postgresql:/bin/sh\n"),
         0o644,
     );
-    root.text(
-        "/etc/group",
-        format!("root:x:0:\npostgres:x:{gid}:\n"),
-        0o644,
-    );
+    root.text("/etc/group", format!("root:x:0:\npostgres:x:{gid}:\n"), 0o644);
     root.directory("/var/lib/postgresql", 0o755, Some(POSTGRES));
     root.directory("/var/lib/postgresql/data", 0o700, Some(POSTGRES));
     root.directory("/run/postgresql", 0o755, Some(POSTGRES));
-    root.text(
-        "/usr/local/bin/docker-entrypoint.sh",
-        include_str!("postgres-entrypoint.sh"),
-        0o755,
-    );
+    root.text("/usr/local/bin/docker-entrypoint.sh", include_str!("postgres-entrypoint.sh"), 0o755);
     let text = format!("initdb of {}\n{SERVER_CONFIG}{INITDB:?}", bin.display());
     let initdb = bin.join("initdb");
     root.finish = Some((text, Box::new(move |dir| initialise(dir, &initdb))));
@@ -353,62 +261,34 @@ fn unprivileged() -> Result<Owner> {
             let [name, _, uid, gid, ..] = fields.as_slice() else {
                 return None;
             };
-            (*name == wanted).then_some(Owner {
-                uid: uid.parse().ok()?,
-                gid: gid.parse().ok()?,
-            })
+            (*name == wanted).then_some(Owner { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
         })
     };
-    find("postgres")
-        .or_else(|| find("nobody"))
-        .context("failed to find a user postgres or nobody in /etc/passwd")
+    find("postgres").or_else(|| find("nobody")).context("failed to find a user postgres or nobody in /etc/passwd")
 }
 
 /// Makes the cluster as an unprivileged user of this machine and gives it to the image's user.
 fn initialise(root: &Path, initdb: &Path) -> Result<()> {
     let cluster = root.join(CLUSTER.trim_start_matches('/'));
-    fs::create_dir_all(&cluster)
-        .with_context(|| format!("failed to create {}", cluster.display()))?;
+    fs::create_dir_all(&cluster).with_context(|| format!("failed to create {}", cluster.display()))?;
     // The work directory is closed to others, so the cluster is made beside it and moved.
     let work = tempfile::Builder::new()
         .prefix("skein-lab-initdb-")
         .tempdir()
         .context("failed to create a temporary directory")?;
     let Owner { uid, gid } = unprivileged()?;
-    std::os::unix::fs::chown(work.path(), Some(uid), Some(gid))
-        .context("failed to hand over a directory")?;
+    std::os::unix::fs::chown(work.path(), Some(uid), Some(gid)).context("failed to hand over a directory")?;
     let data = work.path().join("data");
     let options = INITDB.iter().filter(|option| !option.starts_with("--set"));
     let mut command = Command::new(initdb);
-    command
-        .args(options)
-        .arg("--pgdata")
-        .arg(&data)
-        .env("LC_ALL", "C.UTF-8")
-        .env("TZ", "UTC");
+    command.args(options).arg("--pgdata").arg(&data).env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
     command.uid(uid).gid(gid).current_dir(work.path());
     quietly(&mut command)?;
     let config = data.join("postgresql.conf");
-    let text = fs::read_to_string(&config)
-        .with_context(|| format!("failed to read {}", config.display()))?;
-    fs::write(&config, text + SERVER_CONFIG)
-        .with_context(|| format!("failed to write {}", config.display()))?;
+    let text = fs::read_to_string(&config).with_context(|| format!("failed to read {}", config.display()))?;
+    fs::write(&config, text + SERVER_CONFIG).with_context(|| format!("failed to write {}", config.display()))?;
     // The mark of a whole cluster goes in last when it is copied, so it is kept beside.
-    quietly(
-        Command::new("cp")
-            .arg("-a")
-            .arg(format!("{}/.", data.display()))
-            .arg(&cluster),
-    )?;
-    quietly(
-        Command::new("chown")
-            .arg("-R")
-            .arg(format!("{}:{}", POSTGRES.uid, POSTGRES.gid))
-            .arg(&cluster),
-    )?;
-    fs::rename(
-        cluster.join("PG_VERSION"),
-        cluster.with_extension("version"),
-    )
-    .context("failed to move PG_VERSION")
+    quietly(Command::new("cp").arg("-a").arg(format!("{}/.", data.display())).arg(&cluster))?;
+    quietly(Command::new("chown").arg("-R").arg(format!("{}:{}", POSTGRES.uid, POSTGRES.gid)).arg(&cluster))?;
+    fs::rename(cluster.join("PG_VERSION"), cluster.with_extension("version")).context("failed to move PG_VERSION")
 }

@@ -59,56 +59,30 @@ impl Rootfs {
                 self.link(target, link);
             }
         }
-        for (path, mode) in [
-            ("/tmp", 0o1777),
-            ("/var/tmp", 0o1777),
-            ("/root", 0o700),
-            ("/run", 0o755),
-        ] {
+        for (path, mode) in [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/root", 0o700), ("/run", 0o755)] {
             self.directory(path, mode, None);
         }
         self.link("/run", "/var/run");
-        self.text(
-            "/etc/passwd",
-            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-            0o644,
-        );
+        self.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", 0o644);
         self.text("/etc/group", "root:x:0:\nnogroup:x:65534:\n", 0o644);
-        self.text(
-            "/etc/nsswitch.conf",
-            "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
-            0o644,
-        );
+        self.text("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n", 0o644);
     }
 
     pub(super) fn directory(&mut self, path: impl AsRef<Path>, mode: u32, owner: Option<Owner>) {
-        self.entries
-            .insert(path.as_ref().to_owned(), Entry::Directory { mode, owner });
+        self.entries.insert(path.as_ref().to_owned(), Entry::Directory { mode, owner });
     }
 
     pub(super) fn link(&mut self, target: impl AsRef<Path>, path: impl AsRef<Path>) {
-        self.entries.insert(
-            path.as_ref().to_owned(),
-            Entry::Link(target.as_ref().to_owned()),
-        );
+        self.entries.insert(path.as_ref().to_owned(), Entry::Link(target.as_ref().to_owned()));
     }
 
     pub(super) fn text(&mut self, path: impl AsRef<Path>, text: impl Into<String>, mode: u32) {
-        self.entries.insert(
-            path.as_ref().to_owned(),
-            Entry::Text {
-                text: text.into(),
-                mode,
-            },
-        );
+        self.entries.insert(path.as_ref().to_owned(), Entry::Text { text: text.into(), mode });
     }
 
     /// A file of this machine at another place. Links are followed.
     pub(super) fn file_as(&mut self, source: impl AsRef<Path>, path: impl AsRef<Path>) {
-        self.entries.insert(
-            path.as_ref().to_owned(),
-            Entry::File(source.as_ref().to_owned()),
-        );
+        self.entries.insert(path.as_ref().to_owned(), Entry::File(source.as_ref().to_owned()));
     }
 
     /// A file of this machine at its own place, if there is one.
@@ -120,12 +94,9 @@ impl Rootfs {
 
     /// A tree of this machine at its own place, without what `keep` refuses.
     pub(super) fn tree(&mut self, dir: &Path, keep: &dyn Fn(&Path) -> bool) -> Result<()> {
-        let entries =
-            fs::read_dir(dir).with_context(|| format!("failed to list {}", dir.display()))?;
+        let entries = fs::read_dir(dir).with_context(|| format!("failed to list {}", dir.display()))?;
         for entry in entries {
-            let path = entry
-                .with_context(|| format!("failed to list {}", dir.display()))?
-                .path();
+            let path = entry.with_context(|| format!("failed to list {}", dir.display()))?.path();
             if !keep(&path) {
                 continue;
             }
@@ -140,9 +111,8 @@ impl Rootfs {
 
     /// A program by name, found as in a shell, with its libraries.
     pub(super) fn program(&mut self, name: &str, package: &str) -> Result<()> {
-        let path = find_program(name).with_context(|| {
-            format!("failed to find the program {name}\nhint: apt-get install {package}")
-        })?;
+        let path = find_program(name)
+            .with_context(|| format!("failed to find the program {name}\nhint: apt-get install {package}"))?;
         self.programs(&[path])
     }
 
@@ -192,10 +162,9 @@ fn write(target: &Path, entry: &Entry) -> Result<()> {
             fs::set_permissions(target, fs::Permissions::from_mode(*mode))?;
         }
         // Copies the mode too, and follows links.
-        Entry::File(source) => drop(
-            fs::copy(source, target)
-                .with_context(|| format!("failed to copy {}", source.display()))?,
-        ),
+        Entry::File(source) => {
+            drop(fs::copy(source, target).with_context(|| format!("failed to copy {}", source.display()))?)
+        }
     }
     Ok(())
 }
@@ -203,9 +172,7 @@ fn write(target: &Path, entry: &Entry) -> Result<()> {
 /// The same path with its directory's links followed (`/lib/x` → `/usr/lib/x`), the last part kept: a library is
 /// asked for by its soname, not by the file behind it.
 fn real_place(path: &Path) -> PathBuf {
-    let parent = path
-        .parent()
-        .and_then(|parent| fs::canonicalize(parent).ok());
+    let parent = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
     match (parent, path.file_name()) {
         (Some(parent), Some(name)) => parent.join(name),
         _ => path.to_owned(),
@@ -217,28 +184,18 @@ fn libraries(paths: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
     if paths.is_empty() {
         return Ok(BTreeSet::new());
     }
-    let output = Command::new("ldd")
-        .args(paths)
-        .output()
-        .context("failed to start ldd")?;
+    let output = Command::new("ldd").args(paths).output().context("failed to start ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     // ldd exits with 1 when one of the files is static; that is said on standard output and no failure here.
     let (found, missing) = parse_ldd(&text);
-    ensure!(
-        missing.is_empty(),
-        "failed to find the libraries {} of {paths:?}",
-        missing.join(", ")
-    );
+    ensure!(missing.is_empty(), "failed to find the libraries {} of {paths:?}", missing.join(", "));
     Ok(found)
 }
 
 /// Lines are `name => /path (0x…)`, `/path (0x…)`, `name (0x…)` (in the kernel) or `name => not found`.
 fn parse_ldd(text: &str) -> (BTreeSet<PathBuf>, Vec<String>) {
     let (mut found, mut missing) = (BTreeSet::new(), Vec::new());
-    for line in text
-        .lines()
-        .filter(|line| line.starts_with(char::is_whitespace))
-    {
+    for line in text.lines().filter(|line| line.starts_with(char::is_whitespace)) {
         let (name, place) = line.trim().split_once(" => ").unwrap_or(("", line.trim()));
         let place = place.split(" (0x").next().unwrap_or_default();
         if place == "not found" {
@@ -285,11 +242,7 @@ mod tests {
 \tstatically linked
 ";
         let (found, missing) = parse_ldd(text);
-        let expected = [
-            "/lib/x86_64-linux-gnu/libc.so.6",
-            "/lib64/ld-linux-x86-64.so.2",
-            "/opt/x/lib/libodd.so",
-        ];
+        let expected = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2", "/opt/x/lib/libodd.so"];
         assert_eq!(found, expected.iter().map(PathBuf::from).collect());
         assert_eq!(missing, ["libgone.so.1"]);
     }
@@ -303,17 +256,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let tree = dir.path().join("rootfs");
         root.write_to(&tree).expect("written");
-        assert_eq!(
-            fs::read_to_string(tree.join("etc/z")).expect("the link leads to x"),
-            "y"
-        );
-        let mode = |path: &str| {
-            fs::metadata(tree.join(path))
-                .expect("it is there")
-                .permissions()
-                .mode()
-                & 0o7777
-        };
+        assert_eq!(fs::read_to_string(tree.join("etc/z")).expect("the link leads to x"), "y");
+        let mode = |path: &str| fs::metadata(tree.join(path)).expect("it is there").permissions().mode() & 0o7777;
         assert_eq!((mode("tmp"), mode("etc/x")), (0o1777, 0o640));
     }
 }
