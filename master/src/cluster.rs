@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     pki,
-    store::{Epoch, Key as StoreKey, Op, Store, StoreError, Txn, TxnOutcome},
+    store::{Epoch, Key as StoreKey, Op, Store, StoreError, StoreHealth, Txn, TxnOutcome},
 };
 
 /// Events that may wait. Each sender awaits room, so a full queue slows clients and agents down and loses nothing.
@@ -452,7 +452,7 @@ impl Cluster {
                     self.publish(changes, revision.0);
                 }
                 other => {
-                    let why = describe(&other);
+                    let why = describe(&other, &self.store.health().borrow());
                     tracing::error!(reason = why, "store refused a commit, master is read-only");
                     self.read_only = Some(why.clone());
                     self.recover().await;
@@ -543,8 +543,12 @@ fn op(change: &Change) -> Op {
     }
 }
 
-fn describe(outcome: &Result<TxnOutcome, StoreError>) -> String {
+fn describe(outcome: &Result<TxnOutcome, StoreError>, health: &StoreHealth) -> String {
     match outcome {
+        // The cause is what a person can act on; whether the change was kept shows once the store is open again.
+        Ok(TxnOutcome::Unknown) if let StoreHealth::ReadOnly(reason) = health => {
+            format!("{reason}; the store does not know whether it kept it")
+        }
         Ok(TxnOutcome::Committed(revision)) => format!("committed at {revision}"),
         Ok(TxnOutcome::Conflict(conflict)) => format!("another writer was there: {conflict:?}"),
         Ok(TxnOutcome::Unknown) => "the store does not know whether it kept it".to_owned(),

@@ -261,8 +261,8 @@ async fn token(app: &App, command: TokenCommand) -> Result<u8, Failure> {
             let tokens = app.client("skein token ls")?.tokens().await?;
             let now = now();
             app.out.list(&tokens, &["ID", "USES", "EXPIRES IN", "LABELS"], |t| {
-                let left = t.expires_at.since_ms(now) / 1_000;
-                let left = if left == 0 { "expired".to_owned() } else { span(left) };
+                let left_s = t.expires_at.since_ms(now).div_ceil(1_000);
+                let left = if left_s == 0 { "expired".to_owned() } else { span(left_s) };
                 let labels: Vec<String> = t.node_labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
                 vec![t.id.to_string(), format!("{}/{}", t.uses, t.uses_max), left, labels.join(",")]
             })?;

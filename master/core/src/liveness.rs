@@ -4,11 +4,11 @@
 //!            heard                     silent for DETECTION
 //! unknown ───────────> ready ──────────────────────────────> down
 //!    │                   ^                                    │
-//!    │ silent since the  └──────────────── heard ─────────────┘
-//!    │ master's start for DETECTION ──> down
+//!    │ silent since it   └──────────────── heard ─────────────┘
+//!    │ joined or this master started, for DETECTION ──> down
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skein_api::{NodeId, NodeState, NodeStatus, UnixMillis};
 
@@ -22,65 +22,70 @@ pub const DETECTION_MS: u64 = 3 * HEARTBEAT_MS;
 
 #[derive(Clone, Debug)]
 struct Seen {
-    heard_mono_ms: Option<u64>,
+    /// Monotonic time of its last word; before the first one, of when this master came to know the node.
+    last_mono_ms: u64,
+    heard: bool,
     state: NodeState,
     since: UnixMillis,
 }
 
-/// When each node was last heard of.
+/// When each node was last heard of. O(log nodes) for each word, O(log nodes + silent ones) for each look at the clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Liveness {
-    start: Now,
     nodes: BTreeMap<NodeId, Seen>,
+    /// The nodes that do not count as down, by their last word.
+    silence: BTreeSet<(u64, NodeId)>,
 }
 
 impl Liveness {
-    pub(crate) fn new(start: Now) -> Self {
-        Self { start, nodes: BTreeMap::new() }
-    }
-
-    /// Knows the node from now on.
-    pub(crate) fn ensure(&mut self, node: &NodeId) {
-        let since = self.start.wall;
-        self.nodes.entry(node.clone()).or_insert(Seen { heard_mono_ms: None, state: NodeState::Unknown, since });
+    /// Knows the node from now on; its detection period begins.
+    pub(crate) fn ensure(&mut self, node: &NodeId, now: Now) {
+        if !self.nodes.contains_key(node) {
+            let seen =
+                Seen { last_mono_ms: now.mono_ms, heard: false, state: NodeState::Unknown, since: now.wall };
+            self.silence.insert((seen.last_mono_ms, node.clone()));
+            self.nodes.insert(node.clone(), seen);
+        }
     }
 
     pub(crate) fn remove(&mut self, node: &NodeId) {
-        self.nodes.remove(node);
+        if let Some(seen) = self.nodes.remove(node) {
+            self.silence.remove(&(seen.last_mono_ms, node.clone()));
+        }
     }
 
+    /// The node said something. One that is not known is not heard.
     pub(crate) fn heard(&mut self, node: &NodeId, now: Now) {
-        self.ensure(node);
         if let Some(seen) = self.nodes.get_mut(node) {
-            seen.heard_mono_ms = Some(now.mono_ms);
+            self.silence.remove(&(seen.last_mono_ms, node.clone()));
+            (seen.last_mono_ms, seen.heard) = (now.mono_ms, true);
+            self.silence.insert((seen.last_mono_ms, node.clone()));
         }
     }
 
     /// Recomputes a node's state; true when it changed.
     pub(crate) fn refresh(&mut self, node: &NodeId, now: Now) -> bool {
-        let start = self.start.mono_ms;
         let Some(seen) = self.nodes.get_mut(node) else { return false };
-        let silent_ms = now.mono_ms.saturating_sub(seen.heard_mono_ms.unwrap_or(start));
-        let state = match (silent_ms >= DETECTION_MS, seen.heard_mono_ms) {
+        let silent_ms = now.mono_ms.saturating_sub(seen.last_mono_ms);
+        let state = match (silent_ms >= DETECTION_MS, seen.heard) {
             (true, _) => NodeState::Down,
-            (false, Some(_)) => NodeState::Ready,
-            (false, None) => NodeState::Unknown,
+            (false, true) => NodeState::Ready,
+            (false, false) => NodeState::Unknown,
         };
+        if state == NodeState::Down {
+            self.silence.remove(&(seen.last_mono_ms, node.clone()));
+        }
         if state == seen.state {
             return false;
         }
-        seen.state = state;
-        seen.since = now.wall;
+        (seen.state, seen.since) = (state, now.wall);
         true
     }
 
     /// Nodes that count as present but have been silent for too long.
     pub(crate) fn overdue(&self, now: Now) -> Vec<NodeId> {
-        let overdue = |seen: &Seen| {
-            let last = seen.heard_mono_ms.unwrap_or(self.start.mono_ms);
-            seen.state != NodeState::Down && now.mono_ms.saturating_sub(last) >= DETECTION_MS
-        };
-        self.nodes.iter().filter(|(_, seen)| overdue(seen)).map(|(id, _)| id.clone()).collect()
+        let Some(latest) = now.mono_ms.checked_sub(DETECTION_MS) else { return Vec::new() };
+        self.silence.iter().take_while(|(last, _)| *last <= latest).map(|(_, id)| id.clone()).collect()
     }
 
     pub(crate) fn is_ready(&self, node: &NodeId) -> bool {
@@ -109,13 +114,18 @@ mod tests {
     #[test]
     fn states_follow_silence() {
         let node = NodeId::new("n");
-        let mut liveness = Liveness::new(at(100));
-        liveness.ensure(&node);
+        let mut liveness = Liveness::default();
+        liveness.heard(&node, at(50));
+        assert!(!liveness.refresh(&node, at(50)), "a node that is not known is not heard");
+        liveness.ensure(&node, at(100));
         let mut check = |heard: bool, at_ms: u64, expected: NodeState| {
             if heard {
                 liveness.heard(&node, at(at_ms));
             }
-            liveness.refresh(&node, at(at_ms));
+            let overdue = liveness.overdue(at(at_ms));
+            let before = liveness.status(&node).state;
+            let changed = liveness.refresh(&node, at(at_ms));
+            assert_eq!(!overdue.is_empty(), changed && expected == NodeState::Down, "at {at_ms} from {before:?}");
             assert_eq!(liveness.status(&node).state, expected, "at {at_ms}");
         };
         check(false, 100, NodeState::Unknown);

@@ -40,6 +40,9 @@ pub struct RemovedNode {
     pub key_digest: String,
     /// When.
     pub removed_at: skein_api::UnixMillis,
+    /// Blocks of addresses that it owned, by network and position. A host that was cut off may still run containers
+    /// with these addresses, so other hosts get them last.
+    pub blocks: Vec<(NetworkId, u32)>,
 }
 
 /// Kinds of objects; part of a key in the store.
@@ -225,6 +228,8 @@ pub struct Model {
     service_tasks: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     node_tasks: BTreeMap<NodeId, BTreeSet<TaskId>>,
     network_tasks: BTreeMap<NetworkId, BTreeSet<TaskId>>,
+    /// Tasks by the names in their `volumes_from`.
+    takers: BTreeMap<String, BTreeSet<TaskId>>,
     members: BTreeMap<NetworkId, BTreeMap<NodeId, BTreeSet<u32>>>,
     network_names: BTreeMap<String, NetworkId>,
     service_names: BTreeMap<String, ServiceId>,
@@ -327,8 +332,12 @@ impl Model {
         if let Some(node) = &task.node {
             self.node_tasks.entry(node.clone()).or_default().insert(task.id.clone());
         }
-        for network in self.task_networks(task) {
+        for attachment in &task.spec.networks {
+            let network = NetworkId::new(&attachment.network);
             self.network_tasks.entry(network).or_default().insert(task.id.clone());
+        }
+        for from in &task.spec.container.volumes_from {
+            self.takers.entry(from.from.clone()).or_default().insert(task.id.clone());
         }
     }
 
@@ -348,15 +357,24 @@ impl Model {
         if let Some(node) = &task.node {
             drop_from(&mut self.node_tasks, node, id);
         }
-        for network in self.task_networks(&task) {
-            drop_from(&mut self.network_tasks, &network, id);
+        for attachment in &task.spec.networks {
+            drop_from(&mut self.network_tasks, &NetworkId::new(&attachment.network), id);
+        }
+        for from in &task.spec.container.volumes_from {
+            drop_from(&mut self.takers, &from.from, id);
         }
         Some(Object::Task(Box::new(task)))
     }
 
-    /// The networks of a task, resolved, in its order; names that no longer exist are left out.
+    /// The networks of a task in its order; those that no longer exist are left out. Tasks name networks by id.
     pub fn task_networks(&self, task: &Task) -> Vec<NetworkId> {
-        task.spec.networks.iter().filter_map(|a| self.network(&a.network)).map(|n| n.id.clone()).collect()
+        let ids = task.spec.networks.iter().map(|a| NetworkId::new(&a.network));
+        ids.filter(|id| self.networks.contains_key(id)).collect()
+    }
+
+    /// Tasks that take the volumes of the service or container task of that name, by id.
+    pub fn takers(&self, name: &str) -> impl Iterator<Item = &TaskId> {
+        self.takers.get(name).into_iter().flatten()
     }
 
     /// A network by name or id.
@@ -413,6 +431,12 @@ impl Model {
             .into_iter()
             .flatten()
             .map(|index| &self.blocks[&(network.clone(), *index)])
+    }
+
+    /// Positions of the blocks of a network that have an owner.
+    pub fn owned_blocks(&self, network: &NetworkId) -> BTreeSet<u32> {
+        let nodes = self.members.get(network).into_iter().flat_map(|nodes| nodes.values());
+        nodes.flatten().copied().collect()
     }
 
     /// Is the node owner of a block of the network?

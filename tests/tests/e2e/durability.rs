@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value;
 use skein_api::{
-    DEFAULT_SOCKET, NetworkSpec, NodeUpdate, TokenCreate,
+    NetworkSpec, NodeUpdate, TokenCreate,
     client::{Client, ClientError},
 };
 use tokio::{sync::mpsc, task::JoinSet};
@@ -182,6 +182,7 @@ async fn round(cluster: &Cluster<'_>, socket: &Path, writers: Vec<Writer>, ackno
     }
     drop(tx);
     for _ in 0..acknowledgements {
+        // Writers that give up have a reason, which is told below.
         if rx.recv().await.is_none() {
             break;
         }
@@ -222,7 +223,7 @@ async fn rounds(lab: &Lab, seed: u64) -> Result<()> {
     let cluster = Cluster::of(lab);
     cluster.start_master()?;
     add_node(&cluster, "n1")?;
-    let socket = cluster.master().path(DEFAULT_SOCKET);
+    let socket = cluster.socket();
     let mut rng = StdRng::seed_from_u64(seed);
     let client = Client::unix(&socket);
     let mut writers: Vec<Writer> = (0..WRITERS).map(|id| Writer::new(id, client.clone(), seed)).collect();
@@ -233,6 +234,7 @@ async fn rounds(lab: &Lab, seed: u64) -> Result<()> {
             .await
             .with_context(|| format!("seed {seed}, round {number}, killed after {acknowledgements}"))?;
     }
+    // A master that is not there loses nothing.
     let kept: usize = writers.iter().map(|w| w.networks.len() + w.tokens.len() + w.removed.len()).sum();
     ensure!(kept > count, "hardly anything was acknowledged: {kept}");
     Ok(())

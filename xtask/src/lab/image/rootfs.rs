@@ -163,7 +163,7 @@ fn write(target: &Path, entry: &Entry) -> Result<()> {
         }
         // Copies the mode too, and follows links.
         Entry::File(source) => {
-            drop(fs::copy(source, target).with_context(|| format!("failed to copy {}", source.display()))?)
+            fs::copy(source, target).with_context(|| format!("failed to copy {}", source.display()))?;
         }
     }
     Ok(())
