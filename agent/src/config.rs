@@ -8,6 +8,7 @@ use std::{
 
 use serde::Deserialize;
 use skein_api::Resources;
+use skein_daemon::{ConfigError, LogFormat, check_absolute, read_config};
 
 /// Where a configuration is read from unless a flag says otherwise. It need not be there.
 pub const DEFAULT_FILE: &str = "/etc/skein/agent.toml";
@@ -56,17 +57,6 @@ pub struct Amount {
     pub memory: Option<String>,
 }
 
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs.
-    Json,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -102,50 +92,13 @@ pub struct Overrides {
     pub engine_socket: Option<PathBuf>,
 }
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("failed to read configuration file {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not a configuration; the message names key, line and column.
-    #[error("failed to parse configuration file {path}: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong where.
-        message: String,
-    },
-    /// A value is out of range.
-    #[error("configuration key `{key}`: {message}")]
-    Value {
-        /// The key.
-        key: &'static str,
-        /// What is wrong with it.
-        message: String,
-    },
-}
-
 impl Config {
     /// Reads the file (a missing default one counts as empty), lays `overrides` over it, and checks the result.
     ///
     /// # Errors
     /// The first key that is wrong.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
-        let path = overrides.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
-        let mut config = match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).map_err(|e| ConfigError::Parse {
-                path: path.to_owned(),
-                message: e.to_string().trim_end().to_owned(),
-            })?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && overrides.config.is_none() => Self::default(),
-            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
-        };
+        let mut config: Self = read_config(overrides.config.as_deref(), Path::new(DEFAULT_FILE))?;
         if let Some(v) = &overrides.state_dir {
             config.state_dir.clone_from(v);
         }
@@ -157,26 +110,19 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let paths = [
+        check_absolute(&[
             ("state_dir", &self.state_dir),
             ("engine_socket", &self.engine_socket),
             ("plugin_socket", &self.plugin_socket),
             ("netns_dir", &self.netns_dir),
-        ];
-        for (key, path) in paths {
-            if !path.is_absolute() {
-                let message = format!("{} is not an absolute path", path.display());
-                return Err(ConfigError::Value { key, message });
-            }
-        }
+        ])?;
         if self.vxlan_port == 0 {
-            return Err(ConfigError::Value { key: "vxlan_port", message: "0 is not a port".into() });
+            return Err(ConfigError::value("vxlan_port", "0 is not a port"));
         }
         if self.underlay.iter().filter(|a| a.is_ipv4()).count() > 1
             || self.underlay.iter().filter(|a| a.is_ipv6()).count() > 1
         {
-            let message = "at most one IPv4 and one IPv6 address".into();
-            return Err(ConfigError::Value { key: "underlay", message });
+            return Err(ConfigError::value("underlay", "at most one IPv4 and one IPv6 address"));
         }
         self.offer.resources("offer")?;
         self.reserve.resources("reserve")?;
@@ -210,7 +156,7 @@ impl Amount {
     /// # Errors
     /// A value that is not an amount, under `key`.
     pub fn resources(&self, key: &'static str) -> Result<Resources, ConfigError> {
-        let bad = |message| ConfigError::Value { key, message };
+        let bad = |message: String| ConfigError::value(key, message);
         let cpus = self.cpus.unwrap_or(0.0);
         if !(0.0..=1e6).contains(&cpus) {
             return Err(bad(format!("{cpus} CPUs")));

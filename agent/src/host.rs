@@ -10,10 +10,11 @@ use std::{
 };
 
 use skein_api::NodeDescription;
+use skein_daemon::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, engine::Engine, session::chain};
+use crate::{config::Config, engine::Engine};
 
 /// How often the host is looked at: labels of an engine and routes change rarely, and a minute later is soon enough.
 const LOOK: Duration = Duration::from_secs(30);

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use netlib::{Kernel as _, linux::LinuxKernel};
 use skein_agent::{
-    config::{Config, LogFormat, Overrides},
+    config::{Config, Overrides},
     dns::UpstreamSource,
     engine::{Engine, EngineConfig},
     executor::Executor,
@@ -22,14 +22,12 @@ use skein_agent::{
     ledger::Ledger,
     overlay::{OverlayConfig, OverlayHandle, OverlayTask},
     plugin::{self, PluginServer},
-    session::{self, Ended, Session},
+    session::{Ended, Session},
 };
 use skein_api::{DEFAULT_PORT, JoinToken, grpc};
+use skein_daemon::{EXIT_CONFIG, chain, fail, init_log, wait_for_signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// Exit code of a wrong configuration (`EX_USAGE` of sysexits.h).
-const EXIT_CONFIG: u8 = 64;
 
 /// Exit code after removal from the cluster, so that a service manager does not start the agent again.
 const EXIT_REMOVED: u8 = 3;
@@ -78,12 +76,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = match Config::load(&cli.overrides) {
         Ok(config) => config,
-        Err(error) => return fail(&error, EXIT_CONFIG),
+        Err(error) => return fail(&error, None, EXIT_CONFIG),
     };
     init_log(config.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&error, 1),
+        Err(error) => return fail(&error, None, 1),
     };
     let result = match cli.command {
         Cmd::Join(args) => runtime.block_on(join(config, args)),
@@ -96,29 +94,13 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        Err(error) => fail(error.as_ref(), 1),
+        Err(error) => fail(error.as_ref(), None, 1),
     }
 }
 
 #[allow(clippy::print_stdout, reason = "what the command was asked for")]
 fn say(text: &str) {
     println!("{text}");
-}
-
-#[allow(clippy::print_stderr, reason = "the process ends with this message")]
-fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
-    eprintln!("error: {}", session::chain(error));
-    ExitCode::from(code)
-}
-
-fn init_log(format: LogFormat) {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }
 
 /// `host`, `host:port`, `[v6]:port` or a bare IPv6 address, with the default port where there is none.
@@ -313,7 +295,7 @@ async fn first_description(host: &Host, shutdown: &CancellationToken) -> anyhow:
     loop {
         match host.describe().await {
             Ok(description) => return Ok(description),
-            Err(error) => tracing::warn!(error = session::chain(error.as_ref()), "waiting for the engine"),
+            Err(error) => tracing::warn!(error = chain(error.as_ref()), "waiting for the engine"),
         }
         tokio::select! {
             result = &mut signal => {
@@ -324,17 +306,6 @@ async fn first_description(host: &Host, shutdown: &CancellationToken) -> anyhow:
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
     }
-}
-
-async fn wait_for_signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    // Cancel-safe: a signal that came is not lost with the other's future.
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    Ok(())
 }
 
 async fn leave(config: Config) -> anyhow::Result<ExitCode> {
@@ -356,14 +327,14 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
             engine.stop(&id, LEAVE_GRACE).await?;
             engine.remove(&id).await
         };
-        note(format!("container {id}"), removed.await.map_err(|e| session::chain(&e)));
+        note(format!("container {id}"), removed.await.map_err(|e| chain(&e)));
     }
     for (id, known) in engine.networks().await? {
         let removed = engine.remove_network(&known.engine_id).await;
-        note(format!("engine network {id}"), removed.map_err(|e| session::chain(&e)));
+        note(format!("engine network {id}"), removed.map_err(|e| chain(&e)));
     }
     let removed = network.overlay.apply(Vec::new(), Vec::new(), Vec::new()).await;
-    note("overlay networks".to_owned(), removed.map_err(|e| session::chain(&e)));
+    note("overlay networks".to_owned(), removed.map_err(|e| chain(&e)));
     drop((plugin, network));
     let kernel = host.kernel.clone();
     let removed = tokio::task::spawn_blocking(move || {
@@ -372,7 +343,7 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
         }
         kernel.remove_host_rules()
     });
-    note("host rules".to_owned(), removed.await?.map_err(|e| session::chain(&e)));
+    note("host rules".to_owned(), removed.await?.map_err(|e| chain(&e)));
     if !failures.is_empty() {
         bail!("some things could not be removed, the host is still a member: {}", failures.join("; "));
     }

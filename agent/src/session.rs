@@ -19,6 +19,7 @@ use skein_api::{
     TaskId,
     grpc::{self, agent_client::AgentClient, agent_message, master_message},
 };
+use skein_daemon::chain;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -261,18 +262,6 @@ impl Session {
         let follows = self.follow().await;
         Ok((durable && follows).then_some(grpc::Ack { generation, chain: chain_name }))
     }
-}
-
-/// An error with its causes.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn split<'a>(

@@ -185,7 +185,8 @@ impl Client {
     }
 
     /// A client of the master at this TCP address, with mutual TLS. `server_name` is the name that its certificate must
-    /// have, when it is not `host`.
+    /// have, when it is not [`crate::MASTER_NAME`], which every master's has: identity is the CA's word, whatever address
+    /// was dialled.
     ///
     /// # Errors
     /// [`ClientError::Tls`]: a PEM text cannot be used, or the key is not the certificate's.
@@ -212,7 +213,7 @@ impl Client {
             .map_err(|e| tls("client certificate and key", &e))?;
         // The master's port speaks HTTP/2 to agents and HTTP/1.1, which has upgrades, to users.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let name = server_name.unwrap_or(host);
+        let name = server_name.unwrap_or(crate::MASTER_NAME);
         let name = ServerName::try_from(name.to_owned()).map_err(|e| tls(&format!("server name {name:?}"), &e))?;
         let endpoint = Endpoint::Tls { host: host.into(), port, name, config: Arc::new(config) };
         Ok(Self { endpoint, why: None, request_timeout: REQUEST_TIMEOUT })

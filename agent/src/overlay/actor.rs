@@ -20,6 +20,7 @@ use std::{
 
 use netlib::{HostConfig, HostIndex, Report, Scope};
 use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, TaskAddress, TaskId, address6};
+use skein_daemon::chain;
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
@@ -545,16 +546,4 @@ fn warn_of(result: Result<(), OverlayError>) {
     if let Err(error) = result {
         tracing::warn!(error = chain(&error), "failed to audit the overlay");
     }
-}
-
-/// An error with its sources, for logs and for the engine's user, who gets one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }

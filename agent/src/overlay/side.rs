@@ -15,7 +15,7 @@ impl NetworkSide for OverlayHandle {
     }
 
     async fn reserve(&self, task: &TaskAssignment, network: &NetworkId) -> Result<TaskAddress, String> {
-        Self::reserve(self, &task.id, network).await.map_err(|e| super::actor::chain(&e))
+        Self::reserve(self, &task.id, network).await.map_err(|e| skein_daemon::chain(&e))
     }
 
     async fn release(&self, task: &TaskId) {
