@@ -6,12 +6,13 @@
 //! Towards the master: `session` keeps the one connection, `identity` is key and certificate, `host` says what this host
 //! is, `config` what its operator wants.
 //! The network side: `overlay` brings assignments to kernel and names, `plugin` answers the engine's network requests,
-//! `dns` serves names.
+//! `dns` serves names, `fdstore` keeps their sockets over restarts.
 
 pub mod config;
 pub mod dns;
 pub mod engine;
 pub mod executor;
+pub mod fdstore;
 pub mod host;
 pub mod identity;
 pub mod ledger;

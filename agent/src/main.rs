@@ -17,6 +17,7 @@ use skein_agent::{
     dns::UpstreamSource,
     engine::{Engine, EngineConfig},
     executor::Executor,
+    fdstore::{HandedOver, Manager},
     host::{self, Host},
     identity::{self, IdentityDir, Membership},
     ledger::Ledger,
@@ -31,6 +32,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Exit code after removal from the cluster, so that a service manager does not start the agent again.
 const EXIT_REMOVED: u8 = 3;
+
+/// How long a master may take to answer a join.
+const JOIN_WITHIN: Duration = Duration::from_secs(15);
 
 /// Grace of containers when the host leaves its cluster.
 const LEAVE_GRACE: Duration = Duration::from_secs(10);
@@ -170,7 +174,8 @@ async fn join(config: Config, args: JoinArgs) -> anyhow::Result<ExitCode> {
             description_json: serde_json::to_vec(&description)?,
             clock_unix_ms: u64::try_from(clock.as_millis()).unwrap_or(u64::MAX),
         };
-        let answer = match client.join(request).await {
+        let call = tokio::time::timeout(JOIN_WITHIN, client.join(request));
+        let answer = match call.await.with_context(|| format!("the master at {master} gave no answer"))? {
             Ok(answer) => answer.into_inner(),
             Err(status) => bail!("the master at {master} refused: {}", status.message()),
         };
@@ -197,7 +202,7 @@ impl Network {
     }
 }
 
-fn network(config: &Config, underlay: host::Underlay) -> anyhow::Result<Network> {
+async fn network(config: &Config, underlay: host::Underlay, manager: Option<Manager>) -> anyhow::Result<Network> {
     let overlay_config = OverlayConfig {
         underlay4: underlay.v4,
         underlay6: underlay.v6,
@@ -205,22 +210,19 @@ fn network(config: &Config, underlay: host::Underlay) -> anyhow::Result<Network>
         netns_dir: config.netns_dir.clone(),
         state_dir: config.state_dir.clone(),
     };
-    let names = listen_fd_names();
-    let handed_over = plugin::socket::handed_over(&mut listenfd::ListenFd::from_env(), names.as_deref())?;
-    let listener = match handed_over {
+    let HandedOver { plugin, sockets } = HandedOver::take(manager).await?;
+    let listener = match plugin {
         Some(listener) => listener,
-        None => plugin::socket::bind(&config.plugin_socket)?,
+        None => {
+            let listener = plugin::socket::bind(&config.plugin_socket)?;
+            sockets.keep_plugin(&listener).await;
+            listener
+        }
     };
     let store = Arc::new(overlay_config.open_store()?);
     let resolvers = UpstreamSource::File("/etc/resolv.conf".into());
-    let (overlay, overlay_task) = OverlayHandle::try_start(overlay_config, store, resolvers)?;
+    let (overlay, overlay_task) = OverlayHandle::try_start(overlay_config, store, resolvers, sockets)?;
     Ok(Network { overlay, overlay_task, listener })
-}
-
-/// `LISTEN_FDNAMES` of sd_listen_fds(3); listenfd(1) reads the others. Read before anything else looks at them.
-#[allow(clippy::disallowed_methods, reason = "part of the hand-over protocol, not configuration")]
-fn listen_fd_names() -> Option<String> {
-    std::env::var("LISTEN_FDNAMES").ok()
 }
 
 fn member(config: &Config) -> anyhow::Result<(IdentityDir, Membership)> {
@@ -242,7 +244,8 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     let engine = engine(&config, Some(&membership));
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
-    let mut network = network(&config, host.underlay)?;
+    let manager = Manager::from_env();
+    let mut network = network(&config, host.underlay, manager.clone()).await?;
     if let Some(parent) = &config.cgroup_parent
         && let Some(_limit) = &config.offer.memory
     {
@@ -272,6 +275,9 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let executor = tokio::spawn(executor.run(shutdown.clone()));
     let follow = tokio::spawn(host.follow(description_tx, shutdown.clone()));
     let session = session.run(shutdown.clone());
+    if let Some(manager) = &manager {
+        manager.ready().await;
+    }
     tracing::info!("agent ready");
     let ended = tokio::select! {
         ended = session => ended,
@@ -280,6 +286,9 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         () = plugin.ended() => bail!("the plugin's server ended by itself, which is a bug"),
     };
     tracing::info!(reason = %ended, "agent ends, containers go on");
+    if let Some(manager) = &manager {
+        manager.stopping().await;
+    }
     shutdown.cancel();
     executor.await?;
     follow.await?;
@@ -315,7 +324,7 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
     engine.ping().await?;
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
     // The engine asks the plugin when networks go, so it must be served.
-    let mut network = network(&config, host.underlay)?;
+    let mut network = network(&config, host.underlay, None).await?;
     let plugin = network.serve()?;
     let mut failures = Vec::new();
     let mut note = |what: String, result: Result<(), String>| match result {

@@ -63,6 +63,12 @@ const WELL: Duration = Duration::from_secs(10);
 /// Until the first acknowledgement says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
+/// Heartbeats without an acknowledgement after which the session is given up: as many as the master allows.
+const SILENT_PERIODS: u32 = 3;
+
+/// How long the master may take to answer a single call.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+
 /// How often the ledger's disk is tried again while it refuses, and the certificate's age is looked at.
 const UPKEEP: Duration = Duration::from_secs(10);
 
@@ -108,6 +114,14 @@ impl From<Status> for Broken {
             return Self::Removed(status.message().to_owned());
         }
         Self::Failed(status.message().to_owned())
+    }
+}
+
+/// A call that a stuck master does not hold up.
+async fn within<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Broken> {
+    match tokio::time::timeout(CALL_WITHIN, call).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Broken::Failed(format!("the master gave no answer within {} s", CALL_WITHIN.as_secs()))),
     }
 }
 
@@ -183,10 +197,11 @@ impl Session {
             clock_unix_ms: unix_ms(),
         };
         tx.send(message(agent_message::Body::Hello(hello))).await.expect("the receiver is in this function");
-        let inbound = client.session(ReceiverStream::new(rx)).await?.into_inner();
+        let inbound = within(client.session(ReceiverStream::new(rx))).await?.into_inner();
         self.reports.begin_session();
         tracing::info!(master = address, "session begun");
-        Live { session: self, client, tx, streams: JoinSet::new() }.run(inbound).await
+        let renew_at = rand::rng().random_range(0.45..0.55);
+        Live { session: self, client, tx, streams: JoinSet::new(), renew_at }.run(inbound).await
     }
 
     /// Share of the certificate's life that is left; 0 when it is over or unreadable.
@@ -206,14 +221,14 @@ impl Session {
         let mut client = self.connect(address, false).await?;
         let node_id = self.membership.node.clone();
         let request = grpc::RecoverRequest { node_id, csr_der, clock_unix_ms: unix_ms() };
-        let answer = client.recover(request).await?.into_inner();
+        let answer = within(client.recover(request)).await?.into_inner();
         self.identity.store(&answer.certificate_pem, &answer.ca_pem, None).map_err(failed)
     }
 
     async fn renew(&self, client: &mut AgentClient<Channel>) -> Result<(), Broken> {
         let failed = |e: identity::IdentityError| Broken::Failed(chain(&e));
         let csr_der = identity::signing_request(&self.identity.ensure_key().map_err(failed)?).map_err(failed)?;
-        let answer = client.renew(grpc::RenewRequest { csr_der }).await?.into_inner();
+        let answer = within(client.renew(grpc::RenewRequest { csr_der })).await?.into_inner();
         self.identity.store(&answer.certificate_pem, &answer.ca_pem, None).map_err(failed)?;
         tracing::info!("certificate renewed");
         Ok(())
@@ -285,6 +300,9 @@ struct Live<'a> {
     client: AgentClient<Channel>,
     tx: mpsc::Sender<grpc::AgentMessage>,
     streams: JoinSet<()>,
+    /// Share of the certificate's life at which it is renewed: half, spread over a tenth, so that agents that joined
+    /// together do not renew together.
+    renew_at: f64,
 }
 
 impl Live<'_> {
@@ -306,22 +324,23 @@ impl Live<'_> {
         tokio::pin!(apply);
         let (mut reports, mut description) = (session.reports.changed(), session.description.clone());
         reports.mark_changed();
-        let (mut period, mut seq) = (HEARTBEAT, 0);
+        let (mut period, mut seq, mut silent_since) = (HEARTBEAT, 0, Instant::now());
         let beat = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(beat);
         let mut upkeep = tokio::time::interval(UPKEEP);
         loop {
             // Cancel-safe: messages, watches and timers keep what is not taken; `apply` is polled in place, not dropped.
             tokio::select! {
-                received = inbound.message() => {
+                // While too much waits for disk and kernel nothing is read: the master then keeps what changed together.
+                received = inbound.message(), if apply_tx.capacity() > 0 => {
                     let Some(received) = received? else { return Ok(()) };
+                    silent_since = Instant::now();
                     match received.body {
                         Some(master_message::Body::HeartbeatAck(ack)) => {
                             period = Duration::from_millis(ack.period_ms.clamp(100, 60_000).into());
                         }
                         Some(master_message::Body::Assignments(batch)) => {
-                            // Full: the loop must go on. A new session brings everything at once.
-                            apply_tx.try_send(batch).map_err(|_| Broken::Failed("too many assignments wait".into()))?;
+                            apply_tx.try_send(batch).expect("there was room before the message was read");
                         }
                         Some(master_message::Body::OpenStream(open)) => self.open_stream(open),
                         Some(master_message::Body::Removed(removed)) => return Err(Broken::Removed(removed.reason)),
@@ -335,6 +354,10 @@ impl Live<'_> {
                 }
                 result = &mut apply => return result,
                 () = &mut beat => {
+                    // Pings only show that the master's process lives; its loop has acknowledged nothing.
+                    if silent_since.elapsed() > period * SILENT_PERIODS && apply_tx.capacity() > 0 {
+                        return Err(Broken::Failed("the master acknowledges no heartbeats".into()));
+                    }
                     seq += 1;
                     self.send(agent_message::Body::Heartbeat(grpc::Heartbeat { seq })).await?;
                     // Agents that a master's return brought back at once do not stay in step.
@@ -380,9 +403,13 @@ impl Live<'_> {
         if let Err(error) = repaired.expect("the ledger does not panic") {
             tracing::error!(error = chain(&error), "ledger is only in memory");
         }
-        // At half of its life, spread over a tenth of it.
-        if self.session.certificate_left() < rand::rng().random_range(0.45..0.55) {
-            self.session.renew(&mut self.client).await?;
+        if self.session.certificate_left() < self.renew_at {
+            match self.session.renew(&mut self.client).await {
+                Ok(()) => {}
+                Err(removed @ Broken::Removed(_)) => return Err(removed),
+                // There is half of its life left to try again.
+                Err(Broken::Failed(why)) => tracing::warn!(reason = why, "certificate was not renewed"),
+            }
         }
         Ok(())
     }

@@ -125,6 +125,9 @@ pub struct NodeDescription {
     pub underlay_mtu: u32,
     /// Prefixes that the host routes somewhere itself; no overlay subnet may overlap one.
     pub routes: Vec<IpNet>,
+    /// What does not work on this host now, in words for its operator; empty when all is well. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
 }
 
 /// An amount of CPU and memory.

@@ -9,6 +9,7 @@ use master_core::{Command, Reply};
 use skein_api::{AGENT_PROTOCOL, ApiError, NodeDescription, NodeId, Origin, TaskReport, UnixMillis, grpc};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -29,6 +30,8 @@ pub struct Agents {
     pub ca: Arc<Ca>,
     /// Streams that were asked for.
     pub broker: Broker,
+    /// Where session readers run.
+    pub tasks: TaskTracker,
 }
 
 /// A refusal as gRPC carries it: the code in the message's front, so that agents and people both can read it.
@@ -165,7 +168,7 @@ impl grpc::agent_server::Agent for Agents {
         let number = self.cluster.session_open(session).await.map_err(status)?;
         let reader = Reader { cluster: self.cluster.clone(), node, number, tx };
         // Ends with the connection: `messages` fails when it is cut.
-        tokio::spawn(reader.run(messages));
+        self.tasks.spawn(reader.run(messages));
         Ok(Response::new(ReceiverStream::new(rx)))
     }
 
@@ -191,6 +194,16 @@ impl grpc::agent_server::Agent for Agents {
 impl Agents {
     async fn describe(&self, node: &NodeId, json: &[u8]) -> Result<(), Status> {
         describe(&self.cluster, node, json).await
+    }
+}
+
+/// Longest text of an agent that is kept. An engine's error may quote whole files.
+const TEXT_BYTES_MAX: usize = 4 << 10;
+
+fn shorten(text: &mut String) {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push('…');
     }
 }
 
@@ -247,7 +260,11 @@ impl Reader {
     }
 
     async fn reports(&self, node: NodeId, json: &[u8]) -> Result<(), Status> {
-        let reports: Vec<TaskReport> = serde_json::from_slice(json).map_err(bad)?;
+        let mut reports: Vec<TaskReport> = serde_json::from_slice(json).map_err(bad)?;
+        for status in reports.iter_mut().map(|r| &mut r.status) {
+            shorten(&mut status.message);
+            status.err.as_mut().map(shorten);
+        }
         let task_ids = reports.iter().map(|r| r.task.to_string()).collect();
         let origin = Origin { who: format!("node:{node}"), why: "task report".into() };
         match self.cluster.command(cluster::reports(node, reports), origin).await {

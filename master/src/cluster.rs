@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! HTTP, agents ──Event──> loop: execute … settle ─> commit (one for the whole batch) ─┬─> replies
-//!                           ^                                                         ├─> watch events
-//!                           └── reads are served between commits                      └─> assignments to sessions
+//!                           ^                                                         └─> assignments to sessions
+//!                           └── reads are served between commits
 //! ```
 //!
-//! Task: one. Channels: one bounded `mpsc` in ([`QUEUE`]); a `broadcast` of events out ([`EVENTS`]), whose slow readers
-//! are told that they missed some; one bounded `mpsc` per agent session, whose slow readers are simply told later and
+//! Users' events are not its business: they come from the store's own watch. Task: one. Channels: one bounded `mpsc` in
+//! ([`QUEUE`]); a `watch` of the store's position out; one bounded `mpsc` per agent session, whose slow readers are simply told later and
 //! then everything at once, because what an agent is told is computed from the state when it can take it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -18,15 +18,16 @@ use master_core::{
     liveness::HEARTBEAT_MS,
     model::{Change, Kind, Object},
 };
-use skein_api::{ApiError, Assignment, Event as ApiEvent, NodeId, Origin, TaskReport, UnixMillis, grpc};
+use skein_api::{ApiError, Assignment, NodeId, Origin, TaskReport, UnixMillis, grpc};
 use tokio::{
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     pki,
+    server::Connections,
     store::{Epoch, Key as StoreKey, Op, Store, StoreError, StoreHealth, Txn, TxnOutcome},
 };
 
@@ -36,14 +37,15 @@ pub const QUEUE: usize = 4_096;
 /// Events taken into one commit: enough to fill a disk that does 400 fsync/s with 200,000 changes/s.
 const BATCH_MAX: usize = 512;
 
-/// Watch events kept for slow readers.
-const EVENTS: usize = 8_192;
-
 /// How often clocks are looked at: a fiftieth of the detection period.
 const TICK: Duration = Duration::from_millis(300);
 
-/// Changes of one store transaction; the store takes 16,384. More (a stack of many thousand tasks) goes in several.
+/// Changes of one store transaction; the store takes 16,384. More (a stack of many thousand tasks) goes in several: then a
+/// failure in the middle leaves a beginning, which settling completes.
 const TXN_CHANGES_MAX: usize = 4_096;
+
+/// Bytes of one store transaction; the store takes 16 MiB, and one object has at most 256 KiB.
+const TXN_BYTES_MAX: usize = 8 << 20;
 
 /// Pause before the store is opened again after a failure.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
@@ -85,7 +87,6 @@ enum Event {
 #[derive(Clone)]
 pub struct Handle {
     tx: mpsc::Sender<Event>,
-    events: broadcast::Sender<Arc<ApiEvent>>,
     position: watch::Receiver<Position>,
 }
 
@@ -173,11 +174,6 @@ impl Handle {
     pub fn position(&self) -> Position {
         self.position.borrow().clone()
     }
-
-    /// Changes from now on.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<ApiEvent>> {
-        self.events.subscribe()
-    }
 }
 
 struct Session {
@@ -195,11 +191,13 @@ pub struct Cluster {
     /// Names this loop's sequence of generations: a new one after each load, so that agents get everything anew.
     chain: String,
     rx: mpsc::Receiver<Event>,
-    events: broadcast::Sender<Arc<ApiEvent>>,
     sessions: BTreeMap<NodeId, Session>,
     sessions_opened: u64,
+    connections: Connections,
     started: Instant,
     read_only: Option<String>,
+    /// While it is read-only: when the store is tried again.
+    reopen_at: Instant,
     revision: u64,
     position: watch::Sender<Position>,
 }
@@ -230,14 +228,17 @@ impl Cluster {
     ///
     /// # Errors
     /// What the store says.
-    pub async fn start(store: Arc<dyn Store>, settings: Settings) -> anyhow::Result<(Self, Handle)> {
+    pub async fn start(
+        store: Arc<dyn Store>,
+        settings: Settings,
+        connections: Connections,
+    ) -> anyhow::Result<(Self, Handle)> {
         let epoch = store.lead(LEAD, Duration::from_secs(10)).await?;
         let started = Instant::now();
         let (core, revision) = load(&*store, &settings, now(started)).await?;
         let (position, seen) = watch::channel(Position { revision, epoch: epoch.0, read_only: None });
         let (tx, rx) = mpsc::channel(QUEUE);
-        let (events, _) = broadcast::channel(EVENTS);
-        let handle = Handle { tx, events: events.clone(), position: seen };
+        let handle = Handle { tx, position: seen };
         let mut cluster = Self {
             core,
             settings,
@@ -245,11 +246,12 @@ impl Cluster {
             epoch,
             chain: pki::random_hex(8),
             rx,
-            events,
             sessions: BTreeMap::new(),
             sessions_opened: 0,
+            connections,
             started,
             read_only: None,
+            reopen_at: started,
             revision,
             position,
         };
@@ -318,14 +320,22 @@ impl Cluster {
 
     /// One turn: decide all, commit once, let effects out.
     async fn turn(&mut self, batch: Vec<Event>) {
-        let (mut replies, mut queries) = (Vec::new(), Vec::new());
+        let (mut replies, mut queries, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         for event in batch {
             match event {
                 Event::Command { command, origin, reply } => {
                     let result = match &self.read_only {
-                        Some(why) => Err(read_only(why)),
+                        // What changes nothing needs no store: agents keep their sessions.
+                        Some(why) => match self.core.decide(&command, &self.context(origin)) {
+                            Ok((changes, reply)) if changes.is_empty() => Ok(reply),
+                            Ok(_) => Err(read_only(why)),
+                            Err(refusal) => Err(refusal),
+                        },
                         None => self.execute(&command, origin),
                     };
+                    if let (Command::NodeRemove { .. }, Ok(Reply::Node(node))) = (&*command, &result) {
+                        removed.push(node.clone());
+                    }
                     replies.push((reply, result));
                 }
                 Event::Query(query) => queries.push(query),
@@ -351,12 +361,14 @@ impl Cluster {
         if self.read_only.is_none() {
             self.core.settle(now(self.started), pki::random_u64());
         }
-        let committed = self.commit().await;
-        if let Err(error) = &committed {
-            for (_, result) in &mut replies {
-                // A refusal stands; what was to be changed was not.
-                if result.is_ok() {
-                    *result = Err(error.clone());
+        match self.commit().await {
+            Ok(()) => removed.iter().for_each(|node| self.dismiss(node)),
+            Err(error) => {
+                for (_, result) in &mut replies {
+                    // A refusal stands; what was to be changed was not.
+                    if result.is_ok() {
+                        *result = Err(error.clone());
+                    }
                 }
             }
         }
@@ -376,25 +388,27 @@ impl Cluster {
 
     fn execute(&mut self, command: &Command, origin: Origin) -> Result<Reply, ApiError> {
         let ctx = self.context(origin);
-        let reply = self.core.execute(command, &ctx)?;
-        if let (Command::NodeRemove { .. }, Reply::Node(node)) = (command, &reply)
-            && let Some(session) = self.sessions.remove(node)
-        {
+        self.core.execute(command, &ctx)
+    }
+
+    /// A node is gone, durably: its agent is told, and every connection of it is cut.
+    fn dismiss(&mut self, node: &NodeId) {
+        if let Some(session) = self.sessions.remove(node) {
             let body = grpc::master_message::Body::Removed(grpc::Removed { reason: "removed from the cluster".into() });
             // If the agent cannot take it, the cut connection and the refused reconnect tell it.
             let _ = session.tx.try_send(Ok(grpc::MasterMessage { body: Some(body) }));
-            let cancel = session.cancel;
-            tokio::spawn(async move {
-                // Long enough for the message to leave; identity is refused from now on anyway.
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                cancel.cancel();
-            });
         }
-        Ok(reply)
+        self.connections.cut(node.as_str());
     }
 
     fn session_open(&mut self, session: SessionOpen, reply: oneshot::Sender<u64>) {
         let SessionOpen { node, tx, cancel, chain, generation } = session;
+        if !self.core.model().nodes.contains_key(&node) {
+            // It was removed while its connection was being made.
+            cancel.cancel();
+            let _ = reply.send(0);
+            return;
+        }
         self.sessions_opened += 1;
         let number = self.sessions_opened;
         if let Some(old) = self.sessions.insert(node.clone(), Session { number, tx, cancel }) {
@@ -437,23 +451,29 @@ impl Cluster {
 
     /// Makes durable what was staged; on failure forgets it by loading the store anew.
     async fn commit(&mut self) -> Result<(), ApiError> {
-        if let Some(why) = self.read_only.clone() {
-            self.recover().await;
-            return if self.read_only.is_none() { Ok(()) } else { Err(read_only(&why)) };
+        if self.read_only.is_some() {
+            if Instant::now() >= self.reopen_at {
+                self.recover().await;
+            }
+            return Ok(());
         }
         let staged = self.core.take_staged();
-        for changes in staged.chunks(TXN_CHANGES_MAX) {
-            let ops = changes.iter().map(op).collect();
+        let mut rest = staged.as_slice();
+        while !rest.is_empty() {
+            let (ops, taken) = transaction(rest);
+            let changes;
+            (changes, rest) = rest.split_at(taken);
             let outcome = self.store.txn(Txn { epoch: self.epoch, guards: Vec::new(), ops }).await;
             match outcome {
                 Ok(TxnOutcome::Committed(revision)) => {
                     self.core.committed(changes, revision.0);
                     self.revision = revision.0;
-                    self.publish(changes, revision.0);
                 }
                 other => {
                     let why = describe(&other, &self.store.health().borrow());
                     tracing::error!(reason = why, "store refused a commit, master is read-only");
+                    // Nobody may see what is not durable: memory goes back first, then follows the store.
+                    self.core.rollback();
                     self.read_only = Some(why.clone());
                     self.recover().await;
                     return Err(ApiError::new("not_stored", format!("the change was not made durable: {why}"))
@@ -484,27 +504,8 @@ impl Cluster {
             }
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "failed to open the store again");
-                tokio::time::sleep(REOPEN_PAUSE).await;
+                self.reopen_at = Instant::now() + REOPEN_PAUSE;
             }
-        }
-    }
-
-    fn publish(&self, changes: &[Change], revision: u64) {
-        if self.events.receiver_count() == 0 {
-            return;
-        }
-        for change in changes {
-            let key = change.key();
-            let object = match change {
-                Change::Upsert(object) => match object.public_json() {
-                    Some(json) => Some(json),
-                    None => continue,
-                },
-                Change::Delete(_) => None,
-            };
-            let event = ApiEvent { revision, kind: key.kind.as_str().to_owned(), id: key.id, object };
-            // No receiver is no loss.
-            let _ = self.events.send(Arc::new(event));
         }
     }
 
@@ -534,6 +535,23 @@ fn document(assignment: &Assignment) -> grpc::Document {
     grpc::Document { key: assignment.key(), json }
 }
 
+/// The operations of the first changes, as many as one transaction takes, and how many these are; at least one.
+fn transaction(changes: &[Change]) -> (Vec<Op>, usize) {
+    let (mut ops, mut bytes) = (Vec::new(), 0);
+    for change in changes.iter().take(TXN_CHANGES_MAX) {
+        let op = op(change);
+        if let Op::Put { value, .. } = &op {
+            bytes += value.len();
+        }
+        if bytes > TXN_BYTES_MAX && !ops.is_empty() {
+            break;
+        }
+        ops.push(op);
+    }
+    let taken = ops.len();
+    (ops, taken)
+}
+
 fn op(change: &Change) -> Op {
     let key = change.key();
     let key = StoreKey::new(key.kind.as_str(), key.id);
@@ -544,15 +562,15 @@ fn op(change: &Change) -> Op {
 }
 
 fn describe(outcome: &Result<TxnOutcome, StoreError>, health: &StoreHealth) -> String {
-    match outcome {
+    match (outcome, health) {
+        (Ok(TxnOutcome::Committed(revision)), _) => format!("committed at {revision}"),
+        (Ok(TxnOutcome::Conflict(conflict)), _) => format!("another writer was there: {conflict:?}"),
         // The cause is what a person can act on; whether the change was kept shows once the store is open again.
-        Ok(TxnOutcome::Unknown) if let StoreHealth::ReadOnly(reason) = health => {
+        (Ok(TxnOutcome::Unknown), StoreHealth::ReadOnly(reason)) => {
             format!("{reason}; the store does not know whether it kept it")
         }
-        Ok(TxnOutcome::Committed(revision)) => format!("committed at {revision}"),
-        Ok(TxnOutcome::Conflict(conflict)) => format!("another writer was there: {conflict:?}"),
-        Ok(TxnOutcome::Unknown) => "the store does not know whether it kept it".to_owned(),
-        Err(error) => error.to_string(),
+        (Ok(TxnOutcome::Unknown), _) => "the store does not know whether it kept it".to_owned(),
+        (Err(error), _) => error.to_string(),
     }
 }
 

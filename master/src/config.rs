@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use master_core::Settings;
 use serde::Deserialize;
 use skein_api::{DEFAULT_PORT, DEFAULT_SOCKET, Strategy};
+use skein_daemon::{ConfigError, LogFormat, check_absolute, read_config};
 
 /// Where a configuration is read from unless a flag says otherwise. It need not be there.
 pub const DEFAULT_FILE: &str = "/etc/skein/master.toml";
@@ -33,17 +34,6 @@ pub struct Config {
     pub subnet_prefix: u8,
     /// `text` or `json`.
     pub log_format: LogFormat,
-}
-
-/// Form of log lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs.
-    Json,
 }
 
 impl Default for Config {
@@ -79,50 +69,13 @@ pub struct Overrides {
     pub socket: Option<PathBuf>,
 }
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("failed to read configuration file {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not a configuration; the message names key, line and column.
-    #[error("failed to parse configuration file {path}: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong where.
-        message: String,
-    },
-    /// A value is out of range.
-    #[error("configuration key `{key}`: {message}")]
-    Value {
-        /// The key.
-        key: &'static str,
-        /// What is wrong with it.
-        message: String,
-    },
-}
-
 impl Config {
     /// Reads the file (a missing default one counts as empty), lays `overrides` over it, and checks the result.
     ///
     /// # Errors
     /// The first key that is wrong.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
-        let path = overrides.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
-        let mut config = match std::fs::read_to_string(path) {
-            Ok(text) => toml::from_str(&text).map_err(|e| ConfigError::Parse {
-                path: path.to_owned(),
-                message: e.to_string().trim_end().to_owned(),
-            })?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && overrides.config.is_none() => Self::default(),
-            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
-        };
+        let mut config: Self = read_config(overrides.config.as_deref(), Path::new(DEFAULT_FILE))?;
         if let Some(v) = &overrides.data_dir {
             config.data_dir.clone_from(v);
         }
@@ -137,19 +90,13 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let bad = |key, message: String| Err(ConfigError::Value { key, message });
-        if !self.data_dir.is_absolute() {
-            return bad("data_dir", format!("{} is not an absolute path", self.data_dir.display()));
-        }
-        if !self.socket.is_absolute() {
-            return bad("socket", format!("{} is not an absolute path", self.socket.display()));
-        }
+        check_absolute(&[("data_dir", &self.data_dir), ("socket", &self.socket)])?;
         if !(16..=28).contains(&self.subnet_prefix) {
-            return bad("subnet_prefix", format!("{} is not 16 to 28", self.subnet_prefix));
+            return Err(ConfigError::value("subnet_prefix", format!("{} is not 16 to 28", self.subnet_prefix)));
         }
         if self.subnet_pool.prefix_len() > self.subnet_prefix {
             let message = format!("{} is smaller than one subnet of /{}", self.subnet_pool, self.subnet_prefix);
-            return bad("subnet_pool", message);
+            return Err(ConfigError::value("subnet_pool", message));
         }
         Ok(())
     }

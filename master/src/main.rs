@@ -4,21 +4,19 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use skein_daemon::{EXIT_CONFIG, fail, init_log, wait_for_signal};
 use skein_master::{
     agents::Agents,
     broker::Broker,
     cluster::Cluster,
-    config::{Config, LogFormat, Overrides},
+    config::{Config, Overrides},
     http, pki,
-    server::{Server, bind_unix},
+    server::{Connections, Server, bind_unix},
     store::{self, EmbeddedStore, Store},
     tls,
 };
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-
-/// Exit code of a wrong configuration (`EX_USAGE` of sysexits.h).
-const EXIT_CONFIG: u8 = 64;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long connections may take to end.
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -49,7 +47,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = match Config::load(&cli.overrides) {
         Ok(config) => config,
-        Err(error) => return fail(&error, EXIT_CONFIG),
+        Err(error) => return fail(&error, None, EXIT_CONFIG),
     };
     init_log(config.log_format);
     let result = match cli.command {
@@ -62,39 +60,16 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(error.as_ref(), 1),
+        Err(error) => {
+            let hint = error.downcast_ref::<store::StoreError>().and_then(store::StoreError::hint);
+            fail(error.as_ref(), hint.as_deref(), 1)
+        }
     }
 }
 
 #[allow(clippy::print_stdout, reason = "what the command was asked for")]
 fn say(text: &str) {
     println!("{text}");
-}
-
-/// Prints an error with its causes, and the hint of a store's failure.
-#[allow(clippy::print_stderr, reason = "the process ends with this message")]
-fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
-    eprint!("error: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        eprint!(": {cause}");
-        source = cause.source();
-    }
-    eprintln!();
-    if let Some(hint) = error.downcast_ref::<store::StoreError>().and_then(store::StoreError::hint) {
-        eprintln!("hint: {hint}");
-    }
-    ExitCode::from(code)
-}
-
-fn init_log(format: LogFormat) {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }
 
 fn restore(config: &Config, file: &std::path::Path) -> anyhow::Result<()> {
@@ -119,21 +94,29 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let tcp =
         TcpListener::bind(config.listen).await.with_context(|| format!("failed to listen on {}", config.listen))?;
     let shutdown = CancellationToken::new();
-    let (cluster, handle) = Cluster::start(store.clone(), config.settings()).await?;
+    let (connections, tasks) = (Connections::default(), TaskTracker::new());
+    let (cluster, handle) = Cluster::start(store.clone(), config.settings(), connections.clone()).await?;
     let ca = Arc::new(cluster.ca()?);
     let broker = Broker::default();
-    let agents = Agents { cluster: handle.clone(), ca: ca.clone(), broker: broker.clone() };
-    let api = http::Api { cluster: handle, ca: ca.clone(), broker, store: embedded.clone() };
-    let server = Server::new(http::router(api, agents), shutdown.clone());
+    let agents = Agents { cluster: handle.clone(), ca: ca.clone(), broker: broker.clone(), tasks: tasks.clone() };
+    let api = http::Api { cluster: handle, ca: ca.clone(), broker, store: embedded.clone(), tasks: tasks.clone() };
+    let server = Server::new(http::router(api, agents), shutdown.clone(), tasks, connections);
     let resolver = Arc::new(tls::Resolver::new(&ca, &config.names)?);
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls::server_config(&ca, resolver.clone())?));
-    let cluster = tokio::spawn(cluster.run(shutdown.clone()));
+    let mut cluster = tokio::spawn(cluster.run(shutdown.clone()));
     server.listen_tls(tcp, acceptor);
     server.listen_unix(unix);
     server.tasks.spawn(renew_certificate(resolver, ca, config.names.clone(), shutdown.clone()));
     tracing::info!(listen = %config.listen, socket = %config.socket.display(), "master ready");
 
-    wait_for_signal().await?;
+    // A master whose loop is gone answers nobody: better that its service manager starts another.
+    tokio::select! {
+        signal = wait_for_signal() => signal?,
+        ended = &mut cluster => {
+            ended.context("the loop failed, which is a bug")?;
+            anyhow::bail!("the loop ended by itself, which is a bug");
+        }
+    }
     tracing::info!("shutting down");
     shutdown.cancel();
     server.tasks.close();
@@ -144,17 +127,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     embedded.close().await?;
     // A socket that nobody serves would only make the next start look twice.
     let _ = std::fs::remove_file(&config.socket);
-    Ok(())
-}
-
-async fn wait_for_signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    // Cancel-safe: a signal that came is not lost with the other's future.
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
     Ok(())
 }
 

@@ -1,13 +1,14 @@
 //! The two listeners: TCP with mutual TLS for agents and remote users, a unix socket for the local operator.
 //!
-//! One HTTP service behind both. Tasks: one per listener, one per connection, all in one `JoinSet`-like tracker; each
+//! One HTTP service behind both. Tasks: one per listener, one per connection and what they spawn, all in one `TaskTracker`; each
 //! connection has a token that cuts it.
 
 use std::{
+    collections::HashMap,
     io,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -30,6 +32,17 @@ use crate::pki::{self, Identity};
 
 /// Connections at a time. Agents have one each (10,000), users a few; the rest is room.
 const CONNECTIONS_MAX: usize = 16_384;
+
+/// Connections without a certificate at a time, and how long each may last. A thousand hosts that join at once take some
+/// seconds more.
+const ANONYMOUS_MAX: usize = 64;
+const ANONYMOUS_WITHIN: Duration = Duration::from_secs(30);
+
+/// No limit: ten years.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+
+/// How long a removed node's connections last, for the word that it was removed.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// A handshake takes two round trips; a client that is slower holds a place that others need.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -46,6 +59,32 @@ pub struct ConnInfo {
     pub cancel: CancellationToken,
 }
 
+/// The open connections of each node, to cut them all at once. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Mutex<HashMap<String, Vec<CancellationToken>>>>);
+
+impl Connections {
+    fn open(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<CancellationToken>>> {
+        self.0.lock().expect("nobody panics while holding this lock")
+    }
+
+    fn add(&self, node: &str, cancel: &CancellationToken) {
+        let mut open = self.open();
+        let tokens = open.entry(node.to_owned()).or_default();
+        tokens.retain(|t| !t.is_cancelled());
+        tokens.push(cancel.clone());
+    }
+
+    /// Cuts every connection of a node, a moment later: what was just said to it still leaves.
+    pub fn cut(&self, node: &str) {
+        let Some(tokens) = self.open().remove(node) else { return };
+        tokio::spawn(async move {
+            tokio::time::sleep(LAST_WORDS).await;
+            tokens.iter().for_each(CancellationToken::cancel);
+        });
+    }
+}
+
 /// Serves connections until cancelled.
 #[derive(Clone)]
 pub struct Server {
@@ -55,14 +94,20 @@ pub struct Server {
     pub shutdown: CancellationToken,
     /// Connections and listeners.
     pub tasks: TaskTracker,
+    /// The nodes' ones among them.
+    pub connections: Connections,
     /// Room for connections.
     places: Arc<Semaphore>,
+    /// Room for those without a certificate.
+    anonymous: Arc<Semaphore>,
 }
 
 impl Server {
     /// A server without listeners.
-    pub fn new(router: Router, shutdown: CancellationToken) -> Self {
-        Self { router, shutdown, tasks: TaskTracker::new(), places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+    pub fn new(router: Router, shutdown: CancellationToken, tasks: TaskTracker, connections: Connections) -> Self {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let anonymous = Arc::new(Semaphore::new(ANONYMOUS_MAX));
+        Self { router, shutdown, tasks, connections, places, anonymous }
     }
 
     /// Serves one connection until its end, or until it is cut.
@@ -71,6 +116,19 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let cancel = self.shutdown.child_token();
+        if let Identity::Node { id, .. } = &identity {
+            self.connections.add(id, &cancel);
+        }
+        // A host that joins needs two calls; what has no certificate may not stay.
+        let (_place, lifetime) = match identity {
+            Identity::Anonymous => match self.anonymous.clone().try_acquire_owned() {
+                Ok(place) => (Some(place), ANONYMOUS_WITHIN),
+                Err(_) => return tracing::warn!("connection refused, all places for joining hosts are taken"),
+            },
+            _ => (None, FOR_EVER),
+        };
+        let end = cancel.clone();
+        let _ended = end.drop_guard();
         let info = ConnInfo { identity, cancel: cancel.clone() };
         let service = self.router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(info.clone());
@@ -89,6 +147,7 @@ impl Server {
             }
             // Dropping the connection closes it: requests in flight end with it.
             () = cancel.cancelled() => {}
+            () = tokio::time::sleep(lifetime) => {}
         }
     }
 
@@ -113,8 +172,11 @@ impl Server {
                 let (server, acceptor) = (server.clone(), acceptor.clone());
                 server.tasks.clone().spawn(async move {
                     let _place = place;
-                    // Small messages both ways: Nagle would only delay them. A socket that refuses is broken anyway.
+                    // Small messages both ways: Nagle would only delay them. Users' HTTP/1 has no pings, so TCP asks. A
+                    // socket that refuses either is broken anyway.
                     let _ = stream.set_nodelay(true);
+                    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE * 6).with_interval(KEEPALIVE);
+                    let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
                     match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
                         Ok(Ok(tls)) => {
                             let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first());

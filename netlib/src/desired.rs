@@ -282,6 +282,29 @@ pub fn host_rules(config: &HostConfig, state: &HostState) -> Result<Desired, Inv
     Ok(want)
 }
 
+/// Rules for VXLAN that comes to this host, and for VXLAN that it forwards. What they cannot see: a process in the host's
+/// own namespace, a container with the host's network among them, sends as the host does.
+fn vxlan_guards(port: u16) -> (Vec<String>, Vec<String>) {
+    let guard = vec![
+        format!("udp dport {port} meta nfproto ipv4 ip saddr != @vteps4 drop"),
+        format!("udp dport {port} meta nfproto ipv6 ip6 saddr != @vteps6 drop"),
+        // A container of the engine's own networks may send raw packets, with a VTEP as source. Only where containers
+        // and virtual machines are plugged in: a real underlay may well be asymmetric.
+        format!("meta iifkind {{ \"bridge\", \"veth\" }} udp dport {port} fib saddr . iif oif eq 0 drop"),
+    ];
+    // The engine masquerades its own containers as the host, which is a VTEP that peers trust. In this hook the
+    // destination is the final one, and translation of the source is still to come. A known VTEP behind this host (a
+    // virtual machine) may pass, if its address is routed to where the packet came from.
+    let inject = ["4", "6"].map(|v| {
+        let ip = if v == "4" { "ip" } else { "ip6" };
+        [
+            format!("udp dport {port} {ip} saddr @vteps{v} fib saddr . iif oif ne 0 accept"),
+            format!("udp dport {port} {ip} daddr @vteps{v} drop"),
+        ]
+    });
+    (guard, inject.concat())
+}
+
 fn host_table(config: &HostConfig, state: &HostState) -> Table {
     let (up, port) = (names::HOST_UPLINK_PREFIX, config.vxlan_port);
     let mut table = Table { name: names::NFT_TABLE, sets: BTreeMap::new(), chains: BTreeMap::new() };
@@ -293,11 +316,9 @@ fn host_table(config: &HostConfig, state: &HostState) -> Table {
     table.sets.extend([("vteps4", vteps4), ("vteps6", vteps6)]);
     add_publish_sets(&mut table, &state.published);
 
-    let guard = vec![
-        format!("udp dport {port} meta nfproto ipv4 ip saddr != @vteps4 drop"),
-        format!("udp dport {port} meta nfproto ipv6 ip6 saddr != @vteps6 drop"),
-    ];
+    let (guard, inject) = vxlan_guards(port);
     table.chains.insert("vxlan", chain("filter", "input", -5, guard));
+    table.chains.insert("inject", chain("filter", "forward", -10, inject));
     // Into a network only what was asked for from inside or goes to a published port; networks do not see each other.
     let into = vec![
         format!("oifname \"{up}*\" ct state established,related accept"),

@@ -1,11 +1,15 @@
 //! Owns our nft table as data: chains, rules, sets and maps, the text that `nft -f` takes, and the view in which the
 //! wanted table is compared with the one in the kernel.
 //!
-//! nft prints rules in another form than it reads them, so rules are compared by a tag that each one carries in its
-//! comment (a digest of its text), sets and maps by their elements. Someone who rewrites a rule and keeps its comment is
-//! not noticed; removing, adding or reordering is. It knows no process and no namespace. No tasks, no channels.
+//! nft prints rules in another form than it reads them, so a rule is compared by two digests that it carries in its
+//! comment: its *tag*, of the text we write, and its *form*, of what nft prints for that text. The first says which rule
+//! it shall be, the second that it still is that rule: one that was rewritten under its comment is noticed like one that
+//! was removed, added or moved. Sets and maps are compared by their elements. It knows no process and no namespace. No
+//! tasks, no channels.
 
 use std::{collections::BTreeMap, fmt::Write as _};
+
+use serde_json::Value;
 
 /// Where a base chain stands. Text as nft writes it: type `filter` or `nat`, a hook, a numeric priority. The policy is
 /// always accept.
@@ -55,7 +59,7 @@ pub struct Table {
 pub struct TableView {
     /// Sets and maps: type (key, then value after ` : `) and elements.
     pub sets: BTreeMap<String, (String, BTreeMap<String, String>)>,
-    /// Chains: place and the tags of their rules in order; a rule that is not ours has the tag of its expression.
+    /// Chains: place and the tags of their rules in order; a rule that is not ours, or not any more, stands there whole.
     pub chains: BTreeMap<String, (Option<Hook>, Vec<String>)>,
 }
 
@@ -68,12 +72,56 @@ impl TableView {
     }
 }
 
-/// The tag in a rule's comment: FNV-1a over its text, 64 bits in hex.
-pub fn rule_tag(rule: &str) -> String {
-    let digest = rule
+/// Forms of rules by tag, as far as they are known.
+pub(crate) type Forms = BTreeMap<String, String>;
+
+/// FNV-1a, 64 bits in hex. It guards against accidents; whoever wants to fool us needs root, and then need not.
+fn digest(text: &str) -> String {
+    let hash = text
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    format!("skein {digest:016x}")
+    format!("{hash:016x}")
+}
+
+/// What a rule of ours is known by: a digest of its text.
+pub fn rule_tag(rule: &str) -> String {
+    format!("skein {}", digest(rule))
+}
+
+/// A digest of a rule as nft prints it, `expr` of its JSON. An anonymous set is printed in the kernel's order, so its
+/// elements are sorted.
+pub(crate) fn rule_form(expr: &Value) -> String {
+    fn sorted(value: &mut Value) {
+        match value {
+            Value::Object(object) => {
+                for (key, inner) in object.iter_mut() {
+                    sorted(inner);
+                    if let (true, Value::Array(elements)) = (key == "set", inner) {
+                        elements.sort_by_cached_key(Value::to_string);
+                    }
+                }
+            }
+            Value::Array(elements) => elements.iter_mut().for_each(sorted),
+            _ => {}
+        }
+    }
+    let mut expr = expr.clone();
+    sorted(&mut expr);
+    digest(&expr.to_string())
+}
+
+/// The tag of a rule as nft prints it. A rule that is not ours, or not what its comment says, is its own text. A comment
+/// without a form (it could not be learnt) is believed.
+pub(crate) fn listed_tag(rule: &Value) -> String {
+    let comment = rule.get("comment").and_then(Value::as_str).unwrap_or_default();
+    let mut words = comment.split(' ');
+    let (Some("skein"), Some(tag), form, None) = (words.next(), words.next(), words.next(), words.next()) else {
+        return rule.to_string();
+    };
+    match form {
+        Some(form) if rule.get("expr").map(rule_form).as_deref() != Some(form) => rule.to_string(),
+        _ => format!("skein {tag}"),
+    }
 }
 
 impl Set {
@@ -115,7 +163,9 @@ impl Table {
 
     /// Text for `nft -f` that puts this table in place of any of its name, in one transaction. Connections that were
     /// translated keep their translation: that is conntrack's state, not the table's.
-    pub fn replace_text(&self) -> String {
+    ///
+    /// `forms` go into the comments of their rules.
+    pub(crate) fn replace_text(&self, forms: &Forms) -> String {
         let name = self.name;
         // "add" first: nft refuses to delete a table that is not there.
         let mut text = format!("add table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n");
@@ -132,12 +182,25 @@ impl Table {
             let _ = writeln!(text, "  chain {chain_name} {{");
             let _ = writeln!(text, "    type {kind} hook {hook} priority {priority}; policy accept;");
             for rule in &chain.rules {
-                let _ = writeln!(text, "    {rule} comment \"{}\"", rule_tag(rule));
+                let tag = rule_tag(rule);
+                let form = forms.get(&tag).map(|form| format!(" {form}")).unwrap_or_default();
+                let _ = writeln!(text, "    {rule} comment \"{tag}{form}\"");
             }
             text.push_str("  }\n");
         }
         text.push_str("}\n");
         text
+    }
+
+    /// The same table without elements, for learning forms.
+    pub(crate) fn frame(&self) -> Self {
+        let empty = |(name, set): (&&'static str, &Set)| (*name, Set { elements: BTreeMap::new(), ..set.clone() });
+        Self { name: self.name, sets: self.sets.iter().map(empty).collect(), chains: self.chains.clone() }
+    }
+
+    /// The tags of all its rules.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = String> + '_ {
+        self.chains.values().flat_map(|chain| &chain.rules).map(|rule| rule_tag(rule))
     }
 
     /// Text for `nft -f` that changes nothing but the elements of the named sets, in one transaction.

@@ -1,9 +1,14 @@
 //! The agent's network side under real engines: two hosts of the lab, plain `docker` commands, kernel tools to look.
 //!
 //! The program under test is `network-side`: overlay, plugin and name server without a session, fed from a file. What
-//! is expected is what a user sees: names resolve, pings and connections arrive, nothing is lost over a `kill -9`.
+//! is expected is what a user sees: names resolve, pings and connections arrive, nothing is lost over a `kill -9`,
+//! names neither.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -85,7 +90,8 @@ impl Side<'_> {
         let spawn = Spawn::new(env!("CARGO_BIN_EXE_network-side"))
             .arg(self.dir())
             .name(log)
-            .plugin_socket();
+            .plugin_socket()
+            .fd_store("network-side");
         let process = self.host.spawn(spawn)?;
         self.applied(1).with_context(|| process.log_tail())?;
         Ok(process)
@@ -182,7 +188,9 @@ fn lab() -> Result<Lab> {
     let mut spec = LabSpec::new(format!("ov{}", std::process::id()), 2);
     spec.hosts.retain(|host| host.engine);
     let lab = Lab::up(spec)?;
-    lab.image("busybox")?;
+    for image in ["busybox", "net-tools"] {
+        lab.image(image)?;
+    }
     Ok(lab)
 }
 
@@ -244,6 +252,7 @@ fn containers_of_two_engines_are_one_network() -> Result<()> {
     talk(&a, &b)?;
     names(&a)?;
     two_networks(&a, &b)?;
+    names_wait(&a, &b)?;
     adoption(&a, &b)?;
     repair(&a, &b)?;
     ports(&a, &b)?;
@@ -350,6 +359,64 @@ fn two_networks(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
     Ok(())
 }
 
+/// How long the agents stay away in [`names_wait`].
+const AWAY: Duration = Duration::from_secs(1);
+
+/// Looks a remote name up until told to stop, through the engine's resolver, then through TCP to the name server
+/// itself. Each line is what a look-up took, in hundredths of a second, or what it said instead of an answer.
+const LOOK: &str = "now() { read up idle </proc/uptime; echo ${up%.*}${up#*.}; }
+look() {
+    begin=$(now); said=$(dig $name \"$@\" 2>&1)
+    case \"$said\" in *$address*) echo $(($(now) - begin)) ;; *) echo lost: \"$said\" ;; esac
+}
+name=$1 address=$2
+while ! [ -e /tmp/stop ]; do look; look @10.57.0.1 +tcp; done";
+
+/// Both agents are killed and stay away for a while: no look-up fails, those that come meanwhile wait.
+fn names_wait(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    let mut looks = Vec::new();
+    for (side, name, address) in [(a, "db", "10.57.2.20"), (b, "web", "10.57.1.10")] {
+        side.host.docker(&[
+            "run", "-d", "--name", "looker", "--network", "shop", "--dns", "10.57.0.1", "net-tools", "sleep",
+            "1000000",
+        ])?;
+        let mut look = side.host.docker_command();
+        look.args(["exec", "looker", "sh", "-c", LOOK, "sh", name, address]);
+        looks.push((side, look.stdout(Stdio::piped()).spawn()?));
+    }
+    for side in [a, b] {
+        side.host.process("side-1")?.context("it runs")?.kill()?;
+    }
+    let gone = Instant::now();
+    wait_for("a while without agents", PATIENCE, || {
+        Ok((gone.elapsed() >= AWAY).then_some(()))
+    })?;
+    for side in [a, b] {
+        let again = side.start("side-1")?;
+        ensure!(
+            again.log()?.contains("took over the name server's sockets"),
+            "{}",
+            again.log_tail()
+        );
+    }
+    for (side, look) in looks {
+        side.exec("looker", &["touch", "/tmp/stop"])?;
+        let said = String::from_utf8(look.wait_with_output()?.stdout)?;
+        ensure!(!said.contains("lost"), "{}: {said}", side.host.name());
+        let took = said.lines().map(|line| Ok(line.parse::<u128>()?));
+        let took = took.collect::<Result<Vec<_>>>()?;
+        let slowest = took.iter().max().context("nothing was looked up")?;
+        println!("{}: {} look-ups, slowest {slowest}0 ms", side.host.name(), took.len());
+        // Half of it, since nobody says when the look-up that met the gap began.
+        ensure!(
+            *slowest >= AWAY.as_millis() / 10 / 2,
+            "nothing was looked up while the agents were away: {took:?}"
+        );
+        side.host.docker(&["rm", "-f", "looker"])?;
+    }
+    Ok(())
+}
+
 /// Killed under traffic: no packet lost, nothing changed in the kernel by the one that comes after.
 fn adoption(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
     let before = (
@@ -371,7 +438,7 @@ fn adoption(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
         .host
         .docker_command()
         .args(ping)
-        .stdout(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()?;
     for side in [a, b] {
         side.host.process("side-1")?.context("it runs")?.kill()?;
@@ -510,6 +577,11 @@ fn goodbye(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
             side.host.name()
         );
         side.host.process("side-2")?.context("it runs")?.kill()?;
+        let script = "echo kept: $LISTEN_FDNAMES";
+        let spawn = Spawn::new("sh").args(["-c", script]).name("kept").fd_store("network-side");
+        let kept = side.host.spawn(spawn)?;
+        kept.wait(PATIENCE)?;
+        ensure!(kept.log()?.trim() == "kept:", "sockets of networks that are gone are kept: {}", kept.log()?);
     }
     Ok(())
 }

@@ -225,7 +225,8 @@ impl<'a> Cluster<'a> {
             .arg(host.dir().join("agent.toml"))
             .arg("run")
             .env("RUST_LOG", "info")
-            .plugin_socket();
+            .plugin_socket()
+            .fd_store("skein-agent");
         host.spawn(spawn)
     }
 

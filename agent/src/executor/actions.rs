@@ -10,7 +10,10 @@ use agent_core::{Action, ActionError, EngineNetwork, Outcome};
 use skein_api::{NetworkId, Protocol, TaskAddress, TaskAssignment, TaskId};
 use tokio::sync::mpsc;
 
-use super::{network::NetworkSide, ports::PortChooser};
+use super::{
+    network::NetworkSide,
+    ports::{self, PortChooser},
+};
 use crate::engine::{Engine, EngineError, Pulled, create::CreateInput};
 
 /// Longest wait for one answer of the network side. Its own deadline for a task to be reachable everywhere is shorter;
@@ -105,6 +108,9 @@ impl<N: NetworkSide> Tools<N> {
         let pulled = self.engine.ensure_image(&image, progress).await.map_err(|e| refused(&e))?;
         progress("making the container".to_owned());
         let addresses = self.reserve(&assignment).await?;
+        if let Some(message) = ports::taken(&assignment.spec.ports) {
+            return Err(ActionError { message, fatal: true });
+        }
         let ports = self.ports.choose(&assignment.spec.ports, &sight.used_ports).map_err(later)?;
         let networks = attachments(&assignment, &sight.networks)?;
         let input = CreateInput {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    io,
     net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
     ops::RangeInclusive,
     sync::{Mutex, PoisonError},
@@ -57,12 +58,28 @@ impl PortChooser {
     }
 }
 
-fn is_free(protocol: Protocol, ip: Option<IpAddr>, port: u16) -> bool {
+fn try_bind(protocol: Protocol, ip: Option<IpAddr>, port: u16) -> io::Result<()> {
     let at = (ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
     match protocol {
-        Protocol::Tcp => TcpListener::bind(at).is_ok(),
-        Protocol::Udp => UdpSocket::bind(at).is_ok(),
+        Protocol::Tcp => TcpListener::bind(at).map(drop),
+        Protocol::Udp => UdpSocket::bind(at).map(drop),
     }
+}
+
+fn is_free(protocol: Protocol, ip: Option<IpAddr>, port: u16) -> bool {
+    try_bind(protocol, ip, port).is_ok()
+}
+
+/// The first fixed port that a process of this host has, in words. The overlay's rules would take the traffic away from
+/// it without a word; the engine's own networks would refuse it later.
+pub(super) fn taken(ports: &[PortPublish]) -> Option<String> {
+    let in_use = |p: &&PortPublish| {
+        let bound = try_bind(p.protocol, p.host_ip, p.host_port);
+        p.host_port != 0 && bound.is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse)
+    };
+    let port = ports.iter().find(in_use)?;
+    let protocol = if port.protocol == Protocol::Udp { "udp" } else { "tcp" };
+    Some(format!("host port {}/{protocol} is in use by another process of this host", port.host_port))
 }
 
 #[cfg(test)]
@@ -80,6 +97,9 @@ mod tests {
         assert_eq!(chosen[0].host_port, 8_080);
         assert!(RANGE.contains(&chosen[1].host_port) && chosen[1].host_port != taken_port);
         assert!(!is_free(Protocol::Tcp, None, taken_port));
+        assert_eq!(super::taken(&[of(0)]), None);
+        let words = super::taken(&[of(0), of(taken_port)]).expect("it is bound above");
+        assert!(words.contains(&format!("{taken_port}/tcp is in use")), "{words}");
         let only = chooser.choose(&[of(0), of(0)], &all);
         assert!(only.is_err(), "one port for two: {only:?}");
     }

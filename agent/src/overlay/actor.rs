@@ -1,7 +1,7 @@
 //! The overlay's actor: one owner of all its state.
 //!
-//! Owns: assignments, leases, the plugin's memory, the name server's sockets, and when the kernel is looked at. Must
-//! not know: the engine, the master. One task; it reads its requests from a bounded `mpsc`, netlib's watch, and two
+//! Owns: assignments, leases, the plugin's memory, the name server's sockets (a service manager may keep copies, see
+//! `fdstore`), and when the kernel is looked at. Must not know: the engine, the master. One task; it reads its requests from a bounded `mpsc`, netlib's watch, and two
 //! timers. Requests run one after another: each takes a few milliseconds, a whole `apply` as long as the kernel does.
 //!
 //! `requests`: what the engine asks for.
@@ -13,7 +13,7 @@ mod requests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::MetadataExt,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     sync::Arc,
     time::Duration,
 };
@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     dns::{DnsServer, Serving, Zone},
+    fdstore::{FdStore, Protocol, SocketName},
     plugin::PluginState,
 };
 
@@ -48,6 +49,9 @@ const FULL_AUDIT: Duration = Duration::from_secs(60);
 const DEBOUNCE: Duration = Duration::from_millis(500);
 /// Port of the name server (RFC 1035).
 const DNS_PORT: u16 = 53;
+
+/// Whatever kept the name server from listening.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why the kernel is being brought to its state, which decides how loudly its changes are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,7 @@ pub(super) struct Actor {
     claims: Claims,
     dns: Arc<DnsServer>,
     served: BTreeMap<NetworkId, Served>,
+    sockets: FdStore,
     /// Local containers in the zone that was published last.
     sandboxes: Vec<Vec<(NetworkId, Vec<IpAddr>)>>,
     /// Peers are known only after the first `apply`: before it nothing is ensured, since that would cut them off.
@@ -99,6 +104,7 @@ impl Actor {
         config: OverlayConfig,
         store: Arc<dyn LocalStore>,
         dns: Arc<DnsServer>,
+        sockets: FdStore,
         shared: Arc<Shared>,
     ) -> Result<Self, OverlayError> {
         let mut known = BTreeMap::new();
@@ -134,6 +140,7 @@ impl Actor {
             claims: Claims::default(),
             dns,
             served: BTreeMap::new(),
+            sockets,
             sandboxes: Vec::new(),
             applied: false,
             ensured: false,
@@ -304,6 +311,8 @@ impl Actor {
 
     /// Everything: networks, the host, and what is no more. Goes on after a failure and gives the first.
     async fn ensure_all(&mut self, cause: Cause) -> Result<(), OverlayError> {
+        // Of networks that are no more, perhaps since before this agent started: they would keep the namespace.
+        self.sockets.release(|name, _| !self.known.contains_key(&name.network)).await;
         if self.known.is_empty() && self.netlib.is_none() && !self.config.netns_dir.exists() {
             // A host that never had a network: nothing to look at, and no privilege needed.
             return Ok(());
@@ -469,24 +478,33 @@ impl Actor {
         self.plugin.sandboxes().into_iter().filter(|s| s.len() > 1).collect()
     }
 
-    /// Opens the name server's sockets in a fabric that has none, or that was made anew.
+    /// Gives the name server its sockets in a fabric that has none, or that was made anew: those that an earlier agent
+    /// left, with the questions that wait in them, or else new ones.
     async fn serve_names(
         &mut self,
         netlib: &netlib::Overlay,
         id: &NetworkId,
         state: &netlib::NetworkState,
     ) -> Result<(), OverlayError> {
-        let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| OverlayError::Dns { network: id.clone(), source };
+        let failed = |source: BoxError| OverlayError::Dns { network: id.clone(), source };
         let path = netlib.config().netns_dir.join(netlib::names::netns_name(&state.id));
         let inode = std::fs::metadata(&path).map_err(|e| failed(e.into()))?.ino();
         let alive = match self.served.get_mut(id) {
             Some(served) => served.inode == inode && served.v4.is_alive(),
             None => false,
         };
+        // Those of a namespace or a gateway that is no more, and those whose tasks have died: they keep the address.
+        let gateways = [Some(IpAddr::V4(state.gateway4)), state.gateway6.map(IpAddr::V6)];
+        let useless = |name: &SocketName, in_use: bool| {
+            let stale = name.fabric != inode || !gateways.contains(&Some(name.address.ip()));
+            name.network == *id && (stale || (in_use && !alive))
+        };
         if !alive {
             self.served.remove(id);
-            let v4 = self.open_names(netlib, id, state, IpAddr::V4(state.gateway4)).await.map_err(failed)?;
+        }
+        self.sockets.release(useless).await;
+        if !alive {
+            let v4 = self.open_names(netlib, id, inode, IpAddr::V4(state.gateway4)).await.map_err(failed)?;
             self.served.insert(id.clone(), Served { inode, v4, v6: None });
         }
         if let Some(gateway6) = state.gateway6
@@ -494,7 +512,7 @@ impl Actor {
         {
             // The IPv6 gateway is an address of the containers' links: without one there is nothing to bind, and
             // nobody to ask. Tried again with the next look at the network.
-            match self.open_names(netlib, id, state, IpAddr::V6(gateway6)).await {
+            match self.open_names(netlib, id, inode, IpAddr::V6(gateway6)).await {
                 Ok(serving) => self.served.get_mut(id).expect("inserted above").v6 = Some(serving),
                 Err(error) => tracing::debug!(network = %id, %error, "no names over IPv6 yet"),
             }
@@ -503,15 +521,41 @@ impl Actor {
     }
 
     async fn open_names(
-        &self,
+        &mut self,
         netlib: &netlib::Overlay,
         id: &NetworkId,
-        state: &netlib::NetworkState,
+        fabric: u64,
         gateway: IpAddr,
-    ) -> Result<Serving, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<Serving, BoxError> {
         let address = SocketAddr::new(gateway, DNS_PORT);
-        let udp = netlib.udp_socket_in(&state.id, address).await?;
-        let tcp = netlib.tcp_listener_in(&state.id, address).await?;
+        let result = self.try_open_names(netlib, id, fabric, address).await;
+        if result.is_err() {
+            // A copy of one that was opened would keep the address from the next attempt.
+            self.sockets.release(|name, _| name.network == *id && name.address == address).await;
+        }
+        result
+    }
+
+    async fn try_open_names(
+        &mut self,
+        netlib: &netlib::Overlay,
+        id: &NetworkId,
+        fabric: u64,
+        address: SocketAddr,
+    ) -> Result<Serving, BoxError> {
+        let scope = netlib::NetworkId::try_from(id.as_str().to_owned())?;
+        let name = |protocol| SocketName { network: id.clone(), fabric, protocol, address };
+        let (udp_name, tcp_name) = (name(Protocol::Udp), name(Protocol::Tcp));
+        let udp = match self.sockets.take_udp(&udp_name) {
+            Some(kept) => kept,
+            None => netlib.udp_socket_in(&scope, address).await?,
+        };
+        let tcp = match self.sockets.take_tcp(&tcp_name) {
+            Some(kept) => kept,
+            None => netlib.tcp_listener_in(&scope, address).await?,
+        };
+        self.sockets.keep(udp_name, udp.as_fd()).await;
+        self.sockets.keep(tcp_name, tcp.as_fd()).await;
         Ok(self.dns.serve(id, udp, tcp)?)
     }
 

@@ -48,6 +48,7 @@ use self::{
 };
 use crate::{
     dns::{DnsServer, UpstreamSource},
+    fdstore::FdStore,
     plugin::wire::{Reply, Request},
 };
 
@@ -226,7 +227,8 @@ impl OverlayTask {
 
 impl OverlayHandle {
     /// Starts the overlay with the local state in `store` (see [`OverlayConfig::open_store`]). Nothing in the kernel
-    /// changes before the first [`OverlayHandle::apply`]. Call it on a thread whose network namespace is the host's.
+    /// changes before the first [`OverlayHandle::apply`]. `sockets` are those that earlier agents left to the service
+    /// manager. Call it on a thread whose network namespace is the host's.
     ///
     /// # Errors
     /// The local state cannot be read.
@@ -234,10 +236,11 @@ impl OverlayHandle {
         config: OverlayConfig,
         store: Arc<dyn LocalStore>,
         resolvers: UpstreamSource,
+        sockets: FdStore,
     ) -> Result<(Self, OverlayTask), OverlayError> {
         let (messages_tx, messages_rx) = mpsc::channel(REQUESTS_MAX);
         let shared = Arc::<Shared>::default();
-        let actor = Actor::load(config, store, DnsServer::new(resolvers), shared.clone())?;
+        let actor = Actor::load(config, store, DnsServer::new(resolvers), sockets, shared.clone())?;
         let mut tasks = JoinSet::new();
         tasks.spawn(actor.run(messages_rx));
         Ok((Self { messages_tx, shared }, OverlayTask { tasks }))

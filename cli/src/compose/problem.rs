@@ -96,7 +96,9 @@ fn place(out: &mut String, pos: Pos, sources: &Sources, note: &str) {
     let note = if note.is_empty() { String::new() } else { format!(": {note}") };
     let name = sources.name(pos.file);
     let Some(line) = sources.line(pos) else {
-        let _ = writeln!(out, "  at {name}{note}");
+        // Behind the last line, where a parser notices that something was not closed.
+        let place = if pos.line > 0 { format!(":{}:{}", pos.line, pos.column) } else { String::new() };
+        let _ = writeln!(out, "  at {name}{place}{note}");
         return;
     };
     let _ = writeln!(out, "  at {name}:{}:{}{note}", pos.line, pos.column);

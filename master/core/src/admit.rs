@@ -1,11 +1,12 @@
 //! Who belongs to the cluster: tokens, joining, describing and removing nodes.
 
 use skein_api::{
-    ApiError, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, Token, TokenCreate, TokenId, UnixMillis,
+    ApiError, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, Task, TaskState, TaskStatus, Token, TokenCreate,
+    TokenId, UnixMillis,
 };
 
 use crate::{
-    command::{Context, Decision, Reply},
+    command::{Context, Decision, Now, Reply},
     core::Core,
     lookup::not_found,
     meta,
@@ -16,6 +17,13 @@ use crate::{
 /// How far a joining host's clock may be off. Certificates are valid for 24 h, their renewal starts at half of it,
 /// and times in listings come from hosts: five minutes disturb none of these, more is a host to be mended first.
 const CLOCK_SKEW_MAX_MS: u64 = 5 * 60 * 1_000;
+
+/// How long tokens are kept that are of no use any more, so that a refusal can say why: a week.
+const TOKEN_KEPT_MS: u64 = 7 * 24 * 3_600 * 1_000;
+
+/// How long a removed node is remembered: the longest life of its certificate, 24 h, and the clock skew on both sides
+/// with room to spare.
+const REMOVED_KEPT_MS: u64 = 25 * 3_600 * 1_000;
 
 /// Longest lifetime of a token: a year.
 const TOKEN_TTL_S_MAX: u64 = 365 * 24 * 3_600;
@@ -30,7 +38,8 @@ pub fn check_clock(host: UnixMillis, master: UnixMillis) -> Result<(), ApiError>
         return Ok(());
     }
     let direction = if ahead { "ahead of" } else { "behind" };
-    let message = format!("the host's clock is {} s {direction} the master's; at most 300 s are allowed", off_ms / 1_000);
+    let message =
+        format!("the host's clock is {} s {direction} the master's; at most 300 s are allowed", off_ms / 1_000);
     Err(ApiError::new("clock_off", message).with_hint("set the host's clock, for example: chronyc makestep"))
 }
 
@@ -117,11 +126,8 @@ impl Core {
         if known.description == *description {
             return Ok((Vec::new(), Reply::Done));
         }
-        let node = Node {
-            description: description.clone(),
-            meta: meta::changed(&known.meta, ctx, false),
-            ..known.clone()
-        };
+        let node =
+            Node { description: description.clone(), meta: meta::changed(&known.meta, ctx, false), ..known.clone() };
         Ok((vec![Change::Upsert(Object::Node(Box::new(node)))], Reply::Done))
     }
 
@@ -153,6 +159,11 @@ impl Core {
             return Err(ApiError::new("node_ready", format!("node {} is ready and may run tasks", node.name))
                 .with_hint(format!("skein node drain {0}, then skein node rm --force {0}", node.name)));
         }
+        if !force && let Some(lost) = self.lost_with(node) {
+            return Err(ApiError::new("in_use", format!("node {} has {lost}, which would be gone with it", node.name))
+                .with_hint(format!("skein node rm --force {}", node.name)));
+        }
+        let blocks = || self.model.blocks.values().filter(|b| b.node == node.id);
         let mut changes = vec![
             Change::Delete(Key { kind: Kind::Node, id: node.id.to_string() }),
             Change::Upsert(Object::RemovedNode(RemovedNode {
@@ -160,16 +171,32 @@ impl Core {
                 name: node.name.clone(),
                 key_digest: node.key_digest.clone(),
                 removed_at: ctx.now.wall,
+                blocks: blocks().map(|b| (b.network.clone(), b.index)).collect(),
             })),
         ];
         let delete = |kind, id| Change::Delete(Key { kind, id });
-        // What lived on the host is gone with it: service tasks are replaced, container tasks and volumes end.
-        changes.extend(self.model.node_tasks(&node.id).map(|t| delete(Kind::Task, t.id.to_string())));
-        let blocks = self.model.blocks.values().filter(|b| b.node == node.id);
-        changes.extend(blocks.map(|b| delete(Kind::Block, block_id(&b.network, b.index))));
+        changes.extend(self.model.node_tasks(&node.id).map(|task| match task_without_node(task, ctx) {
+            Some(task) => Change::Upsert(Object::Task(Box::new(task))),
+            None => delete(Kind::Task, task.id.to_string()),
+        }));
+        changes.extend(blocks().map(|b| delete(Kind::Block, block_id(&b.network, b.index))));
         let volumes = self.model.volumes.values().filter(|v| v.node == node.id);
         changes.extend(volumes.map(|v| delete(Kind::Volume, v.id.to_string())));
         Ok((changes, Reply::Node(node.id.clone())))
+    }
+
+    /// What only this host has, in words: volumes and container tasks are replaced nowhere.
+    fn lost_with(&self, node: &Node) -> Option<String> {
+        /// More than that help nobody.
+        const SHOWN_MAX: usize = 3;
+        let volumes = self.model.volumes.values().filter(|v| v.node == node.id).map(|v| format!("volume {}", v.name));
+        let tasks = self.model.node_tasks(&node.id).filter(|t| t.service.is_none());
+        let mut all: Vec<String> = volumes.chain(tasks.map(|t| format!("container task {}", t.name))).collect();
+        if all.len() > SHOWN_MAX {
+            let more = all.split_off(SHOWN_MAX).len();
+            all.push(format!("{more} more"));
+        }
+        (!all.is_empty()).then(|| all.join(", "))
     }
 
     pub(crate) fn token_create(
@@ -200,6 +227,20 @@ impl Core {
         Ok((vec![Change::Upsert(Object::Token(token))], Reply::Done))
     }
 
+    /// Forgets tokens and removed nodes that nobody can ask for any more.
+    pub(crate) fn expire(&mut self, now: Now) {
+        let over = |since: UnixMillis, kept_ms| since.plus_ms(kept_ms) <= now.wall;
+        let useless = |t: &&Token| {
+            over(t.expires_at, TOKEN_KEPT_MS) || (t.uses >= t.uses_max && over(t.meta.updated_at, TOKEN_KEPT_MS))
+        };
+        let tokens = self.model.tokens.values().filter(useless).map(|t| (Kind::Token, t.id.to_string()));
+        let removed = self.model.removed_nodes.values().filter(|n| over(n.removed_at, REMOVED_KEPT_MS));
+        let keys: Vec<_> = tokens.chain(removed.map(|n| (Kind::RemovedNode, n.id.to_string()))).collect();
+        for (kind, id) in keys {
+            self.stage(Change::Delete(Key { kind, id }));
+        }
+    }
+
     pub(crate) fn token_revoke(&self, id: &TokenId) -> Decision {
         if !self.model.tokens.contains_key(id) {
             return Err(not_found("token", id.as_str(), "token ls"));
@@ -208,15 +249,30 @@ impl Core {
     }
 }
 
+/// A service task whose node is gone stays known, so that its successor counts on and what was completed is not done
+/// again; a container task, and what was to be removed anyway, is gone.
+fn task_without_node(task: &Task, ctx: &Context) -> Option<Task> {
+    if task.service.is_none() || task.desired_state == TaskState::Remove {
+        return None;
+    }
+    let status = if task.status.state.is_terminal() {
+        task.status.clone()
+    } else {
+        let (state, message) = (TaskState::Orphaned, "its node was removed".to_owned());
+        TaskStatus { state, since: ctx.now.wall, message, addresses: Vec::new(), ..task.status.clone() }
+    };
+    let meta = meta::changed(&task.meta, ctx, false);
+    Some(Task { node: None, status, desired_state: TaskState::Shutdown, meta, ..task.clone() })
+}
+
 /// Longest name: a DNS label.
 const NAME_MAX: usize = 63;
 
 /// Refuses names that DNS, the engine or a shell would trip over: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
 pub(crate) fn check_name(kind: &str, name: &str) -> Result<(), ApiError> {
     let body = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    let valid = name.len() <= NAME_MAX
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.chars().all(body);
+    let valid =
+        name.len() <= NAME_MAX && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(body);
     if valid {
         return Ok(());
     }

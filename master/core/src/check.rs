@@ -1,10 +1,10 @@
 //! The invariants of the state, checked over all of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use skein_api::TaskState;
+use skein_api::{NetworkId, Task, TaskState};
 
-use crate::{core::Core, model::Object};
+use crate::{core::Core, model::Object, placement::placed};
 
 /// Every broken invariant, one line each; empty when all is well.
 pub(crate) fn check(core: &Core) -> Vec<String> {
@@ -33,12 +33,15 @@ fn unique_numbers(core: &Core, broken: &mut Vec<String>) {
     unique("node name", model.nodes.values().map(|n| (n.name.clone(), n.id.to_string())), broken);
     unique("service name", model.services.values().map(|s| (s.spec.name.clone(), s.id.to_string())), broken);
     unique("volume name", model.volumes.values().map(|v| (v.name.clone(), v.id.to_string())), broken);
-    let networks: Vec<_> = model.networks.values().collect();
-    for (i, a) in networks.iter().enumerate() {
-        for b in &networks[i + 1..] {
-            if a.subnet4.contains(&b.subnet4.network()) || b.subnet4.contains(&a.subnet4.network()) {
-                broken.push(format!("subnets of {} and {} overlap", a.spec.name, b.spec.name));
-            }
+    for token in model.tokens.values().filter(|t| t.uses > t.uses_max) {
+        broken.push(format!("token {} was used {} times, {} were allowed", token.id, token.uses, token.uses_max));
+    }
+    let mut networks: Vec<_> = model.networks.values().map(|n| (n.subnet4, &n.spec.name)).collect();
+    networks.sort();
+    for pair in networks.windows(2) {
+        // Sorted by their first address, prefixes overlap only where neighbours do.
+        if pair[0].0.contains(&pair[1].0.network()) {
+            broken.push(format!("subnets of {} and {} overlap", pair[0].1, pair[1].1));
         }
     }
 }
@@ -63,26 +66,54 @@ fn blocks(core: &Core, broken: &mut Vec<String>) {
 
 fn tasks(core: &Core, broken: &mut Vec<String>) {
     let model = core.model();
-    let occupied = |t: &&skein_api::Task| !t.status.state.is_terminal();
-    let live = |t: &&skein_api::Task| occupied(t) && t.desired_state == TaskState::Running;
+    let live = |t: &&Task| !t.status.state.is_terminal() && t.desired_state == TaskState::Running;
     let slots = model.tasks.values().filter(live).filter(|t| t.slot > 0);
     unique("slot", slots.map(|t| ((t.service.clone(), t.slot), t.id.to_string())), broken);
-    let addresses = model.tasks.values().filter(occupied).flat_map(|t| {
-        t.status.addresses.iter().filter_map(|a| Some(((a.network.clone(), a.v4?), t.id.to_string())))
-    });
-    unique("address", addresses, broken);
+    let alone = model.tasks.values().filter(|t| t.service.is_none() && t.desired_state != TaskState::Remove);
+    unique("container task name", alone.map(|t| (t.name.clone(), t.id.to_string())), broken);
     for task in model.tasks.values() {
-        if let Some(node) = &task.node
-            && !model.nodes.contains_key(node)
-        {
-            broken.push(format!("task {} is on a node that is not there", task.id));
+        task_invariants(core, task, broken);
+        let pending = task.node.is_none() && live(&task);
+        if pending != core.pending.contains(&task.id) {
+            broken.push(format!("task {} is wrongly among the pending ones, or is missing there", task.id));
         }
-        if task.node.is_some() && task.status.state < TaskState::Assigned {
-            broken.push(format!("task {} has a node and is {:?}", task.id, task.status.state));
+        if placed(model, task).as_ref() != core.scheduler().task(&task.id) {
+            broken.push(format!("the scheduler knows something else of task {}", task.id));
         }
-        let pending: BTreeSet<_> = core.pending.iter().collect();
-        if pending.contains(&task.id) == task.node.is_some() && live(&task) {
-            broken.push(format!("task {} is wrongly among the pending ones", task.id));
+    }
+    let known = core.pending.iter().filter(|id| !model.tasks.contains_key(id));
+    broken.extend(known.map(|id| format!("task {id} is pending and not there")));
+}
+
+fn task_invariants(core: &Core, task: &Task, broken: &mut Vec<String>) {
+    let (model, id, state) = (core.model(), &task.id, task.status.state);
+    if !matches!(task.desired_state, TaskState::Running | TaskState::Shutdown | TaskState::Remove) {
+        broken.push(format!("task {id} shall be {:?}", task.desired_state));
+    }
+    let Some(node) = &task.node else {
+        if !state.is_terminal() && state > TaskState::Pending {
+            broken.push(format!("task {id} has no node and is {state:?}"));
+        }
+        return;
+    };
+    if !model.nodes.contains_key(node) {
+        broken.push(format!("task {id} is on a node that is not there"));
+    }
+    if state < TaskState::Assigned {
+        broken.push(format!("task {id} has a node and is {state:?}"));
+    }
+    for attachment in &task.spec.networks {
+        let network = NetworkId::new(&attachment.network);
+        if !model.networks.contains_key(&network) {
+            broken.push(format!("task {id} names network {network}, which is not there"));
+        } else if !model.is_member(&network, node) {
+            broken.push(format!("task {id} is on node {node}, which has no addresses of network {network}"));
+        }
+    }
+    for address in task.status.addresses.iter().filter(|_| !state.is_terminal()) {
+        let owned = |v4| model.node_blocks(&address.network, node).any(|b| b.block4.contains(&v4));
+        if !address.v4.is_some_and(owned) {
+            broken.push(format!("task {id} has address {:?} outside its node's blocks", address.v4));
         }
     }
 }

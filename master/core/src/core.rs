@@ -25,6 +25,10 @@ use crate::{
     scheduler::{NodeFacts, Scheduler},
 };
 
+/// Largest object, as the store keeps it. A service has its specification once and each task a copy; 256 KiB is 250 times
+/// a usual one, and a transaction of the store takes 64 of them.
+const OBJECT_BYTES_MAX: usize = 256 << 10;
+
 /// Settings that decisions depend on.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -56,6 +60,8 @@ pub struct Core {
     pub(crate) liveness: Liveness,
     pub(crate) dispatch: Dispatch,
     staged: Vec<Change>,
+    /// What takes the staged changes back, in the order in which they were staged.
+    undo: Vec<Change>,
     /// Services to look at in the next [`Core::settle`].
     pub(crate) dirty_services: BTreeSet<ServiceId>,
     /// Tasks without a node.
@@ -66,6 +72,16 @@ pub struct Core {
     pub(crate) reap: BTreeSet<TaskId>,
     /// When services with a pause before their next attempt are due, by wall clock.
     pub(crate) timers: BTreeSet<(UnixMillis, ServiceId)>,
+    /// Global services that miss a task on some node; tried again together with the pending tasks.
+    pub(crate) starved: BTreeSet<ServiceId>,
+    /// Nodes or networks came, or blocks were freed: networks for plain `docker run` may miss some host.
+    pub(crate) grow: bool,
+    /// Networks changed or tasks went: a removed stack's network may be without tasks.
+    pub(crate) sweep: bool,
+    /// Monotonic time of the next look at what is kept for a while.
+    pub(crate) expire_at_ms: u64,
+    /// The latest time that the shell told.
+    now: Now,
 }
 
 impl Core {
@@ -76,14 +92,20 @@ impl Core {
             settings,
             model: Model::default(),
             scheduler: Scheduler::default(),
-            liveness: Liveness::new(now),
+            liveness: Liveness::default(),
             dispatch: Dispatch::default(),
             staged: Vec::new(),
+            undo: Vec::new(),
             dirty_services: BTreeSet::new(),
             pending: BTreeSet::new(),
             wake_pending: true,
             reap: BTreeSet::new(),
             timers: BTreeSet::new(),
+            starved: BTreeSet::new(),
+            grow: true,
+            sweep: true,
+            expire_at_ms: now.mono_ms,
+            now,
         };
         let mut objects = objects;
         objects.sort_by_key(|o| o.key());
@@ -139,7 +161,14 @@ impl Core {
     /// # Errors
     /// The refusal; then nothing was staged.
     pub fn execute(&mut self, command: &Command, ctx: &Context) -> Result<Reply, ApiError> {
+        self.now = ctx.now;
         let (changes, reply) = self.decide(command, ctx)?;
+        let too_large = |c: &&Change| matches!(c, Change::Upsert(o) if o.encode().len() > OBJECT_BYTES_MAX);
+        if let Some(change) = changes.iter().find(too_large) {
+            let Key { kind, id } = change.key();
+            let message = format!("{} {id} would take more than {OBJECT_BYTES_MAX} bytes", kind.as_str());
+            return Err(ApiError::new("too_large", message));
+        }
         for change in changes {
             self.stage(change);
         }
@@ -148,8 +177,20 @@ impl Core {
 
     /// Applies a change to memory and keeps it for the next commit.
     pub(crate) fn stage(&mut self, change: Change) {
-        self.note(&change);
+        let undo = match self.note(&change) {
+            Some(before) => Change::Upsert(before),
+            None => Change::Delete(change.key()),
+        };
+        self.undo.push(undo);
         self.staged.push(change);
+    }
+
+    /// The shell could not commit what was staged: memory is again what the last commit made it.
+    pub fn rollback(&mut self) {
+        self.staged.clear();
+        for change in std::mem::take(&mut self.undo).into_iter().rev() {
+            self.note(&change);
+        }
     }
 
     /// What was staged since the last call: for each object its last change, in the order of keys.
@@ -161,8 +202,9 @@ impl Core {
         last.into_values().collect()
     }
 
-    /// The shell committed `keys` at `revision`.
+    /// The shell committed `changes` at `revision`.
     pub fn committed(&mut self, changes: &[Change], revision: u64) {
+        self.undo.clear();
         for change in changes {
             let Change::Upsert(object) = change else { continue };
             let mut object = object.clone();
@@ -171,27 +213,33 @@ impl Core {
         }
     }
 
-    /// Applies a change to the model, the index and the lists of work.
-    fn note(&mut self, change: &Change) {
+    /// Applies a change to the model, the index and the lists of work. Returns what was there before.
+    fn note(&mut self, change: &Change) -> Option<Object> {
         let before = self.model.apply(change);
         let key = change.key();
         match key.kind {
-            Kind::Node => self.note_node(&NodeId::new(&key.id)),
+            Kind::Node => {
+                self.grow |= before.is_none();
+                self.note_node(&NodeId::new(&key.id));
+            }
             Kind::Task => self.note_task(&TaskId::new(&key.id), before.as_ref()),
             Kind::Service => {
                 self.dirty_services.insert(ServiceId::new(&key.id));
                 self.wake_pending = true;
             }
             Kind::Volume => self.wake_pending = true,
-            Kind::Cluster | Kind::RemovedNode | Kind::Token | Kind::Network | Kind::Block => {}
+            Kind::Network => (self.grow, self.sweep) = (true, true),
+            Kind::Block if matches!(change, Change::Delete(_)) => (self.grow, self.wake_pending) = (true, true),
+            Kind::Cluster | Kind::RemovedNode | Kind::Token | Kind::Block => {}
         }
         self.dispatch.note(&self.model, &key, before.as_ref());
+        before
     }
 
     fn note_node(&mut self, id: &NodeId) {
         match self.model.nodes.get(id) {
             Some(node) => {
-                self.liveness.ensure(id);
+                self.liveness.ensure(id, self.now);
                 let facts = NodeFacts::new(node, self.liveness.is_ready(id));
                 self.scheduler.apply_node(facts);
             }
@@ -199,6 +247,7 @@ impl Core {
                 self.liveness.remove(id);
                 self.scheduler.remove_node(id);
                 self.dispatch.remove_node(id);
+                self.grow = true;
             }
         }
         self.wake_pending = true;
@@ -214,40 +263,52 @@ impl Core {
         self.reap.extend(self.model.node_tasks(id).map(|t| t.id.clone()));
     }
 
+    /// Follows a task. What it makes others look at is narrow, since most reports only say how far a start has come:
+    /// its service when it has more or fewer live tasks, pending tasks when a place or a dependency may have come.
     fn note_task(&mut self, id: &TaskId, before: Option<&Object>) {
-        if let Some(Object::Task(task)) = before {
-            self.dirty_services.extend(task.service.clone());
-        }
+        let old = match before {
+            Some(Object::Task(task)) => Some(&**task),
+            _ => None,
+        };
         let Some(task) = self.model.tasks.get(id) else {
+            self.dirty_services.extend(old.and_then(|t| t.service.clone()));
             self.pending.remove(id);
             self.scheduler.remove_task(id);
-            self.wake_pending = true;
+            (self.wake_pending, self.sweep) = (true, true);
             return;
         };
-        self.dirty_services.extend(task.service.clone());
-        if task.node.is_none() && task.desired_state == TaskState::Running && !task.status.state.is_terminal() {
-            self.pending.insert(id.clone());
-        } else {
+        let ended = task.status.state.is_terminal();
+        let turned = old.is_none_or(|old| {
+            (old.status.state.is_terminal(), old.desired_state, &old.node, old.spec_generation)
+                != (ended, task.desired_state, &task.node, task.spec_generation)
+        });
+        if turned {
+            self.dirty_services.extend(task.service.clone());
+        }
+        let pending = task.node.is_none() && task.desired_state == TaskState::Running && !ended;
+        let newly_pending = pending && self.pending.insert(id.clone());
+        if !pending {
             self.pending.remove(id);
         }
+        let arrived = task.status.state == TaskState::Running
+            && old.is_none_or(|old| (old.status.state, old.status.health) != (task.status.state, task.status.health));
+        self.wake_pending |= (turned && !pending) || newly_pending || arrived;
         match placement::placed(&self.model, task) {
             Some(placed) => self.scheduler.apply_task(placed),
             None => self.scheduler.remove_task(id),
         }
-        // A task that ended frees what others wait for; one that runs may be what others depend on.
-        self.wake_pending = true;
-        if task.status.state.is_terminal() || task.desired_state > TaskState::Running {
+        if ended || task.desired_state > TaskState::Running {
             self.reap.insert(id.clone());
         }
     }
 
-    /// The agent of `node` has a session now.
+    /// The agent of `node` has a session now. A node that was removed is not heard.
     pub fn session_opened(&mut self, node: &NodeId, now: Now) {
         self.liveness.heard(node, now);
         self.refresh_liveness(node, now);
     }
 
-    /// A heartbeat of `node` came.
+    /// A heartbeat of `node` came; O(log nodes) unless it makes the node ready.
     pub fn heartbeat(&mut self, node: &NodeId, now: Now) {
         self.liveness.heard(node, now);
         self.refresh_liveness(node, now);
@@ -255,6 +316,7 @@ impl Core {
 
     /// Looks at clocks: nodes that were silent for too long, and attempts that are due.
     pub fn tick(&mut self, now: Now) {
+        self.now = now;
         for node in self.liveness.overdue(now) {
             self.refresh_liveness(&node, now);
         }
@@ -269,9 +331,10 @@ impl Core {
     }
 
     fn refresh_liveness(&mut self, node: &NodeId, now: Now) {
+        self.now = now;
         if self.liveness.refresh(node, now) && self.model.nodes.contains_key(node) {
+            // In no agent's documents: names of a lost host's containers go with their tasks.
             self.note_node(node);
-            self.dispatch.note_liveness(node);
         }
     }
 

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skein_api::{
-    Assignment, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, NodeId, PeerAssignment, Task,
-    TaskAssignment, TaskId, TaskState,
+    Assignment, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, NodeId, PeerAssignment, Service,
+    Task, TaskAssignment, TaskId, TaskState,
 };
 
 use crate::{
@@ -54,18 +54,31 @@ pub struct Batch {
 /// What each node has to be told.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Dispatch {
+    /// Of every node, and of no other.
     queues: BTreeMap<NodeId, Queue>,
+    /// Nodes that have something to be told.
+    due: BTreeSet<NodeId>,
 }
 
 impl Dispatch {
-    fn queue(&mut self, node: &NodeId) -> &mut Queue {
-        self.queues.entry(node.clone()).or_insert(Queue { full: true, ..Queue::default() })
+    fn add_node(&mut self, node: &NodeId) {
+        if !self.queues.contains_key(node) {
+            self.queues.insert(node.clone(), Queue { full: true, ..Queue::default() });
+            self.due.insert(node.clone());
+        }
     }
 
+    pub(crate) fn remove_node(&mut self, node: &NodeId) {
+        self.queues.remove(node);
+        self.due.remove(node);
+    }
+
+    /// Looks at a document again. Of a node that is not (or no longer) there nothing is kept.
     fn mark(&mut self, node: &NodeId, key: String) {
-        let queue = self.queue(node);
+        let Some(queue) = self.queues.get_mut(node) else { return };
         if !queue.full {
             queue.dirty.insert(key);
+            self.due.insert(node.clone());
         }
     }
 
@@ -75,30 +88,28 @@ impl Dispatch {
         }
     }
 
-    fn mark_full(&mut self, node: &NodeId) {
-        let queue = self.queue(node);
-        queue.full = true;
-        queue.dirty.clear();
+    /// All documents of a network: they come to a node that has just become a member, and go with its last block.
+    fn mark_network(&mut self, model: &Model, network: &NetworkId, node: &NodeId) {
+        if self.queues.get(node).is_none_or(|queue| queue.full) {
+            return;
+        }
+        for key in network_keys(model, network, node) {
+            self.mark(node, key);
+        }
     }
-
-    pub(crate) fn remove_node(&mut self, node: &NodeId) {
-        self.queues.remove(node);
-    }
-
-    /// Liveness is in no document today: names of a lost host's containers go with their tasks.
-    pub(crate) fn note_liveness(&mut self, _node: &NodeId) {}
 
     /// Finds the documents that a change touches. `model` is the state after it.
     pub(crate) fn note(&mut self, model: &Model, key: &Key, before: Option<&Object>) {
-        match key.kind {
-            Kind::Task => self.note_task(model, &TaskId::new(&key.id), before),
-            Kind::Block => self.note_block(model, key, before),
-            Kind::Network => {
+        match (key.kind, before) {
+            (Kind::Task, _) => self.note_task(model, &TaskId::new(&key.id), before),
+            (Kind::Block, _) => self.note_block(model, key, before),
+            (Kind::Network, _) => {
                 let id = NetworkId::new(&key.id);
                 self.mark_members(model, &id, &format!("network/{id}"), None);
             }
-            Kind::Node => self.note_node(model, &NodeId::new(&key.id), before),
-            Kind::Cluster | Kind::RemovedNode | Kind::Token | Kind::Volume | Kind::Service => {}
+            (Kind::Node, _) => self.note_node(model, &NodeId::new(&key.id), before),
+            (Kind::Service, Some(Object::Service(before))) => self.note_service(model, before),
+            _ => {}
         }
     }
 
@@ -107,14 +118,43 @@ impl Dispatch {
             Some(Object::Task(task)) => Some(&**task),
             _ => None,
         };
-        for task in old.into_iter().chain(model.tasks.get(id)) {
-            if let Some(node) = &task.node
-                && model.nodes.contains_key(node)
-            {
+        let new = model.tasks.get(id);
+        for task in old.into_iter().chain(new) {
+            if let Some(node) = &task.node {
                 self.mark(node, format!("task/{id}"));
             }
             for network in model.task_networks(task) {
                 self.mark_members(model, &network, &format!("endpoint/{network}/{id}"), None);
+            }
+        }
+        if let Some(task) = new.or(old) {
+            let service = task.service.as_ref().and_then(|s| model.services.get(s));
+            self.note_takers(model, service.map_or(&task.name, |s| &s.spec.name));
+        }
+    }
+
+    /// Tasks that take volumes from a service or container task name the task that has them now.
+    fn note_takers(&mut self, model: &Model, name: &str) {
+        for taker in model.takers(name) {
+            if let Some(node) = &model.tasks[taker].node {
+                self.mark(node, format!("task/{taker}"));
+            }
+        }
+    }
+
+    /// Names of a service stand in the documents of its tasks.
+    fn note_service(&mut self, model: &Model, before: &Service) {
+        let names = |s: &Service| (s.spec.name.clone(), s.spec.short_name.clone(), s.spec.stack.clone());
+        if model.services.get(&before.id).map(names) == Some(names(before)) {
+            return;
+        }
+        self.note_takers(model, &before.spec.name);
+        for task in model.service_tasks(&before.id) {
+            if let Some(node) = &task.node {
+                self.mark(node, format!("task/{}", task.id));
+            }
+            for network in model.task_networks(task) {
+                self.mark_members(model, &network, &format!("endpoint/{network}/{}", task.id), None);
             }
         }
     }
@@ -128,67 +168,73 @@ impl Dispatch {
             _ => None,
         };
         let new = model.blocks.get(&(network.clone(), index)).map(|b| b.node.clone());
-        for node in old.iter().chain(&new) {
-            let only_one = model.node_blocks(&network, node).count() <= 1;
-            if !model.nodes.contains_key(node) {
-                self.remove_node(node);
-            } else if only_one {
-                // It has just become a member, or is none any more: all of the network's documents come or go.
-                self.mark_full(node);
-            } else {
-                self.mark(node, format!("network/{network}"));
-            }
+        let same_owner = old == new;
+        for node in old.iter().chain(new.iter().filter(|_| !same_owner)) {
+            let blocks = model.node_blocks(&network, node).count();
+            self.mark(node, format!("network/{network}"));
             self.mark_members(model, &network, &format!("peer/{network}/{node}"), Some(node));
+            if !same_owner && blocks <= 1 {
+                // It has just become a member, or perhaps is none any more; the least MTU may be another now.
+                self.mark_network(model, &network, node);
+                self.mark_members(model, &network, &format!("network/{network}"), None);
+            }
         }
     }
 
     fn note_node(&mut self, model: &Model, id: &NodeId, before: Option<&Object>) {
         let Some(node) = model.nodes.get(id) else { return };
-        self.queue(id);
+        self.add_node(id);
         let old = match before {
             Some(Object::Node(old)) => &old.description,
             _ => return,
         };
         let new = &node.description;
-        let networks: Vec<NetworkId> = model.node_networks(id).cloned().collect();
-        if (old.underlay4, old.underlay6) != (new.underlay4, new.underlay6) {
-            for network in &networks {
-                self.mark_members(model, network, &format!("peer/{network}/{id}"), Some(id));
-            }
+        if (old.underlay4, old.underlay6, old.underlay_mtu) == (new.underlay4, new.underlay6, new.underlay_mtu) {
+            return;
         }
-        if old.underlay_mtu != new.underlay_mtu || old.underlay4.is_some() != new.underlay4.is_some() {
-            for network in &networks {
-                self.mark_members(model, network, &format!("network/{network}"), None);
-            }
+        let networks: Vec<NetworkId> = model.node_networks(id).cloned().collect();
+        for network in &networks {
+            self.mark_members(model, network, &format!("peer/{network}/{id}"), Some(id));
+            self.mark_members(model, network, &format!("network/{network}"), None);
         }
     }
 }
 
+/// Keys of all documents of a network that `node` may have, as a member.
+fn network_keys(model: &Model, network: &NetworkId, node: &NodeId) -> BTreeSet<String> {
+    let mut keys = BTreeSet::from([format!("network/{network}")]);
+    keys.extend(model.members(network).filter(|n| *n != node).map(|n| format!("peer/{network}/{n}")));
+    keys.extend(model.network_tasks(network).map(|t| format!("endpoint/{network}/{}", t.id)));
+    keys
+}
+
 impl Core {
     /// A session of `node` begins with what its ledger holds. `same_chain`: its ledger belongs to this core. True when
-    /// nothing needs to be told.
+    /// nothing needs to be told; false too for a node that is not there, which is told nothing.
     pub fn dispatch_open(&mut self, node: &NodeId, same_chain: bool, generation: u64) -> bool {
-        let queue = self.dispatch.queue(node);
+        let Some(queue) = self.dispatch.queues.get_mut(node) else { return false };
         if !same_chain || queue.generation != generation {
             queue.full = true;
             queue.dirty.clear();
+            self.dispatch.due.insert(node.clone());
         }
-        !queue.full && queue.dirty.is_empty()
+        !self.dispatch.due.contains(node)
     }
 
-    /// Nodes that have something to be told.
+    /// Nodes that have something to be told, in order.
     pub fn dispatch_due(&self) -> Vec<NodeId> {
-        let due = |q: &Queue| q.full || !q.dirty.is_empty();
-        self.dispatch.queues.iter().filter(|(_, q)| due(q)).map(|(n, _)| n.clone()).collect()
+        self.dispatch.due.iter().cloned().collect()
     }
 
-    /// What a node is to be told next; `None` when nothing.
+    /// What a node is to be told next; `None` when nothing. What was taken counts as told: when it does not arrive,
+    /// the node's next session shows another generation and gets everything. Upserts come in the order of their keys,
+    /// a full batch has no removes.
     pub fn dispatch_take(&mut self, node: &NodeId) -> Option<Batch> {
-        let queue = self.dispatch.queues.get_mut(node)?;
-        let (full, dirty) = (std::mem::take(&mut queue.full), std::mem::take(&mut queue.dirty));
-        if !full && dirty.is_empty() {
+        if !self.dispatch.due.remove(node) {
             return None;
         }
+        let queue = self.dispatch.queues.get_mut(node)?;
+        let (full, dirty) = (std::mem::take(&mut queue.full), std::mem::take(&mut queue.dirty));
         let base = queue.generation;
         queue.generation += 1;
         let generation = queue.generation;
@@ -197,6 +243,7 @@ impl Core {
         for key in keys {
             match self.document(node, &key) {
                 Some(document) => upserts.push(document),
+                None if full => {}
                 None => removes.push(key),
             }
         }
@@ -210,13 +257,16 @@ impl Core {
         }
     }
 
+    /// The generation that a node was last told, and the one that it has in its ledger for sure.
+    pub fn dispatch_position(&self, node: &NodeId) -> Option<(u64, u64)> {
+        self.dispatch.queues.get(node).map(|queue| (queue.generation, queue.acked))
+    }
+
     fn all_keys(&self, node: &NodeId) -> BTreeSet<String> {
         let model = &self.model;
         let mut keys: BTreeSet<String> = model.node_tasks(node).map(|t| format!("task/{}", t.id)).collect();
         for network in model.node_networks(node) {
-            keys.insert(format!("network/{network}"));
-            keys.extend(model.members(network).filter(|n| *n != node).map(|n| format!("peer/{network}/{n}")));
-            keys.extend(model.network_tasks(network).map(|t| format!("endpoint/{network}/{}", t.id)));
+            keys.extend(network_keys(model, network, node));
         }
         keys
     }
@@ -234,9 +284,12 @@ impl Core {
         let network = self.model.networks.get(&id).filter(|n| self.model.is_member(&n.id, node))?;
         match (kind, second) {
             ("network", None) => Some(Assignment::Network(self.network_document(network, node)?)),
-            ("peer", Some(peer)) => Some(Assignment::Peer(self.peer_document(network, &NodeId::new(peer))?)),
+            ("peer", Some(peer)) if peer != node.as_str() => {
+                Some(Assignment::Peer(self.peer_document(network, &NodeId::new(peer))?))
+            }
             ("endpoint", Some(task)) => {
                 let task = self.model.tasks.get(&TaskId::new(task))?;
+                task.spec.networks.iter().find(|a| a.network == id.as_str())?;
                 Some(Assignment::Endpoint(self.endpoint_document(network, task)?))
             }
             _ => None,

@@ -41,8 +41,7 @@ impl Liveness {
     /// Knows the node from now on; its detection period begins.
     pub(crate) fn ensure(&mut self, node: &NodeId, now: Now) {
         if !self.nodes.contains_key(node) {
-            let seen =
-                Seen { last_mono_ms: now.mono_ms, heard: false, state: NodeState::Unknown, since: now.wall };
+            let seen = Seen { last_mono_ms: now.mono_ms, heard: false, state: NodeState::Unknown, since: now.wall };
             self.silence.insert((seen.last_mono_ms, node.clone()));
             self.nodes.insert(node.clone(), seen);
         }

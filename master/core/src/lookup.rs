@@ -68,9 +68,10 @@ impl Model {
     /// # Errors
     /// None or more than one.
     pub fn find_task(&self, reference: &str) -> Result<&Task, ApiError> {
-        let named = self.tasks.values().filter(|t| {
-            t.name == reference || t.spec.container.container_name.as_deref() == Some(reference)
-        });
+        let named = self
+            .tasks
+            .values()
+            .filter(|t| t.name == reference || t.spec.container.container_name.as_deref() == Some(reference));
         let rank = |t: &&Task| {
             let live = !t.status.state.is_terminal() && t.desired_state == TaskState::Running;
             (live, t.status.state == TaskState::Running, t.meta.created_at, t.id.clone())

@@ -257,12 +257,7 @@ impl Model {
             }
             Object::Block(o) => {
                 let before = self.delete(&Key { kind: Kind::Block, id: block_id(&o.network, o.index) });
-                self.members
-                    .entry(o.network.clone())
-                    .or_default()
-                    .entry(o.node.clone())
-                    .or_default()
-                    .insert(o.index);
+                self.members.entry(o.network.clone()).or_default().entry(o.node.clone()).or_default().insert(o.index);
                 self.blocks.insert((o.network.clone(), o.index), o);
                 before
             }

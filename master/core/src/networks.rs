@@ -1,7 +1,9 @@
 //! Networks: subnets, VNIs, and the blocks of addresses that hosts own.
 
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use skein_api::{ApiError, Block, Network, NetworkId, NetworkSpec, NodeId};
+use skein_api::{ApiError, Block, Network, NetworkId, NetworkSpec, NodeId, UnixMillis};
 
 use crate::{
     admit::check_name,
@@ -10,6 +12,7 @@ use crate::{
     meta,
     model::{Change, Cluster, Key, Kind, Object, block_id},
     rng::Rng,
+    workloads::is_removed,
 };
 
 /// First VNI: small ones are what people use by hand.
@@ -60,6 +63,13 @@ impl Core {
         ctx: &Context,
     ) -> Result<Network, ApiError> {
         check_name("network", &spec.name)?;
+        if planned.iter().any(|n| n.spec.name == spec.name) {
+            return Err(ApiError::new("bad_request", format!("network {} stands twice in the stack", spec.name)));
+        }
+        if self.model.network(&spec.name).is_some_and(is_removed) {
+            let message = format!("network {} is being removed and goes with its last task", spec.name);
+            return Err(ApiError::new("in_use", message).with_hint("skein ps --all, then try again"));
+        }
         if self.model.network(&spec.name).is_some() {
             return Err(ApiError::new("name_taken", format!("a network named {} is there already", spec.name))
                 .with_hint(format!("skein network inspect {}", spec.name)));
@@ -106,13 +116,30 @@ impl Core {
         }
     }
 
+    /// The first subnet of the pool that meets no network and no host's route. O(n log n) in these.
     fn free_subnet(&self, planned: &[Network]) -> Result<Ipv4Net, ApiError> {
         let (pool, prefix) = (self.settings.subnet_pool, self.settings.subnet_prefix);
-        let mut subnets = pool.subnets(prefix).map_err(|e| ApiError::new("bad_config", e.to_string()))?;
-        subnets.find(|s| self.overlap(*s, planned).is_none()).ok_or_else(|| {
-            ApiError::new("no_subnet", format!("no /{prefix} of the pool {pool} is free on all hosts"))
-                .with_hint("skein network create --subnet, or set subnet_pool in the master's configuration")
-        })
+        let subnets = pool.subnets(prefix).map_err(|e| ApiError::new("bad_config", e.to_string()))?;
+        let networks = self.model.networks.values().chain(planned).map(|n| n.subnet4);
+        let routes = self.model.nodes.values().flat_map(|n| &n.description.routes);
+        let routes = routes.filter_map(|r| if let IpNet::V4(r) = r { Some(*r) } else { None });
+        let mut taken: Vec<(Ipv4Addr, Ipv4Addr)> =
+            networks.chain(routes).map(|n| (n.network(), n.broadcast())).collect();
+        taken.sort_unstable();
+        // Subnets come in order, so what ends before one of them ends before all that follow.
+        let mut next = 0;
+        let mut reaches = None;
+        for subnet in subnets {
+            while let Some((_, end)) = taken.get(next).filter(|(start, _)| *start <= subnet.broadcast()) {
+                reaches = reaches.max(Some(*end));
+                next += 1;
+            }
+            if reaches < Some(subnet.network()) {
+                return Ok(subnet);
+            }
+        }
+        Err(ApiError::new("no_subnet", format!("no /{prefix} of the pool {pool} is free on all hosts"))
+            .with_hint("skein network create --subnet, or set subnet_pool in the master's configuration"))
     }
 
     fn free_vni(&self, last: u32, planned: &[Network]) -> Result<u32, ApiError> {
@@ -139,18 +166,15 @@ impl Core {
         };
         match user {
             None => Ok(()),
-            Some(user) => {
-                Err(ApiError::new("in_use", format!("network {} is used by {user}", network.spec.name))
-                    .with_hint("skein ps --all"))
-            }
+            Some(user) => Err(ApiError::new("in_use", format!("network {} is used by {user}", network.spec.name))
+                .with_hint("skein ps --all")),
         }
     }
 
     pub(crate) fn delete_network(&self, network: &Network) -> Vec<Change> {
         let blocks = self.model.blocks.values().filter(|b| b.network == network.id);
-        let mut changes: Vec<Change> = blocks
-            .map(|b| Change::Delete(Key { kind: Kind::Block, id: block_id(&b.network, b.index) }))
-            .collect();
+        let mut changes: Vec<Change> =
+            blocks.map(|b| Change::Delete(Key { kind: Kind::Block, id: block_id(&b.network, b.index) })).collect();
         changes.push(Change::Delete(Key { kind: Kind::Network, id: network.id.to_string() }));
         changes
     }
@@ -168,18 +192,13 @@ impl Core {
     ) -> Result<Option<Block>, String> {
         let reserved = |index: u32| usize::from(index == 0) * 2;
         let per_block = 1_usize << (32 - network.block_prefix4);
-        let owned: usize = self
-            .model
-            .node_blocks(&network.id, node)
-            .map(|b| per_block.saturating_sub(reserved(b.index)))
-            .sum();
+        let owned: usize =
+            self.model.node_blocks(&network.id, node).map(|b| per_block.saturating_sub(reserved(b.index))).sum();
         if owned >= tasks + BLOCK_SLACK.min(per_block / 4) && owned > 0 {
             return Ok(None);
         }
         let count = 1_u32 << (network.block_prefix4 - network.subnet4.prefix_len());
-        let free = (0..count).find(|index| {
-            per_block > reserved(*index) && !self.model.blocks.contains_key(&(network.id.clone(), *index))
-        });
+        let free = self.free_block(&network.id, count, |index| per_block > reserved(index));
         let Some(index) = free else {
             if owned >= tasks {
                 return Ok(None);
@@ -188,13 +207,23 @@ impl Core {
         };
         let base = u32::from(network.subnet4.network()) + index * (1 << (32 - network.block_prefix4));
         let block4 = Ipv4Net::new(base.into(), network.block_prefix4).expect("a prefix of at most 31");
-        Ok(Some(Block {
-            network: network.id.clone(),
-            index,
-            node: node.clone(),
-            meta: meta::created(ctx),
-            block4,
-        }))
+        Ok(Some(Block { network: network.id.clone(), index, node: node.clone(), meta: meta::created(ctx), block4 }))
+    }
+
+    /// The lowest block that nobody owns, those of removed hosts last and of these the one that was freed first: a
+    /// host that was cut off may still run containers with its addresses.
+    fn free_block(&self, network: &NetworkId, count: u32, usable: impl Fn(u32) -> bool) -> Option<u32> {
+        let owned = self.model.owned_blocks(network);
+        let mut freed: BTreeMap<u32, UnixMillis> = BTreeMap::new();
+        for node in self.model.removed_nodes.values() {
+            for (_, index) in node.blocks.iter().filter(|(n, _)| n == network) {
+                let at = freed.entry(*index).or_default();
+                *at = node.removed_at.max(*at);
+            }
+        }
+        let free = |index: &u32| *index < count && usable(*index) && !owned.contains(index);
+        let never_used = (0..count).find(|index| free(index) && !freed.contains_key(index));
+        never_used.or_else(|| freed.iter().filter(|(i, _)| free(i)).min_by_key(|(i, at)| (**at, **i)).map(|(i, _)| *i))
     }
 }
 

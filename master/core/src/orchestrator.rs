@@ -15,7 +15,7 @@ use crate::{
     core::Core,
     meta,
     model::{Change, Key, Kind, Object},
-    placement::{self, Pinned},
+    placement,
     rng::Rng,
     scheduler::Pin,
     workloads,
@@ -24,6 +24,9 @@ use crate::{
 /// Rounds of one settling. Each round follows the changes of the one before it: tasks are made, placed, and their
 /// predecessors removed in at most three; the rest is reserve. What is left then goes on in the next settling.
 const ROUNDS_MAX: usize = 8;
+
+/// How often tokens and removed nodes are looked at that are kept for a while: they are kept for days.
+const EXPIRE_PERIOD_MS: u64 = 10 * 60 * 1_000;
 
 /// Ended tasks that a slot keeps, for logs and `skein ps --all`.
 const HISTORY_PER_SLOT: usize = 1;
@@ -51,6 +54,11 @@ fn slot_of(task: &Task) -> Slot {
     }
 }
 
+/// The order in which the tasks of a slot were made, also within one millisecond.
+fn age(task: &Task) -> (UnixMillis, u64, u32, &TaskId) {
+    (task.meta.created_at, task.spec_generation, task.attempt, &task.id)
+}
+
 fn is_live(task: &Task) -> bool {
     task.desired_state == TaskState::Running && !task.status.state.is_terminal()
 }
@@ -66,28 +74,53 @@ enum Next {
     At(UnixMillis),
 }
 
+/// One thing to do for a service.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// A task shall get to this state.
+    Desire(TaskId, TaskState, &'static str),
+    /// Look at the service again at this time.
+    Wait(UnixMillis),
+    /// A new task for the slot, counting so many attempts since then.
+    Make(Slot, u32, UnixMillis),
+}
+
 impl Core {
     /// Does what is due: makes tasks, replaces ended and lost ones, places pending ones, removes what is over.
+    /// Costs what changed since the last time, and nothing when nothing did.
     pub fn settle(&mut self, now: Now, seed: u64) {
         let mut rng = Rng::new(seed);
+        if now.mono_ms >= self.expire_at_ms {
+            self.expire_at_ms = now.mono_ms + EXPIRE_PERIOD_MS;
+            self.expire(now);
+        }
         for _ in 0..ROUNDS_MAX {
-            let services = std::mem::take(&mut self.dirty_services);
+            let mut services = std::mem::take(&mut self.dirty_services);
             let reap = std::mem::take(&mut self.reap);
             let wake = std::mem::take(&mut self.wake_pending);
-            if services.is_empty() && reap.is_empty() && !wake {
+            let (grow, sweep) = (std::mem::take(&mut self.grow), std::mem::take(&mut self.sweep));
+            if services.is_empty() && reap.is_empty() && !wake && !grow && !sweep {
                 break;
+            }
+            if wake {
+                services.append(&mut self.starved);
             }
             for service in services {
                 self.orchestrate(&service, now, &mut rng);
             }
             if wake {
                 self.place_pending(now, &mut rng);
-                self.grow_attachable(now, &mut rng);
             }
-            for task in reap {
-                self.reap(&task, now, &mut rng);
+            if grow {
+                self.grow_attachable(now);
             }
-            self.remove_networks();
+            let ended: BTreeSet<ServiceId> = reap.iter().filter_map(|task| self.reap(task, now)).collect();
+            for service in ended {
+                self.trim_history(&service, now);
+            }
+            if sweep {
+                self.remove_networks();
+            }
         }
     }
 
@@ -95,49 +128,45 @@ impl Core {
         self.stage(Change::Upsert(Object::Task(Box::new(task))));
     }
 
-    fn desire(&mut self, task: &Task, desired: TaskState, why: &str, now: Now) {
-        if task.desired_state < desired {
-            let meta = meta::changed(&task.meta, &meta::internal("orchestrator", why, now, 0), true);
-            self.stage_task(Task { desired_state: desired, meta, ..task.clone() });
-        }
+    /// Asks for a later desired state; an earlier one or the same changes nothing.
+    fn desire(&mut self, id: &TaskId, desired: TaskState, why: &str, now: Now) {
+        let Some(task) = self.model.tasks.get(id).filter(|t| t.desired_state < desired) else { return };
+        let meta = meta::changed(&task.meta, &meta::internal("orchestrator", why, now, 0), true);
+        self.stage_task(Task { desired_state: desired, meta, ..task.clone() });
     }
 
     fn orchestrate(&mut self, id: &ServiceId, now: Now, rng: &mut Rng) {
-        let tasks: Vec<Task> = self.model.service_tasks(id).cloned().collect();
         let Some(service) = self.model.services.get(id).cloned() else {
+            let tasks: Vec<TaskId> = self.model.service_tasks(id).map(|t| t.id.clone()).collect();
             for task in &tasks {
                 self.desire(task, TaskState::Remove, "service removed", now);
             }
             return;
         };
-        let mut slots: BTreeMap<Slot, Vec<Task>> = BTreeMap::new();
-        for task in tasks {
-            let task = self.orphan_if_lost(task, now);
-            slots.entry(slot_of(&task)).or_default().push(task);
+        let lost: Vec<TaskId> =
+            self.model.service_tasks(id).filter(|t| self.is_lost(t)).map(|t| t.id.clone()).collect();
+        for task in &lost {
+            self.orphan(task, now);
         }
-        let wanted: BTreeSet<Slot> = match service.spec.mode {
-            ServiceMode::Replicated(n) => (1..=n).map(Slot::Number).collect(),
-            ServiceMode::Global => self.global_nodes(&service).into_iter().map(Slot::Node).collect(),
-        };
-        for (slot, tasks) in slots.iter().filter(|(slot, _)| !wanted.contains(slot)) {
-            // A node of a global service that is drained keeps its ended task for a while; a slot too many goes.
-            let desired = if matches!(slot, Slot::Node(_)) { TaskState::Shutdown } else { TaskState::Remove };
-            for task in tasks {
-                self.desire(task, desired, "scaled down", now);
+        for step in self.plan_tasks(&service, now) {
+            match step {
+                Step::Desire(task, desired, why) => self.desire(&task, desired, why, now),
+                Step::Wait(due) => {
+                    self.timers.insert((due, service.id.clone()));
+                }
+                Step::Make(slot, attempt, since) => self.make_task(&service, &slot, attempt, since, now, rng),
             }
-        }
-        for slot in wanted {
-            let tasks = slots.remove(&slot).unwrap_or_default();
-            self.orchestrate_slot(&service, &slot, tasks, now, rng);
         }
     }
 
+    fn is_lost(&self, task: &Task) -> bool {
+        let down = |node: &NodeId| self.node_status(node).state == NodeState::Down;
+        !task.status.state.is_terminal() && task.node.as_ref().is_some_and(down)
+    }
+
     /// A task of a service whose node is lost counts as ended; its container may run on, the master cannot know.
-    fn orphan_if_lost(&mut self, task: Task, now: Now) -> Task {
-        let lost = task.node.as_ref().is_some_and(|n| self.node_status(n).state == NodeState::Down);
-        if !lost || task.status.state.is_terminal() {
-            return task;
-        }
+    fn orphan(&mut self, id: &TaskId, now: Now) {
+        let Some(task) = self.model.tasks.get(id) else { return };
         let status = TaskStatus {
             state: TaskState::Orphaned,
             since: now.wall,
@@ -145,23 +174,51 @@ impl Core {
             ..task.status.clone()
         };
         let meta = meta::changed(&task.meta, &meta::internal("orchestrator", "node lost", now, 0), true);
-        let task = Task { status, meta, desired_state: TaskState::Shutdown.max(task.desired_state), ..task };
-        self.stage_task(task.clone());
-        task
+        let desired_state = TaskState::Shutdown.max(task.desired_state);
+        self.stage_task(Task { status, meta, desired_state, ..task.clone() });
     }
 
-    fn orchestrate_slot(&mut self, service: &Service, slot: &Slot, tasks: Vec<Task>, now: Now, rng: &mut Rng) {
-        let mut live: Vec<&Task> = tasks.iter().filter(|t| is_live(t)).collect();
-        live.sort_by_key(|t| (t.meta.created_at, &t.id));
+    /// What a service needs, slot by slot. O(its tasks), nothing is copied.
+    fn plan_tasks(&self, service: &Service, now: Now) -> Vec<Step> {
+        let mut slots: BTreeMap<Slot, Vec<&Task>> = BTreeMap::new();
+        for task in self.model.service_tasks(&service.id) {
+            slots.entry(slot_of(task)).or_default().push(task);
+        }
+        let global = service.spec.mode == ServiceMode::Global;
+        let wanted: BTreeSet<Slot> = match service.spec.mode {
+            ServiceMode::Replicated(n) => (1..=n).map(Slot::Number).collect(),
+            ServiceMode::Global => match self.global_nodes(service) {
+                Some(nodes) => nodes.into_iter().map(Slot::Node).collect(),
+                // Expressions that this release does not understand: what runs goes on.
+                None => slots.keys().cloned().collect(),
+            },
+        };
+        let mut steps = Vec::new();
+        for (slot, tasks) in slots.iter().filter(|(slot, _)| !wanted.contains(slot)) {
+            // A node of a global service that is drained keeps its ended task for a while; a slot too many goes.
+            let desired = if global && matches!(slot, Slot::Node(_)) { TaskState::Shutdown } else { TaskState::Remove };
+            steps.extend(tasks.iter().map(|t| Step::Desire(t.id.clone(), desired, "scaled down")));
+        }
+        for slot in wanted {
+            let tasks = slots.remove(&slot).unwrap_or_default();
+            self.plan_slot(service, slot, &tasks, now, &mut steps);
+        }
+        steps
+    }
+
+    fn plan_slot(&self, service: &Service, slot: Slot, tasks: &[&Task], now: Now, steps: &mut Vec<Step>) {
+        let mut live: Vec<&Task> = tasks.iter().copied().filter(|t| is_live(t)).collect();
+        live.sort_by_key(|t| age(t));
         let newest = live.pop();
+        let mut stop = |task: &Task, why| steps.push(Step::Desire(task.id.clone(), TaskState::Shutdown, why));
         for task in live {
-            self.desire(task, TaskState::Shutdown, "more than one in its slot", now);
+            stop(task, "more than one in its slot");
         }
         if let Some(task) = newest {
             if task.spec_generation != service.meta.generation {
-                self.desire(task, TaskState::Shutdown, "service changed", now);
+                stop(task, "service changed");
             } else if self.is_drained(task) {
-                self.desire(task, TaskState::Shutdown, "node drained", now);
+                stop(task, "node drained");
             }
             return;
         }
@@ -169,13 +226,11 @@ impl Core {
             // Stop first: the successor comes when the predecessor has stopped.
             return;
         }
-        let last = tasks.iter().max_by_key(|t| (t.meta.created_at, t.attempt, &t.id));
+        let last = tasks.iter().copied().max_by_key(|t| age(t));
         match next_attempt(service, last, now.wall) {
             Next::Done => {}
-            Next::At(due) => {
-                self.timers.insert((due, service.id.clone()));
-            }
-            Next::Now(attempt, since) => self.make_task(service, slot, attempt, since, now, rng),
+            Next::At(due) => steps.push(Step::Wait(due)),
+            Next::Now(attempt, since) => steps.push(Step::Make(slot, attempt, since)),
         }
     }
 
@@ -208,115 +263,125 @@ impl Core {
             attempts_since: since,
             ..Task::default()
         };
-        match node {
-            None => self.stage_task(task),
-            // One of a global service is placed at once or not made: its node is what it is.
-            Some(node) => {
-                let pin = Pin { nodes: BTreeSet::from([node]), reason: "one on each node".to_owned() };
-                let request = placement::compile(self, &task.spec, Some(service), Some(pin));
-                if let Ok(Ok(node)) = request.map(|r| self.scheduler.place(&r, rng.next_u64())) {
-                    self.assign(task, node, now, rng);
-                }
-            }
+        let Some(node) = node else { return self.stage_task(task) };
+        // One of a global service is placed at once or not made: its node is what it is.
+        let pin = Pin { nodes: BTreeSet::from([node]), reason: "one on each node".to_owned() };
+        let placed = match self.try_place(&task, Some(pin), rng.next_u64()) {
+            Ok(node) => self.assign(task, node, now, rng).is_ok(),
+            Err(_) => false,
+        };
+        if !placed {
+            self.starved.insert(service.id.clone());
         }
     }
 
-    /// Nodes that a global service shall be on.
-    fn global_nodes(&self, service: &Service) -> Vec<NodeId> {
-        let eligible = |node: &&skein_api::Node| {
-            if node.spec.availability == Availability::Drain {
-                return false;
-            }
-            let pin = Pin { nodes: BTreeSet::from([node.id.clone()]), reason: String::new() };
-            placement::compile(self, &service.spec.task, Some(service), Some(pin))
-                .is_ok_and(|request| self.scheduler.constraints_can_be_met(&request))
-        };
-        self.model.nodes.values().filter(eligible).map(|n| n.id.clone()).collect()
+    /// Nodes that a global service shall be on; `None` when its expressions are not understood.
+    fn global_nodes(&self, service: &Service) -> Option<Vec<NodeId>> {
+        let request = placement::compile(self, &service.spec.task, Some(service), None).ok()?;
+        let mut nodes = self.scheduler.allowed(&request);
+        nodes.retain(|id| self.model.nodes.get(id).is_some_and(|n| n.spec.availability != Availability::Drain));
+        Some(nodes)
     }
 
     fn place_pending(&mut self, now: Now, rng: &mut Rng) {
-        let mut pending: Vec<(UnixMillis, TaskId)> =
-            self.pending.iter().map(|id| (self.model.tasks[id].meta.created_at, id.clone())).collect();
+        let order = |id: &TaskId| (self.model.tasks[id].meta.created_at, self.model.tasks[id].slot, id.clone());
+        let mut pending: Vec<(UnixMillis, u32, TaskId)> = self.pending.iter().map(order).collect();
         pending.sort();
-        for (_, id) in pending {
-            let task = self.model.tasks[&id].clone();
-            match self.try_place(&task, rng.next_u64()) {
-                Ok(node) => self.assign(task, node, now, rng),
-                Err(message) if message != task.status.message => {
-                    let status = TaskStatus { message, ..task.status.clone() };
-                    self.stage_task(Task { status, ..task });
+        // Tasks of one service ask for the same. What is placed in this pass frees nothing, so a refusal stands for
+        // all of them; what it may fulfil (an affinity, a link) is tried in the next round.
+        let mut refused: BTreeMap<(ServiceId, u64, bool), String> = BTreeMap::new();
+        for (.., id) in pending {
+            let task = &self.model.tasks[&id];
+            let class = task.service.clone().map(|s| (s, task.spec_generation, task.attempt == 0));
+            let outcome = match class.as_ref().and_then(|c| refused.get(c)) {
+                Some(message) => Err(message.clone()),
+                None => self.try_place(task, None, rng.next_u64()),
+            };
+            let outcome = match outcome {
+                Ok(node) => {
+                    let task = task.clone();
+                    self.assign(task, node, now, rng)
                 }
-                Err(_) => {}
+                Err(message) => Err(message),
+            };
+            if let Err(message) = outcome {
+                let task = &self.model.tasks[&id];
+                if message != task.status.message {
+                    let status = TaskStatus { message: message.clone(), ..task.status.clone() };
+                    self.stage_task(Task { status, ..task.clone() });
+                }
+                if let Some(class) = class {
+                    refused.insert(class, message);
+                }
             }
-        }
-        let global = self.model.services.values().filter(|s| s.spec.mode == ServiceMode::Global);
-        let global: Vec<ServiceId> = global.map(|s| s.id.clone()).collect();
-        for service in global {
-            self.orchestrate(&service, now, rng);
         }
     }
 
     /// A node for the task, or why there is none.
-    fn try_place(&self, task: &Task, seed: u64) -> Result<NodeId, String> {
+    fn try_place(&self, task: &Task, on: Option<Pin>, seed: u64) -> Result<NodeId, String> {
+        let pin = self.wait_for(task)?;
         let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
-        if let Some(service) = service
-            && task.attempt == 0
-            && let Some(unmet) = self.unmet_dependency(service)
-        {
-            return Err(unmet);
+        let mut request = placement::compile(self, &task.spec, service, pin).map_err(|error| error.to_string())?;
+        if let Some(pin) = on {
+            request = request.pinned(pin);
         }
-        let pin = match placement::pinned(self, task) {
-            Pinned::Free => None,
-            Pinned::To(pin) => Some(pin),
-            Pinned::Wait(why) => return Err(why),
-        };
-        let request = placement::compile(self, &task.spec, service, pin)?;
         self.scheduler.place(&request, seed).map_err(|rejection| rejection.summary())
     }
 
     /// What a service still waits for.
-    fn unmet_dependency(&self, service: &Service) -> Option<String> {
+    pub(crate) fn unmet_dependency(&self, service: &Service) -> Option<String> {
         service.spec.depends_on.iter().find_map(|dependency| {
             let name = &dependency.service;
             let other = self.model.service_named(name)?;
-            let tasks: Vec<&Task> = self.model.service_tasks(&other.id).collect();
-            let running = |t: &&Task| is_live(t) && t.status.state == TaskState::Running;
-            let healthy = |t: &&Task| running(t) && t.status.health.is_none_or(|h| h == Health::Healthy);
+            let of_now = |t: &&Task| t.spec_generation == other.meta.generation;
+            let tasks: Vec<&Task> = self.model.service_tasks(&other.id).filter(of_now).collect();
             let wanted = match other.spec.mode {
                 ServiceMode::Replicated(n) => n as usize,
-                ServiceMode::Global => 1,
+                ServiceMode::Global => tasks.iter().filter(|t| is_live(t)).count().max(1),
             };
-            let completed =
-                |t: &&Task| t.status.state == TaskState::Complete && t.spec_generation == other.meta.generation;
-            let (count, what) = match dependency.condition {
-                DependencyCondition::ServiceStarted => (tasks.iter().copied().filter(running).count(), "to run"),
-                DependencyCondition::ServiceHealthy => (tasks.iter().copied().filter(healthy).count(), "to be healthy"),
+            let running = |t: &Task| is_live(t) && t.status.state == TaskState::Running;
+            let (met, what): (&dyn Fn(&Task) -> bool, _) = match dependency.condition {
+                // One that has ended by itself was started too.
+                DependencyCondition::ServiceStarted => {
+                    (&|t| running(t) || (t.status.state.is_terminal() && t.status.exit_code.is_some()), "to run")
+                }
+                DependencyCondition::ServiceHealthy => {
+                    (&|t| running(t) && t.status.health.is_none_or(|h| h == Health::Healthy), "to be healthy")
+                }
                 DependencyCondition::ServiceCompletedSuccessfully => {
-                    (tasks.iter().copied().filter(completed).count(), "to complete")
+                    (&|t| t.status.state == TaskState::Complete, "to complete")
                 }
             };
-            (count < wanted).then(|| format!("waits for {name} {what}"))
+            let slots: BTreeSet<Slot> = tasks.iter().copied().filter(|t| met(t)).map(slot_of).collect();
+            if slots.len() >= wanted {
+                return None;
+            }
+            let failed = tasks.iter().filter(|t| matches!(t.status.state, TaskState::Failed | TaskState::Rejected));
+            let last = failed.max_by_key(|t| age(t)).map(|t| &t.status);
+            Some(match last.map(|s| s.err.as_ref().unwrap_or(&s.message)) {
+                Some(why) => format!("waits for {name} {what}; its last task failed: {why}"),
+                None => format!("waits for {name} {what}"),
+            })
         })
     }
 
     /// Puts a task on a node, with the addresses and volumes that it needs there.
-    fn assign(&mut self, task: Task, node: NodeId, now: Now, rng: &mut Rng) {
+    ///
+    /// # Errors
+    /// When a network has no addresses left for the node; the task is as it was.
+    fn assign(&mut self, task: Task, node: NodeId, now: Now, rng: &mut Rng) -> Result<(), String> {
         let ctx = meta::internal("scheduler", "placed", now, 0);
         let task = Task { node: Some(node.clone()), ..task };
+        let mut blocks = Vec::new();
         for id in self.model.task_networks(&task) {
-            let there = self.model.network_tasks(&id).filter(|t| t.node.as_ref() == Some(&node)).count();
-            let network = &self.model.networks[&id];
-            match self.ensure_block(network, &node, there + 1, &ctx) {
-                Ok(None) => {}
-                Ok(Some(block)) => self.stage(Change::Upsert(Object::Block(block))),
-                Err(message) => {
-                    if message != task.status.message {
-                        let status = TaskStatus { message, ..task.status.clone() };
-                        self.stage_task(Task { node: None, status, ..task });
-                    }
-                    return;
-                }
-            }
+            // A container task keeps its address while it is stopped.
+            let keeps = |t: &&Task| t.service.is_none() || !t.status.state.is_terminal();
+            let here = self.model.node_tasks(&node).filter(keeps);
+            let there = here.filter(|t| t.spec.networks.iter().any(|a| a.network == id.as_str())).count();
+            blocks.extend(self.ensure_block(&self.model.networks[&id], &node, there + 1, &ctx)?);
+        }
+        for block in blocks {
+            self.stage(Change::Upsert(Object::Block(block)));
         }
         for volume in self.new_volumes(&task, rng, &ctx) {
             self.stage(Change::Upsert(Object::Volume(volume)));
@@ -324,10 +389,11 @@ impl Core {
         let status = TaskStatus { state: TaskState::Assigned, since: now.wall, ..TaskStatus::default() };
         let meta = meta::changed(&task.meta, &ctx, false);
         self.stage_task(Task { status, meta, ..task });
+        Ok(())
     }
 
     /// Networks for plain `docker run` are on every host that is there.
-    fn grow_attachable(&mut self, now: Now, _rng: &mut Rng) {
+    fn grow_attachable(&mut self, now: Now) {
         let ctx = meta::internal("allocator", "attachable network", now, 0);
         let mut missing = Vec::new();
         for network in self.model.networks.values().filter(|n| n.spec.attachable && !workloads::is_removed(n)) {
@@ -341,39 +407,48 @@ impl Core {
         }
     }
 
-    /// Removes a task that is over, or asks its agent to.
-    fn reap(&mut self, id: &TaskId, now: Now, _rng: &mut Rng) {
-        let Some(task) = self.model.tasks.get(id).cloned() else { return };
+    /// Removes a task that is over, or asks its agent to; gives back its service when it may have too many ended ones.
+    fn reap(&mut self, id: &TaskId, now: Now) -> Option<ServiceId> {
+        let task = self.model.tasks.get(id)?;
+        let ended = task.status.state.is_terminal();
         let on_node = task.node.as_ref().is_some_and(|n| self.model.nodes.contains_key(n));
         let stopping = task.desired_state > TaskState::Running;
-        if stopping && task.desired_state == TaskState::Remove && (!on_node || task.status.state == TaskState::Remove) {
+        let removed = task.desired_state == TaskState::Remove && (!on_node || task.status.state == TaskState::Remove);
+        if removed || (stopping && !on_node && !ended && task.service.is_some()) {
+            // Also one that was never placed and never will be: there is nothing to remember of it.
             self.stage(Change::Delete(Key { kind: Kind::Task, id: id.to_string() }));
-            return;
+            return None;
         }
-        if stopping && !on_node && !task.status.state.is_terminal() {
-            let status = TaskStatus { state: TaskState::Shutdown, since: now.wall, ..task.status.clone() };
-            self.stage_task(Task { status, ..task });
-            return;
+        if stopping && !on_node && !ended {
+            let state = TaskState::Shutdown;
+            let message = "stopped before it was placed".to_owned();
+            let status = TaskStatus { state, message, since: now.wall, ..task.status.clone() };
+            self.stage_task(Task { status, ..task.clone() });
+            return None;
         }
-        let Some(service) = task.service.clone().filter(|_| task.status.state.is_terminal()) else { return };
-        let slot = slot_of(&task);
-        let mut ended: Vec<Task> = self
-            .model
-            .service_tasks(&service)
-            .filter(|t| t.status.state.is_terminal() && slot_of(t) == slot)
-            .cloned()
-            .collect();
-        ended.sort_by_key(|t| std::cmp::Reverse((t.meta.created_at, t.attempt, t.id.clone())));
-        for old in ended.into_iter().skip(HISTORY_PER_SLOT) {
-            self.desire(&old, TaskState::Remove, "history", now);
+        task.service.clone().filter(|_| ended)
+    }
+
+    /// Asks agents to remove ended tasks of a service but the newest of each slot.
+    fn trim_history(&mut self, service: &ServiceId, now: Now) {
+        let mut slots: BTreeMap<Slot, Vec<&Task>> = BTreeMap::new();
+        for task in self.model.service_tasks(service).filter(|t| t.status.state.is_terminal()) {
+            slots.entry(slot_of(task)).or_default().push(task);
+        }
+        let mut old: Vec<TaskId> = Vec::new();
+        for ended in slots.values_mut().filter(|ended| ended.len() > HISTORY_PER_SLOT) {
+            ended.sort_by_key(|t| std::cmp::Reverse(age(t)));
+            old.extend(ended.iter().skip(HISTORY_PER_SLOT).map(|t| t.id.clone()));
+        }
+        for task in old {
+            self.desire(&task, TaskState::Remove, "history", now);
         }
     }
 
     /// Networks of removed stacks go with their last task.
     fn remove_networks(&mut self) {
-        let over = |n: &&skein_api::Network| {
-            workloads::is_removed(n) && self.model.network_tasks(&n.id).next().is_none()
-        };
+        let over =
+            |n: &&skein_api::Network| workloads::is_removed(n) && self.model.network_tasks(&n.id).next().is_none();
         let doomed: Vec<_> = self.model.networks.values().filter(over).cloned().collect();
         for network in doomed {
             for change in self.delete_network(&network) {
@@ -392,7 +467,9 @@ fn next_attempt(service: &Service, last: Option<&Task>, now: UnixMillis) -> Next
     let policy = &service.spec.task.restart;
     match (last.status.state, policy.condition) {
         // Not its own doing: its node was lost or drained, or it was asked to stop.
-        (TaskState::Orphaned | TaskState::Shutdown | TaskState::Remove, _) => return Next::Now(last.attempt.max(1), now),
+        (TaskState::Orphaned | TaskState::Shutdown | TaskState::Remove, _) => {
+            return Next::Now(last.attempt.max(1), now);
+        }
         (_, RestartCondition::None) | (TaskState::Complete, RestartCondition::OnFailure) => return Next::Done,
         _ => {}
     }

@@ -1,19 +1,46 @@
 //! Between the model and the scheduler: what a node is, what a task takes, where a task may not go.
+//!
+//! Decisions that stand here:
+//! - A task holds its ports and reservations from its assignment until its container has ended for good ([`holds`]).
+//! - An expression that no node can meet is refused while there are nodes; what comes and goes (liveness, free
+//!   resources, host ports taken by others) never is: such a task waits, and says for what.
+//! - Volumes, `volumes_from` and `links` pin. A pin to a host that is lost, paused or drained waits for it: a volume
+//!   that lives elsewhere is never replaced by an empty one.
 
 use std::collections::BTreeSet;
 
-use skein_api::{ApiError, Explanation, MountKind, NodeId, Service, Task, TaskSpec, TaskState};
+use skein_api::{
+    ApiError, Availability, Explanation, MountKind, NodeId, NodeState, RestartCondition, Service, Task, TaskSpec,
+    TaskState,
+};
 
 use crate::{
     core::Core,
     model::Model,
-    scheduler::{Pin, Placed, Request},
+    scheduler::{ConstraintError, FilterKind, Pin, Placed, Request},
 };
 
-/// What a task takes of its node; `None` when it has none or has ended.
+/// Whether a task with a node holds its ports and reservations there.
+///
+/// - Until its container has ended. One that was orphaned may run on, so it holds its place until its node says more.
+/// - A container task that ended and that its agent starts again by its policy holds it in between. Stopped by a user
+///   or ended for good it does not, as with a single engine: another may have the port when it is started again.
+pub(crate) fn holds(task: &Task) -> bool {
+    if !task.status.state.is_terminal() || task.status.state == TaskState::Orphaned {
+        return true;
+    }
+    let comes_back = match task.spec.restart.condition {
+        RestartCondition::None => false,
+        RestartCondition::OnFailure => task.status.state != TaskState::Complete,
+        RestartCondition::Any => true,
+    };
+    task.service.is_none() && task.desired_state == TaskState::Running && comes_back
+}
+
+/// What a task takes of its node; `None` when it has none or holds nothing there.
 pub(crate) fn placed(model: &Model, task: &Task) -> Option<Placed> {
     let node = task.node.clone().filter(|node| model.nodes.contains_key(node))?;
-    if task.status.state.is_terminal() {
+    if !holds(task) {
         return None;
     }
     let container = &task.spec.container;
@@ -45,7 +72,7 @@ pub(crate) fn pinned(core: &Core, task: &Task) -> Pinned {
     let mut nodes: Option<BTreeSet<NodeId>> = None;
     let mut reasons = Vec::new();
     let mut narrow = |to: BTreeSet<NodeId>, reason: String| {
-        reasons.push(reason);
+        reasons.push(format!("{reason} {}", names_of(core, &to)));
         nodes = Some(match nodes.take() {
             Some(known) => known.intersection(&to).cloned().collect(),
             None => to,
@@ -54,7 +81,7 @@ pub(crate) fn pinned(core: &Core, task: &Task) -> Pinned {
     let container = &task.spec.container;
     for mount in container.mounts.iter().filter(|m| m.kind == MountKind::Volume) {
         let Some(volume) = mount.source.as_ref().and_then(|name| model.volume_named(name)) else { continue };
-        narrow(BTreeSet::from([volume.node.clone()]), format!("volume {} lives there", volume.name));
+        narrow(BTreeSet::from([volume.node.clone()]), format!("volume {} lives on", volume.name));
     }
     let from = container.volumes_from.iter().map(|v| (&v.from, "volumes_from"));
     let links = container.links.iter().map(|l| (&l.target, "link"));
@@ -63,12 +90,34 @@ pub(crate) fn pinned(core: &Core, task: &Task) -> Pinned {
         if hosts.is_empty() {
             return Pinned::Wait(format!("waits for {name} ({what}) to be placed"));
         }
-        narrow(hosts, format!("{what} {name} runs there"));
+        narrow(hosts, format!("{what} {name} runs on"));
     }
     match nodes {
         None => Pinned::Free,
-        Some(nodes) => Pinned::To(Pin { nodes, reason: reasons.join("; ") }),
+        Some(nodes) => Pinned::To(Pin { nodes, reason: reasons.join(", ") }),
     }
+}
+
+/// Names of nodes for people; those that take no tasks now with the reason.
+fn names_of(core: &Core, nodes: &BTreeSet<NodeId>) -> String {
+    /// More than that help nobody.
+    const SHOWN_MAX: usize = 3;
+    let name = |id: &NodeId| {
+        let Some(node) = core.model.nodes.get(id) else { return id.short().to_owned() };
+        let why = match (core.liveness.status(id).state, node.spec.availability) {
+            (NodeState::Down, _) => " (lost)",
+            (NodeState::Unknown, _) => " (not heard of yet)",
+            (NodeState::Ready, Availability::Drain) => " (drained)",
+            (NodeState::Ready, Availability::Pause) => " (paused)",
+            (NodeState::Ready, Availability::Active) => "",
+        };
+        format!("{}{why}", node.name)
+    };
+    let mut names: Vec<String> = nodes.iter().take(SHOWN_MAX).map(name).collect();
+    if nodes.len() > SHOWN_MAX {
+        names.push(format!("{} more", nodes.len() - SHOWN_MAX));
+    }
+    names.join(" and ")
 }
 
 /// Nodes that run live tasks of a service or container task.
@@ -85,16 +134,26 @@ pub(crate) fn live_tasks_of<'a>(model: &'a Model, name: &str) -> Vec<&'a Task> {
     }
 }
 
-/// Checks placement expressions, and that some node could ever meet them: labels, names and platform are looked at,
-/// liveness, free resources and ports are not, they come and go.
+/// Refuses expressions that do not parse.
 ///
 /// # Errors
-/// `bad_constraint` with the position, `no_node_fits` with counts per filter.
+/// `bad_constraint` with the position under the expression.
+pub(crate) fn check_syntax(core: &Core, name: &str, spec: &TaskSpec) -> Result<Request, ApiError> {
+    compile(core, spec, None, None).map_err(|error| bad_constraint(name, &error))
+}
+
+fn bad_constraint(name: &str, error: &ConstraintError) -> ApiError {
+    ApiError::new("bad_constraint", format!("{name}: {error}\n{}", error.caret())).with_hint(error.hint())
+}
+
+/// Checks that some node could ever meet what a task asks of a node: labels, names, platform and plugins are looked
+/// at; liveness, free resources and ports are not, they come and go. A cluster without nodes refuses nothing.
+///
+/// # Errors
+/// `no_node_fits` with counts per filter.
 pub(crate) fn check(core: &Core, name: &str, spec: &TaskSpec) -> Result<(), ApiError> {
-    let request = compile(core, spec, None, None).map_err(|message| {
-        ApiError::new("bad_constraint", format!("{name}: {message}")).with_hint("see docs/placement.md for the syntax")
-    })?;
-    if spec.placement.constraints.is_empty() || core.scheduler.constraints_can_be_met(&request) {
+    let request = check_syntax(core, name, spec)?;
+    if core.model.nodes.is_empty() || core.scheduler.constraints_can_be_met(&request) {
         return Ok(());
     }
     let why = core.scheduler.explain(&request).into_explanation(name);
@@ -102,14 +161,65 @@ pub(crate) fn check(core: &Core, name: &str, spec: &TaskSpec) -> Result<(), ApiE
         .with_hint("skein node ls, then skein node label NODE KEY=VALUE"))
 }
 
+/// Where the host ports of a specification are free, among the nodes that it could ever be on: `None` when it asks
+/// for none or some node has room, else which port is taken everywhere.
+pub(crate) fn ports_taken(core: &Core, spec: &TaskSpec, service: Option<&Service>) -> Option<String> {
+    if core.model.nodes.is_empty() || spec.ports.iter().all(|p| p.host_port == 0) {
+        return None;
+    }
+    let request = compile(core, spec, service, None).ok()?;
+    let nodes = core.model.nodes.len();
+    let port = core
+        .scheduler
+        .explain(&request)
+        .filters
+        .into_iter()
+        .find(|f| f.kind == FilterKind::Port && f.rejected_alone as usize == nodes);
+    port.map(|f| format!("{} is taken on every node", f.filter))
+}
+
 pub(crate) fn compile(
     core: &Core,
     spec: &TaskSpec,
     service: Option<&Service>,
     pin: Option<Pin>,
-) -> Result<Request, String> {
-    let service = service.map(|s| s.id.clone());
-    Request::compile(spec, service, pin, core.settings.strategy).map_err(|e| e.to_string())
+) -> Result<Request, ConstraintError> {
+    Request::compile(spec, service.map(|s| s.id.clone()), pin, core.settings.strategy)
+}
+
+/// Refuses to start a stopped container task again where another has taken what it held.
+///
+/// # Errors
+/// `node_unreachable` when its node is lost, `no_node_fits` with what is taken.
+pub(crate) fn check_room(core: &Core, task: &Task) -> Result<(), ApiError> {
+    let Some(node) = task.node.as_ref().and_then(|id| core.model.nodes.get(id)) else { return Ok(()) };
+    let Task { name, spec, .. } = task;
+    if core.liveness.status(&node.id).state == NodeState::Down {
+        let message = format!("container task {name} is on node {}, which is lost", node.name);
+        return Err(ApiError::new("node_unreachable", message).with_hint("skein node ls"));
+    }
+    if placed(&core.model, task).is_some() {
+        return Ok(());
+    }
+    let request = compile(core, spec, None, None).map_err(|error| bad_constraint(name, &error))?;
+    // Its node alone, as if it were ready and active: a paused node keeps what it has.
+    let mut alone = crate::scheduler::Scheduler::new();
+    let active = skein_api::Node {
+        spec: skein_api::NodeSpec { availability: Availability::Active, ..node.spec.clone() },
+        ..node.clone()
+    };
+    alone.apply_node(crate::scheduler::NodeFacts::new(&active, true));
+    for other in core.model.node_tasks(&node.id).filter_map(|t| placed(&core.model, t)) {
+        alone.apply_task(other);
+    }
+    let taken = |kind| matches!(kind, FilterKind::Port | FilterKind::Resources);
+    match alone.explain(&request).filters.into_iter().find(|f| f.rejected > 0 && taken(f.kind)) {
+        None => Ok(()),
+        Some(filter) => {
+            let message = format!("container task {name} does not fit on node {} now: {}", node.name, filter.filter);
+            Err(ApiError::new("no_node_fits", message).with_hint(format!("skein ps --node {}", node.name)))
+        }
+    }
 }
 
 impl Core {
@@ -129,23 +239,50 @@ impl Core {
                 (task.name.clone(), &task.spec, service, Some(task))
             }
         };
-        let pin = match task.map(|t| pinned(self, t)) {
-            Some(Pinned::To(pin)) => Some(pin),
-            Some(Pinned::Wait(why)) => {
-                return Ok(Explanation { subject: name, summary: why, ..Explanation::default() });
-            }
-            Some(Pinned::Free) | None => None,
+        let place = task.and_then(|t| t.node.as_ref()).and_then(|n| self.model.nodes.get(n));
+        let like = Task { spec: spec.clone(), service: service.map(|s| s.id.clone()), ..Task::default() };
+        let waits = match (place, self.wait_for(task.unwrap_or(&like))) {
+            (None, Err(why)) => Some(why),
+            _ => None,
         };
-        let request = compile(self, spec, service, pin).map_err(|e| ApiError::new("bad_constraint", e))?;
-        let mut explanation = self.scheduler.explain(&request).into_explanation(&name);
-        if let Some(task) = task {
-            let node = task.node.as_ref().and_then(|n| self.model.nodes.get(n));
-            if let Some(node) = node {
-                explanation.summary = format!("runs on {}; now: {}", node.name, explanation.summary);
-            } else if !task.status.message.is_empty() && task.status.message != explanation.summary {
-                explanation.summary = format!("{}; {}", task.status.message, explanation.summary);
+        if let Some(summary) = waits {
+            return Ok(Explanation { subject: name, summary, ..Explanation::default() });
+        }
+        let pin = match pinned(self, task.unwrap_or(&like)) {
+            Pinned::To(pin) => Some(pin),
+            Pinned::Free | Pinned::Wait(_) => None,
+        };
+        let request = compile(self, spec, service, pin).map_err(|error| bad_constraint(&name, &error))?;
+        let mut explanation = match task.filter(|_| place.is_some()) {
+            None => self.scheduler.explain(&request),
+            Some(task) => {
+                // Without itself: the place that it holds is not taken from it.
+                let mut others = self.scheduler.clone();
+                others.remove_task(&task.id);
+                others.explain(&request)
             }
         }
+        .into_explanation(&name);
+        if let (Some(task), Some(node)) = (task, place) {
+            let verb = if task.status.state.is_terminal() { "ran" } else { "runs" };
+            explanation.summary = format!("{verb} on {}; now: {}", node.name, explanation.summary);
+        }
         Ok(explanation)
+    }
+
+    /// What must come first: a dependency of the service's first tasks, or what the task shall share a host with.
+    pub(crate) fn wait_for(&self, task: &Task) -> Result<Option<Pin>, String> {
+        let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
+        if let Some(service) = service
+            && task.attempt == 0
+            && let Some(unmet) = self.unmet_dependency(service)
+        {
+            return Err(unmet);
+        }
+        match pinned(self, task) {
+            Pinned::Free => Ok(None),
+            Pinned::To(pin) => Ok(Some(pin)),
+            Pinned::Wait(why) => Err(why),
+        }
     }
 }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use skein_api::{
-    ApiError, ContainerCreate, MountKind, Network, PlanAction, PlanItem, Service, ServiceId, ServiceMode, ServiceSpec,
-    StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Volume,
+    ApiError, ContainerCreate, MountKind, Network, NetworkAttachment, NetworkSpec, PlanAction, PlanItem, Service,
+    ServiceId, ServiceMode, ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState,
+    TaskStatus, Volume,
 };
 
 use crate::{
@@ -32,10 +33,7 @@ impl Core {
         for spec in &stack.services {
             self.plan_service(spec, &networks, &mut plan, &mut changes, &mut rng, ctx)?;
         }
-        for volume in &stack.volumes {
-            let action = if self.model.volume_named(volume).is_some() { PlanAction::Keep } else { PlanAction::Create };
-            plan.items.push(PlanItem { kind: "volume".into(), name: volume.clone(), action, differences: Vec::new() });
-        }
+        plan_volumes(self, stack, &mut plan);
         self.plan_orphans(apply, &mut plan, &mut changes);
         plan.items.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         let changes = if apply.dry_run { Vec::new() } else { changes };
@@ -57,10 +55,11 @@ impl Core {
                 ApiError::new("not_found", format!("external network {name} is not there"))
                     .with_hint(format!("skein network create {name}"))
             })?;
+            check_stays(network)?;
             all.push(network.clone());
         }
         for spec in &stack.networks {
-            let item = |action| PlanItem { kind: "network".into(), name: spec.name.clone(), action, differences: vec![] };
+            let item = |action| plan_item("network", &spec.name, action);
             if let Some(network) = self.model.network(&spec.name) {
                 check_owner("network", &spec.name, network.spec.stack.as_deref(), &stack.name)?;
                 let changed = network.spec.internal != spec.internal
@@ -70,11 +69,14 @@ impl Core {
                     return Err(ApiError::new("in_use", message)
                         .with_hint(format!("skein down -p {}, then skein up again", stack.name)));
                 }
-                plan.items.push(item(PlanAction::Keep));
-                if is_removed(network) {
-                    // Was about to go with its last task; it stays now.
-                    let spec = skein_api::NetworkSpec { stack: Some(stack.name.clone()), ..network.spec.clone() };
-                    changes.push(Change::Upsert(Object::Network(Box::new(Network { spec, ..network.clone() }))));
+                let labels = |n: &NetworkSpec| (n.attachable, n.labels.clone());
+                let update = labels(&network.spec) != labels(spec);
+                plan.items.push(item(if update { PlanAction::Update } else { PlanAction::Keep }));
+                if update || is_removed(network) {
+                    // One that was about to go with its last task stays now.
+                    let meta = meta::changed(&network.meta, ctx, update);
+                    let spec = NetworkSpec { subnet4: network.spec.subnet4, ..spec.clone() };
+                    changes.push(Change::Upsert(Object::Network(Box::new(Network { spec, meta, ..network.clone() }))));
                 }
                 all.push(network.clone());
             } else {
@@ -91,41 +93,71 @@ impl Core {
         Ok(all)
     }
 
-    /// Checks that need the whole stack: names, dependencies, ports on a single host are each their filter's.
+    /// Checks that need the whole stack: names, and what its services need of each other.
     fn check_stack(&self, stack: &StackSpec, networks: &[Network]) -> Result<(), ApiError> {
+        let bad = |message: String| Err(ApiError::new("bad_request", message));
         let mut names = BTreeSet::new();
+        let mut containers: BTreeMap<&str, &str> = BTreeMap::new();
         for service in &stack.services {
-            if !names.insert(service.name.as_str()) {
-                return Err(ApiError::new("bad_request", format!("service {} stands twice in the stack", service.name)));
+            let name = service.name.as_str();
+            check_name("service", name)?;
+            if !names.insert(name) {
+                return bad(format!("service {name} stands twice in the stack"));
             }
-            check_name("service", &service.name)?;
             if service.stack.as_deref() != Some(&stack.name) {
-                return Err(ApiError::new("bad_request", format!("service {} names another stack", service.name)));
+                return bad(format!("service {name} names another stack"));
+            }
+            let Some(container) = service.task.container.container_name.as_deref() else { continue };
+            if let Some(other) = containers.insert(container, name) {
+                return bad(format!("services {other} and {name} have the same container name {container}"));
+            }
+            if !matches!(service.mode, ServiceMode::Replicated(0 | 1)) {
+                return bad(format!("service {name} has the container name {container}, so it can have one task only"));
             }
         }
         for service in &stack.services {
-            for dependency in &service.depends_on {
-                if !names.contains(dependency.service.as_str()) {
-                    let message = format!("service {} depends on {}, which is not there", service.name, dependency.service);
-                    return Err(ApiError::new("bad_request", message));
-                }
+            if let Some(dependency) = service.depends_on.iter().find(|d| !names.contains(d.service.as_str())) {
+                let message = format!("service {} depends on {}, which is not there", service.name, dependency.service);
+                return bad(message);
             }
+            self.check_references(&service.name, &service.task, &names)?;
             self.check_spec(&service.name, &service.task, networks)?;
         }
-        Ok(())
+        match cycle(&stack.services) {
+            None => Ok(()),
+            Some(path) => bad(format!("services need each other in a circle: {path}")),
+        }
     }
 
-    /// Checks one task specification against the cluster.
+    /// What a task shares a host with must be there: one of `names`, a service or a container task.
+    fn check_references(&self, name: &str, spec: &TaskSpec, names: &BTreeSet<&str>) -> Result<(), ApiError> {
+        let there = |other: &str| {
+            let alone = |t: &Task| t.service.is_none() && t.name == other && t.desired_state != TaskState::Remove;
+            names.contains(other) || self.model.service_named(other).is_some() || self.model.tasks.values().any(alone)
+        };
+        match shared_hosts(spec).find(|(_, other)| !there(other)) {
+            None => Ok(()),
+            Some((what, other)) => {
+                let message = format!("{name} names {other} ({what}), which is not there");
+                Err(ApiError::new("not_found", message).with_hint("skein ps --all"))
+            }
+        }
+    }
+
+    /// Checks one task specification against the cluster, but for what only scheduling knows.
     fn check_spec(&self, name: &str, spec: &TaskSpec, networks: &[Network]) -> Result<(), ApiError> {
         let bad = |message: String| ApiError::new("bad_request", message);
         if spec.container.image.is_empty() {
             return Err(bad(format!("{name} has no image")));
         }
-        for attachment in &spec.networks {
-            let wanted = &attachment.network;
-            if !networks.iter().any(|n| n.spec.name == *wanted || n.id.as_str() == wanted) {
+        let mut attached = BTreeSet::new();
+        for NetworkAttachment { network: wanted, .. } in &spec.networks {
+            let Some(network) = networks.iter().find(|n| n.spec.name == *wanted || n.id.as_str() == wanted) else {
                 return Err(ApiError::new("not_found", format!("{name} names network {wanted}, which is not there"))
                     .with_hint(format!("skein network create {wanted}")));
+            };
+            if !attached.insert(&network.id) {
+                return Err(bad(format!("{name} names network {wanted} twice")));
             }
         }
         let mut ports = BTreeSet::new();
@@ -134,7 +166,7 @@ impl Core {
                 return Err(bad(format!("{name} publishes port {} twice", port.host_port)));
             }
         }
-        placement::check(self, name, spec)
+        placement::check_syntax(self, name, spec).map(|_| ())
     }
 
     fn plan_service(
@@ -149,25 +181,40 @@ impl Core {
         if let ServiceMode::Replicated(n) = spec.mode
             && n > REPLICAS_MAX
         {
-            return Err(ApiError::new("bad_request", format!("{} replicas of {}: at most {REPLICAS_MAX}", n, spec.name)));
+            return Err(ApiError::new(
+                "bad_request",
+                format!("{} replicas of {}: at most {REPLICAS_MAX}", n, spec.name),
+            ));
         }
         let mut spec = spec.clone();
         resolve_networks(&mut spec.task, networks);
+        let fits = placement::check(self, &spec.name, &spec.task);
         if let Some(name) = &spec.task.container.container_name {
             self.check_container_name(name, Some(&spec.name))?;
         }
-        let item = |action, differences| PlanItem { kind: "service".into(), name: spec.name.clone(), action, differences };
-        let Some(known) = self.model.service_named(&spec.name) else {
-            let service = Service { id: ServiceId::new(rng.id()), meta: meta::created(ctx), spec: spec.clone() };
+        let item = |action, differences| PlanItem { differences, ..plan_item("service", &spec.name, action) };
+        let known = self.model.service_named(&spec.name);
+        if let Some(known) = known {
+            let stack = spec.stack.as_deref().unwrap_or_default();
+            check_owner("service", &spec.name, known.spec.stack.as_deref(), stack)?;
+            if known.spec == spec {
+                plan.items.push(item(PlanAction::Keep, Vec::new()));
+                // It is as it was; that it would not be placed again is worth a word, not a refusal.
+                plan.warnings.extend(fits.err().map(|error| error.message));
+                return Ok(());
+            }
+        }
+        fits?;
+        // Its tasks wait until the port is free: who has it may go, and nodes may come.
+        let taken = placement::ports_taken(self, &spec.task, known);
+        let own = known.is_some_and(|k| k.spec.task.ports == spec.task.ports);
+        plan.warnings.extend(taken.filter(|_| !own).map(|what| format!("{} waits: {what}", spec.name)));
+        let Some(known) = known else {
             plan.items.push(item(PlanAction::Create, Vec::new()));
+            let service = Service { id: ServiceId::new(rng.id()), meta: meta::created(ctx), spec };
             changes.push(Change::Upsert(Object::Service(Box::new(service))));
             return Ok(());
         };
-        check_owner("service", &spec.name, known.spec.stack.as_deref(), spec.stack.as_deref().unwrap_or_default())?;
-        if known.spec == spec {
-            plan.items.push(item(PlanAction::Keep, Vec::new()));
-            return Ok(());
-        }
         let recreate = known.spec.task != spec.task;
         let differences = differences(&known.spec, &spec);
         plan.items.push(item(if recreate { PlanAction::Recreate } else { PlanAction::Update }, differences));
@@ -186,8 +233,13 @@ impl Core {
         let owner = match of_service {
             Some(other) => Some(format!("service {}", other.spec.name)),
             None => {
-                let alone = self.model.tasks.values().find(|t| t.service.is_none() && t.name == name);
-                alone.map(|t| format!("container task {}", t.id.short()))
+                let own = service.and_then(|name| self.model.service_named(name)).map(|s| &s.id);
+                let of_this = |t: &Task| own.is_some() && t.service.as_ref() == own;
+                let same = |t: &&Task| t.name == name && t.desired_state != TaskState::Remove && !of_this(t);
+                self.model.tasks.values().find(same).map(|t| match &t.service {
+                    Some(_) => format!("a service task ({})", t.id.short()),
+                    None => format!("container task {}", t.id.short()),
+                })
             }
         };
         match owner {
@@ -208,43 +260,91 @@ impl Core {
                 changes.push(Change::Delete(Key { kind: Kind::Service, id: service.id.to_string() }));
             }
         }
+        let networks = self.model.networks.values().filter(|n| of_stack(&n.spec.stack));
+        for network in networks.filter(|n| !stack.networks.iter().any(|w| w.name == n.spec.name)) {
+            if apply.remove_orphans {
+                self.plan_network_removal(network, &stack.name, plan, changes);
+            } else {
+                plan.items.push(plan_item("network", &network.spec.name, action));
+            }
+        }
+    }
+
+    /// A network goes when its last task is gone: its hosts need it until then. It stays while others use it.
+    fn plan_network_removal(&self, network: &Network, stack: &str, plan: &mut StackPlan, changes: &mut Vec<Change>) {
+        let name = &network.spec.name;
+        if let Some(user) = self.foreign_user(network, stack) {
+            plan.items.push(plan_item("network", name, PlanAction::Keep));
+            plan.warnings.push(format!("network {name} stays: {user} uses it"));
+            return;
+        }
+        plan.items.push(plan_item("network", name, PlanAction::Remove));
+        let mut doomed = network.clone();
+        doomed.spec.stack = Some(removed_stack(stack));
+        changes.push(Change::Upsert(Object::Network(Box::new(doomed))));
+    }
+
+    /// Who else than a stack uses a network: a service of another one, or a container task, stopped ones too.
+    fn foreign_user(&self, network: &Network, stack: &str) -> Option<String> {
+        let names = |spec: &TaskSpec| spec.networks.iter().any(|a| a.network == network.id.as_str());
+        let foreign = |s: &&Service| s.spec.stack.as_deref() != Some(stack) && names(&s.spec.task);
+        if let Some(service) = self.model.services.values().find(foreign) {
+            return Some(format!("service {}", service.spec.name));
+        }
+        let alone = |t: &&Task| t.service.is_none() && t.desired_state != TaskState::Remove;
+        self.model.network_tasks(&network.id).find(alone).map(|t| format!("container task {}", t.name))
     }
 
     pub(crate) fn stack_remove(&self, name: &str, volumes: bool, dry_run: bool, _ctx: &Context) -> Decision {
         let of_stack = |s: &Option<String>| s.as_deref() == Some(name);
         let (mut plan, mut changes) = (StackPlan::default(), Vec::new());
-        let services: Vec<&Service> = self.model.services.values().filter(|s| of_stack(&s.spec.stack)).collect();
-        for service in &services {
+        for service in self.model.services.values().filter(|s| of_stack(&s.spec.stack)) {
             plan.items.push(plan_item("service", &service.spec.name, PlanAction::Remove));
             changes.push(Change::Delete(Key { kind: Kind::Service, id: service.id.to_string() }));
         }
         for network in self.model.networks.values().filter(|n| of_stack(&n.spec.stack)) {
-            let foreign = self.model.network_tasks(&network.id).find(|t| {
-                t.service.as_ref().is_none_or(|s| !services.iter().any(|removed| removed.id == *s))
-                    && t.desired_state == TaskState::Running
-            });
-            if let Some(task) = foreign {
-                plan.warnings.push(format!("network {} stays: task {} uses it", network.spec.name, task.name));
-                continue;
-            }
-            plan.items.push(plan_item("network", &network.spec.name, PlanAction::Remove));
-            // The network itself goes when its last task is gone: its hosts need it until then.
-            let mut doomed = network.clone();
-            doomed.spec.stack = Some(removed_stack(name));
-            changes.push(Change::Upsert(Object::Network(Box::new(doomed))));
+            self.plan_network_removal(network, name, &mut plan, &mut changes);
         }
         for volume in self.model.volumes.values().filter(|v| of_stack(&v.stack)) {
-            let action = if volumes { PlanAction::Remove } else { PlanAction::Keep };
-            plan.items.push(plan_item("volume", &volume.name, action));
-            if volumes {
-                changes.push(Change::Delete(Key { kind: Kind::Volume, id: volume.id.to_string() }));
-            }
+            self.plan_volume_removal(volume, name, volumes, &mut plan, &mut changes);
         }
         if plan.items.is_empty() {
             return Err(ApiError::new("not_found", format!("no stack {name:?}")).with_hint("skein service ls"));
         }
         plan.items.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         Ok((if dry_run { Vec::new() } else { changes }, Reply::Plan(plan)))
+    }
+
+    /// The cluster forgets where a volume is; the data is the engine's, and agents delete no data.
+    fn plan_volume_removal(
+        &self,
+        volume: &Volume,
+        stack: &str,
+        remove: bool,
+        plan: &mut StackPlan,
+        changes: &mut Vec<Change>,
+    ) {
+        let name = &volume.name;
+        let mounts = |spec: &TaskSpec| volume_names(spec).any(|v| v == name);
+        let foreign = |s: &&Service| s.spec.stack.as_deref() != Some(stack) && mounts(&s.spec.task);
+        let alone = |t: &&Task| t.service.is_none() && t.desired_state != TaskState::Remove && mounts(&t.spec);
+        let service = self.model.services.values().find(foreign).map(|s| format!("service {}", s.spec.name));
+        let user = service
+            .or_else(|| self.model.node_tasks(&volume.node).find(alone).map(|t| format!("container task {}", t.name)));
+        let action = if remove && user.is_none() { PlanAction::Remove } else { PlanAction::Keep };
+        plan.items.push(plan_item("volume", name, action));
+        if !remove {
+            return;
+        }
+        if let Some(user) = user {
+            plan.warnings.push(format!("volume {name} stays: {user} uses it"));
+            return;
+        }
+        let node = self.model.nodes.get(&volume.node).map_or(volume.node.short(), |n| &n.name);
+        plan.warnings.push(format!(
+            "volume {name} is forgotten, its data stays on node {node}; to delete it, there: docker volume rm {name}"
+        ));
+        changes.push(Change::Delete(Key { kind: Kind::Volume, id: volume.id.to_string() }));
     }
 
     pub(crate) fn service_remove(&self, reference: &str, _ctx: &Context) -> Decision {
@@ -259,7 +359,12 @@ impl Core {
         self.check_container_name(&name, None)?;
         let networks: Vec<Network> =
             create.spec.networks.iter().filter_map(|a| self.model.network(&a.network)).cloned().collect();
+        if let Some(network) = networks.iter().find(|n| is_removed(n)) {
+            check_stays(network)?;
+        }
+        self.check_references(&name, &create.spec, &BTreeSet::new())?;
         self.check_spec(&name, &create.spec, &networks)?;
+        placement::check(self, &name, &create.spec)?;
         let mut spec = create.spec.clone();
         resolve_networks(&mut spec, &networks);
         let task = Task {
@@ -295,9 +400,10 @@ impl Core {
         }
         let mut task = Task { desired_state: desired, meta: meta::changed(&task.meta, ctx, true), ..task.clone() };
         if desired == TaskState::Running {
+            placement::check_room(self, &self.model.tasks[&id])?;
             // A new run: states begin again, addresses and the file system stay.
             let state = if task.node.is_some() { TaskState::Assigned } else { TaskState::Pending };
-            task.run += 1;
+            task.run = task.run.saturating_add(1);
             task.status = TaskStatus {
                 state,
                 since: ctx.now.wall,
@@ -316,11 +422,8 @@ impl Core {
             return Err(ApiError::new("running", format!("container task {} runs", task.name))
                 .with_hint(format!("skein stop {0}, or skein rm --force {0}", task.name)));
         }
-        let task = Task {
-            desired_state: TaskState::Remove,
-            meta: meta::changed(&task.meta, ctx, true),
-            ..task.clone()
-        };
+        let task =
+            Task { desired_state: TaskState::Remove, meta: meta::changed(&task.meta, ctx, true), ..task.clone() };
         Ok((vec![Change::Upsert(Object::Task(Box::new(task)))], Reply::Done))
     }
 
@@ -328,6 +431,7 @@ impl Core {
     pub(crate) fn new_volumes(&self, task: &Task, rng: &mut Rng, ctx: &Context) -> Vec<Volume> {
         let Some(node) = &task.node else { return Vec::new() };
         let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
+        let stack = service.and_then(|s| s.spec.stack.clone());
         let mut made: BTreeMap<String, Volume> = BTreeMap::new();
         for mount in &task.spec.container.mounts {
             let (MountKind::Volume, Some(name)) = (mount.kind, &mount.source) else { continue };
@@ -336,7 +440,8 @@ impl Core {
                     id: skein_api::VolumeId::new(rng.id()),
                     meta: meta::created(ctx),
                     name: name.clone(),
-                    stack: service.and_then(|s| s.spec.stack.clone()),
+                    // One with a name of its own was there before the stack, or is shared: it does not go with it.
+                    stack: stack.clone().filter(|stack| name.starts_with(&format!("{stack}_"))),
                     node: node.clone(),
                 };
                 made.insert(name.clone(), volume);
@@ -354,6 +459,71 @@ pub(crate) fn removed_stack(name: &str) -> String {
 /// Is this a network that goes when its last task is gone?
 pub(crate) fn is_removed(network: &Network) -> bool {
     network.spec.stack.as_deref().is_some_and(|s| s.starts_with("removed/"))
+}
+
+/// Refuses to use a network that is on its way out.
+fn check_stays(network: &Network) -> Result<(), ApiError> {
+    if !is_removed(network) {
+        return Ok(());
+    }
+    let message = format!("network {} is being removed and goes with its last task", network.spec.name);
+    Err(ApiError::new("in_use", message).with_hint("skein ps --all, then try again"))
+}
+
+/// Names of the named volumes of a task.
+fn volume_names(spec: &TaskSpec) -> impl Iterator<Item = &String> {
+    let volumes = spec.container.mounts.iter().filter(|m| m.kind == MountKind::Volume);
+    volumes.filter_map(|m| m.source.as_ref())
+}
+
+/// What a task must share a host with, and why.
+fn shared_hosts(spec: &TaskSpec) -> impl Iterator<Item = (&'static str, &str)> {
+    let links = spec.container.links.iter().map(|l| ("link", l.target.as_str()));
+    links.chain(spec.container.volumes_from.iter().map(|v| ("volumes_from", v.from.as_str())))
+}
+
+/// A circle in what services wait for, as a path; services outside the list end it.
+fn cycle(services: &[ServiceSpec]) -> Option<String> {
+    let needs = |s: &ServiceSpec| -> BTreeSet<String> {
+        let shared = shared_hosts(&s.task).map(|(_, name)| name.to_owned());
+        s.depends_on.iter().map(|d| d.service.clone()).chain(shared).collect()
+    };
+    let mut left: BTreeMap<&str, BTreeSet<String>> = services.iter().map(|s| (s.name.as_str(), needs(s))).collect();
+    // Those whose needs are all met go; what is left at the end is in a circle or leads to one.
+    loop {
+        let count = left.len();
+        let names: BTreeSet<String> = left.keys().map(|k| (*k).to_owned()).collect();
+        left.retain(|_, needs| needs.iter().any(|n| names.contains(n)));
+        if left.len() == count {
+            break;
+        }
+    }
+    let mut at: String = (*left.keys().next()?).to_owned();
+    let mut path: Vec<String> = Vec::new();
+    while !path.contains(&at) {
+        let next = left[at.as_str()].iter().find(|n| left.contains_key(n.as_str())).cloned();
+        path.push(at);
+        at = next.expect("each service that is left needs one that is left");
+    }
+    let start = path.iter().position(|name| *name == at).unwrap_or(0);
+    path.push(at);
+    Some(path[start..].join(" -> "))
+}
+
+/// Volumes come into being with the first task that mounts them, on its host.
+fn plan_volumes(core: &Core, stack: &StackSpec, plan: &mut StackPlan) {
+    for name in &stack.volumes {
+        let used = stack.services.iter().any(|s| volume_names(&s.task).any(|v| v == name));
+        let action = match core.model.volume_named(name) {
+            Some(_) => PlanAction::Keep,
+            None if used => PlanAction::Create,
+            None => {
+                plan.warnings.push(format!("volume {name} is not made: no service mounts it"));
+                continue;
+            }
+        };
+        plan.items.push(plan_item("volume", name, action));
+    }
 }
 
 fn plan_item(kind: &str, name: &str, action: PlanAction) -> PlanItem {

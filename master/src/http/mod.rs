@@ -17,15 +17,18 @@ use axum::{
     },
     routing::{delete, get, post, put},
 };
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream};
 use http::{StatusCode, request::Parts};
-use master_core::{Command, Core, Reply};
+use master_core::{
+    Command, Core, Reply,
+    model::{Kind, Object},
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use skein_api::{
     ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Network, NetworkSpec, Node, NodeState, NodeUpdate,
     Origin, Resources, StackApply, StackPlan, Task, TaskState, Token, TokenCreate, TokenCreated, TokenId, grpc,
 };
-use tokio_stream::wrappers::BroadcastStream;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     agents::Agents,
@@ -33,7 +36,7 @@ use crate::{
     cluster::{Handle, Position},
     pki::{self, Ca, Identity},
     server::ConnInfo,
-    store::EmbeddedStore,
+    store::{Commit, EmbeddedStore, Op, Revision, Store as _, WatchError},
 };
 
 /// What the API works with.
@@ -47,10 +50,15 @@ pub struct Api {
     pub broker: Broker,
     /// For backups and health.
     pub store: EmbeddedStore,
+    /// Where streams run.
+    pub tasks: TaskTracker,
 }
 
 /// Longest life of a user's certificate: a year.
 const CERT_TTL_S_MAX: u64 = 365 * 24 * 3_600;
+
+/// Largest message of an agent: 256 reports of at most 8 KiB, or a host with ten thousand routes.
+const AGENT_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// Native API and agent protocol in one service.
 pub fn router(api: Api, agents: Agents) -> Router {
@@ -79,10 +87,11 @@ pub fn router(api: Api, agents: Agents) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/certs", post(cert_issue))
         .route("/v1/backup", get(backup))
+        // Denied by default: a route that does not name its user is closed to strangers all the same.
+        .route_layer(axum::middleware::from_extractor::<User>())
         .fallback(|| async { Failure(ApiError::new("not_found", "no such path; see docs/api.md")) })
         .with_state(api);
-    // Half of the assumed slowest link's patience: a task report of 10,000 tasks is 4 MiB.
-    let service = grpc::agent_server::AgentServer::new(agents).max_decoding_message_size(16 << 20);
+    let service = grpc::agent_server::AgentServer::new(agents).max_decoding_message_size(AGENT_MESSAGE_BYTES_MAX);
     native.merge(tonic::service::Routes::new(service).prepare().into_axum_router().reset_fallback())
 }
 
@@ -144,6 +153,26 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
         .map_err(|e| Failure(ApiError::new("bad_request", format!("failed to parse the request's body: {e}"))))
 }
 
+/// The local operator. What gives its holder the whole cluster for good (the CA's key, new certificates) is not for
+/// certificates, which end and may be lost.
+struct Operator(Origin);
+
+impl<S: Sync> FromRequestParts<S> for Operator {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let User(origin) = User::from_request_parts(parts, state).await?;
+        let info = parts.extensions.get::<ConnInfo>().expect("the server puts it into every request");
+        match info.identity {
+            Identity::Local(_) => Ok(Self(origin)),
+            _ => Err(Failure(
+                ApiError::new("forbidden", "this call is for the local operator")
+                    .with_hint("run it on the master's host, through its unix socket"),
+            )),
+        }
+    }
+}
+
 impl Api {
     async fn read<T: Send + 'static>(&self, f: impl FnOnce(&Core) -> T + Send + 'static) -> Result<T, Failure> {
         Ok(self.cluster.query(f).await?)
@@ -166,15 +195,13 @@ async fn info(State(api): State<Api>, _: User) -> Answer<ClusterInfo> {
             let state = core.node_status(&node.id).state;
             *nodes.entry(word(serde_json::json!(state))).or_default() += 1;
             if state == NodeState::Ready {
-                offered.nano_cpus += node.description.offered.nano_cpus;
-                offered.mem_bytes += node.description.offered.mem_bytes;
+                add(&mut offered, node.description.offered);
             }
         }
         for task in model.tasks.values() {
             *tasks.entry(word(serde_json::json!(task.status.state))).or_default() += 1;
             if task.node.is_some() && !task.status.state.is_terminal() {
-                reserved.nano_cpus += task.spec.resources.reservations.nano_cpus;
-                reserved.mem_bytes += task.spec.resources.reservations.mem_bytes;
+                add(&mut reserved, task.spec.resources.reservations);
             }
         }
         let id = model.cluster.as_ref().map(|c| c.id.clone()).unwrap_or_default();
@@ -183,6 +210,12 @@ async fn info(State(api): State<Api>, _: User) -> Answer<ClusterInfo> {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let Position { revision, epoch, read_only } = position;
     Ok(Json(ClusterInfo { version, ca_sha256, revision, epoch, read_only, ..info.await? }))
+}
+
+/// Agents say what they like: a sum must not overflow.
+fn add(sum: &mut Resources, more: Resources) {
+    sum.nano_cpus = sum.nano_cpus.saturating_add(more.nano_cpus);
+    sum.mem_bytes = sum.mem_bytes.saturating_add(more.mem_bytes);
 }
 
 async fn nodes(State(api): State<Api>, _: User) -> Answer<Vec<Node>> {
@@ -401,19 +434,49 @@ async fn check(State(api): State<Api>, _: User) -> Answer<Vec<String>> {
     Ok(Json(api.read(Core::check).await?))
 }
 
-async fn events(State(api): State<Api>, _: User) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
-    let changes = BroadcastStream::new(api.cluster.subscribe()).map(|change| {
-        let event = match change {
-            Ok(event) => SseEvent::default().event("change").id(event.revision.to_string()).json_data(&*event),
-            // The reader was too slow: it must read the state anew.
-            Err(missed) => SseEvent::default().event("missed").json_data(missed.to_string()),
-        };
-        Ok(event.unwrap_or_default())
-    });
-    Sse::new(changes).keep_alive(KeepAlive::new().interval(Duration::from_secs(10)))
+#[derive(Deserialize)]
+struct EventsQuery {
+    from: Option<u64>,
 }
 
-async fn cert_issue(State(api): State<Api>, user: User, body: Bytes) -> Answer<CertBundle> {
+/// Changes after a revision, or from now on. A reader that is too slow, or asks for what is no longer kept, gets `missed`
+/// and the end: it must read the state anew.
+async fn events(
+    State(api): State<Api>,
+    _: User,
+    Query(EventsQuery { from }): Query<EventsQuery>,
+) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
+    let from = from.unwrap_or_else(|| api.cluster.position().revision);
+    let watch = api.store.watch(Revision(from));
+    let commits = stream::unfold(Some(watch), |watch| async move {
+        let mut watch = watch?;
+        match watch.next().await {
+            Ok(commit) => Some((commit_events(&commit), Some(watch))),
+            Err(WatchError::Closed) => None,
+            Err(lagged) => Some((vec![SseEvent::default().event("missed").data(lagged.to_string())], None)),
+        }
+    });
+    let events = commits.flat_map(|events| stream::iter(events.into_iter().map(Ok)));
+    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(10)))
+}
+
+fn commit_events(commit: &Commit) -> Vec<SseEvent> {
+    let event = |op: &Op| {
+        let key = op.key();
+        let kind = Kind::parse(&key.kind)?;
+        let object = match op {
+            // What is no business of users (the CA's key) has no public form.
+            Op::Put { value, .. } => Some(Object::decode(kind, value).ok()?.public_json()?),
+            Op::Delete { .. } => None,
+        };
+        let revision = commit.revision.0;
+        let event = skein_api::Event { revision, kind: kind.as_str().to_owned(), id: key.id.clone(), object };
+        SseEvent::default().event("change").id(revision.to_string()).json_data(event).ok()
+    };
+    commit.ops.iter().filter_map(event).collect()
+}
+
+async fn cert_issue(State(api): State<Api>, user: Operator, body: Bytes) -> Answer<CertBundle> {
     let request: CertRequest = parse(&body)?;
     let bad = |message: String| Failure(ApiError::new("bad_request", message));
     let valid =
@@ -432,7 +495,7 @@ async fn cert_issue(State(api): State<Api>, user: User, body: Bytes) -> Answer<C
     Ok(Json(CertBundle { certificate_pem, key_pem, ca_pem: api.ca.certificate_pem().to_owned() }))
 }
 
-async fn backup(State(api): State<Api>, _: User) -> Result<Vec<u8>, Failure> {
+async fn backup(State(api): State<Api>, _: Operator) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     api.store.backup(&mut bytes).await.map_err(|e| Failure(ApiError::new("not_stored", e.to_string())))?;
     Ok(bytes)

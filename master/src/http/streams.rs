@@ -98,7 +98,7 @@ pub(super) async fn exec(
         .ok_or_else(|| Failure(ApiError::new("bad_request", "exec needs HTTP/1.1 with `Upgrade: skein-exec`")))?;
     let (task, node) = locate(&api, reference).await?;
     let stream = api.broker.open(&api.cluster, node, &StreamRequest::Exec { task, options }).await?;
-    tokio::spawn(async move {
+    api.tasks.spawn(async move {
         match upgrade.await {
             Ok(user) => relay(TokioIo::new(user), stream).await,
             Err(error) => tracing::debug!(%error, "exec connection was not upgraded"),
@@ -152,7 +152,9 @@ async fn relay(user: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + 
         // The user sees the end; a connection that is gone needs none.
         let _ = write.shutdown().await;
     };
-    let input = tokio::spawn(input);
-    output.await;
-    input.abort();
+    // The end of the user's input is no end; that of the process is.
+    tokio::select! {
+        () = output => {}
+        () = async { input.await; std::future::pending().await } => {}
+    }
 }

@@ -83,8 +83,8 @@ pub(super) fn forget(targets: &BTreeSet<IpAddr>) -> io::Result<usize> {
     let mut socket = Socket::open_for(NETLINK_NETFILTER)?;
     // Family 0: IPv4 and IPv6.
     let dump = Request { kind: CT_GET, flags: NLM_F_DUMP, body: vec![0; NFGENMSG_BYTES] };
-    let entries = socket.read(&dump)?;
-    let removals: Vec<Request> = entries.iter().filter_map(|(_, body)| removal(body, targets)).collect();
+    // Judged as they come: a busy host tracks hundreds of thousands.
+    let removals = socket.read_some(&dump, |_, body| removal(body, targets))?;
     for (_, error) in socket.batch(&removals)? {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(error);

@@ -33,6 +33,7 @@ use self::socket::{Request, Socket};
 use crate::{
     kernel::{Error, HostRoute, Kernel, OpFailure, OpFailures, Scope},
     names,
+    nft::{Forms, Table},
     plan::Op,
     state::{Direction, LinkKind, Observed, Query, Target, Vxlan},
     types::{Mac, NetworkId},
@@ -64,7 +65,13 @@ pub struct LinuxKernel {
     netns_dir: PathBuf,
     host: Namespace,
     fabrics: Mutex<HashMap<NetworkId, Arc<Namespace>>>,
+    /// How nft prints our rules. What it prints for a text is always the same, so this is no memory of the kernel.
+    forms: Mutex<Forms>,
 }
+
+/// Most rules whose form is remembered, about 100 bytes each. A fabric has some 8, of which 2 are its own; beyond this
+/// all are learnt again, 10 to 20 ms for a table.
+const FORMS_MAX: usize = 4096;
 
 impl std::fmt::Debug for LinuxKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -92,7 +99,7 @@ impl LinuxKernel {
     /// As [`LinuxKernel::try_new`].
     pub fn try_new_in(netns_dir: &Path, host: OwnedFd) -> Result<Self, Error> {
         let host = Namespace::open(host.into()).map_err(host_error("open a netlink socket"))?;
-        Ok(Self { netns_dir: netns_dir.to_owned(), host, fabrics: Mutex::default() })
+        Ok(Self { netns_dir: netns_dir.to_owned(), host, fabrics: Mutex::default(), forms: Mutex::default() })
     }
 
     fn pin(&self, id: &NetworkId) -> PathBuf {
@@ -200,6 +207,31 @@ impl LinuxKernel {
             }
             Ok(())
         })
+    }
+
+    /// The forms of a table's rules. Without them the table still does its work, so failing to learn them is no error.
+    fn forms(&self, table: &Table) -> Forms {
+        let known = |forms: &Forms| -> Option<Forms> {
+            table.tags().map(|tag| forms.get(&tag).map(|form| (tag, form.clone()))).collect()
+        };
+        let lock = || self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(forms) = known(&lock()) {
+            return forms;
+        }
+        match netns::run_in_new(|| tools::nft_learn(table)) {
+            Ok(learnt) => {
+                let mut forms = lock();
+                if forms.len() + learnt.len() > FORMS_MAX {
+                    forms.clear();
+                }
+                forms.extend(learnt.clone());
+                learnt
+            }
+            Err(error) => {
+                tracing::warn!(%error, "failed to learn how nft prints our rules: rewritten ones go unnoticed");
+                Forms::new()
+            }
+        }
     }
 
     /// Gives the underlay devices of VXLAN devices their names, which only the host's namespace knows.
@@ -341,6 +373,7 @@ impl Kernel for LinuxKernel {
         };
         let ns = fabric.as_deref().unwrap_or(&self.host);
         let mut run = Run {
+            kernel: self,
             host: &self.host,
             ns,
             socket: ns.socket(),
@@ -381,6 +414,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// One execution of a plan. Small messages gather in `batch` until one that must be alone.
 struct Run<'a> {
+    kernel: &'a LinuxKernel,
     host: &'a Namespace,
     ns: &'a Namespace,
     socket: MutexGuard<'a, Socket>,
@@ -448,7 +482,7 @@ impl Run<'_> {
             Op::SetSysctl { path, value } => {
                 self.alone(at, |run| netns::run_in(run.ns.file.as_fd(), || sysctl::write(path, value)));
             }
-            Op::PutTable(table) => self.nft(at, &table.replace_text()),
+            Op::PutTable(table) => self.nft(at, &table.replace_text(&self.kernel.forms(table))),
             Op::PutElements { table, sets } => self.nft(at, &table.elements_text(sets)),
             Op::AcceptInDockerUser(family, direction) => self
                 .alone(at, |run| netns::run_in(run.ns.file.as_fd(), || tools::docker_user_accept(*family, *direction))),

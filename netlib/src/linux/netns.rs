@@ -45,6 +45,11 @@ pub(super) fn run_in<T: Send>(ns: BorrowedFd<'_>, work: impl FnOnce() -> io::Res
     on_thread(|| Ok(setns(ns, CloneFlags::CLONE_NEWNET)?), work)
 }
 
+/// Runs `work` inside an empty namespace that ends with it.
+pub(super) fn run_in_new<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_thread(|| Ok(unshare(CloneFlags::CLONE_NEWNET)?), work)
+}
+
 /// Whether a file is a pinned namespace, not what a crash between creating and mounting left behind.
 fn is_pinned(path: &Path) -> io::Result<bool> {
     match File::open(path) {

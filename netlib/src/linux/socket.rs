@@ -216,8 +216,17 @@ impl Socket {
 
     /// Reads a table, or the one object a request without NLM_F_DUMP asks for, as (type, body) in order.
     pub(super) fn read(&mut self, request: &Request) -> io::Result<Messages> {
+        self.read_some(request, |kind, body| Some((kind, body.to_vec())))
+    }
+
+    /// As [`Socket::read`], but keeps only what `keep` makes of each object.
+    pub(super) fn read_some<T>(
+        &mut self,
+        request: &Request,
+        mut keep: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         for _ in 0..DUMP_TRIES_MAX {
-            let (found, interrupted) = self.read_once(request)?;
+            let (found, interrupted) = self.read_once(request, &mut keep)?;
             if !interrupted {
                 return Ok(found);
             }
@@ -225,7 +234,11 @@ impl Socket {
         Err(io::Error::new(io::ErrorKind::ResourceBusy, "the table kept changing while it was read"))
     }
 
-    fn read_once(&mut self, request: &Request) -> io::Result<(Messages, bool)> {
+    fn read_once<T>(
+        &mut self,
+        request: &Request,
+        mut keep: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> io::Result<(Vec<T>, bool)> {
         self.seq = self.seq.wrapping_add(1);
         let seq = self.seq;
         let dump = request.flags & NLM_F_DUMP == NLM_F_DUMP;
@@ -240,12 +253,70 @@ impl Socket {
                     NLMSG_ERROR | NLMSG_DONE => {
                         return outcome(&reply).map(|()| (found, interrupted));
                     }
-                    kind => found.push((kind, reply.body.to_vec())),
+                    kind => found.extend(keep(kind, reply.body)),
                 }
                 if !dump {
                     return Ok((found, interrupted));
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+    use netlink_packet_core::NLM_F_MULTIPART;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
+
+    use super::*;
+
+    const OBJECT: u16 = 99;
+
+    /// A socket whose kernel is the other end.
+    #[allow(unsafe_code, reason = "a netlink socket can be made of a descriptor only this way")]
+    fn pair() -> (Socket, OwnedFd) {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).expect("socketpair");
+        // SAFETY: the descriptor is open and handed over.
+        let inner = unsafe { netlink_sys::Socket::from_raw_fd(ours.into_raw_fd()) };
+        (Socket { inner, seq: 0, buffer: vec![0; DATAGRAM_BYTES_MAX] }, theirs)
+    }
+
+    /// One datagram: an object of `seq`, and the end of the dump.
+    fn answer(seq: u32, object: u8, flags: u16) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let message = |kind, body: &[u8]| Request { kind, flags: NLM_F_MULTIPART | flags, body: body.to_vec() };
+        message(OBJECT, &[object; 4]).emit(&mut bytes, seq, 0);
+        message(NLMSG_DONE, &[0; 4]).emit(&mut bytes, seq, 0);
+        bytes
+    }
+
+    fn dump(answers: &[Vec<u8>]) -> io::Result<Messages> {
+        let (mut socket, kernel) = pair();
+        for bytes in answers {
+            send(kernel.as_raw_fd(), bytes, MsgFlags::empty()).expect("answer");
+        }
+        socket.read(&Request { kind: OBJECT, flags: NLM_F_DUMP, body: vec![0; 4] })
+    }
+
+    #[test]
+    fn an_interrupted_dump_is_read_again_and_its_parts_are_not_mixed() {
+        let whole = dump(&[answer(1, 1, NLM_F_DUMP_INTR), answer(2, 2, NLM_F_DUMP_INTR), answer(3, 3, 0)]);
+        assert_eq!(whole.expect("third time"), [(OBJECT, vec![3; 4])]);
+    }
+
+    #[test]
+    fn a_dump_that_is_always_interrupted_is_an_error() {
+        let tries = u32::try_from(DUMP_TRIES_MAX).expect("fits");
+        let answers: Vec<_> = (1..=tries).map(|seq| answer(seq, 1, NLM_F_DUMP_INTR)).collect();
+        assert_eq!(dump(&answers).expect_err("never whole").kind(), io::ErrorKind::ResourceBusy);
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_request_is_passed_over() {
+        let whole = dump(&[answer(7, 7, NLM_F_DUMP_INTR), answer(1, 1, 0)]);
+        assert_eq!(whole.expect("ours"), [(OBJECT, vec![1; 4])]);
     }
 }

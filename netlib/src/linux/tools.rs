@@ -1,7 +1,7 @@
 //! Owns the programs we run: `nft` for our table, `iptables` and `ip6tables` for `DOCKER-USER`, each with a time limit.
 //!
-//! They run in the namespace of the calling thread. It knows no netlink. One short-lived thread per output stream, with
-//! a channel of as many results.
+//! They run in the namespace of the calling thread. It knows no netlink. One short-lived thread per stream, with a
+//! channel of as many results.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     names,
-    nft::{Hook, TableView},
+    nft::{Forms, Hook, Table, TableView, listed_tag, rule_form},
     state::{Direction, Family},
 };
 
@@ -26,6 +26,8 @@ const TOOL_TIMEOUT: Duration = Duration::from_secs(20);
 const IPTABLES_WAIT_S: &str = "10";
 /// Bytes of a tool's error output that go into a message.
 const STDERR_BYTES_MAX: usize = 600;
+/// Streams of a tool: its two outputs and its input.
+const STREAMS: usize = 3;
 
 struct Finished {
     success: bool,
@@ -41,11 +43,15 @@ impl Finished {
 }
 
 fn run(program: &str, args: &[&str], input: &str) -> io::Result<Finished> {
+    run_within(TOOL_TIMEOUT, program, args, input)
+}
+
+fn run_within(limit: Duration, program: &str, args: &[&str], input: &str) -> io::Result<Finished> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child =
         command.spawn().map_err(|error| io::Error::new(error.kind(), format!("cannot run {program}: {error}")))?;
-    let result = talk(&mut child, input);
+    let result = talk(&mut child, input, limit);
     if result.is_err() {
         // It may be gone already; the wait below reaps it either way.
         let _ = child.kill();
@@ -56,14 +62,14 @@ fn run(program: &str, args: &[&str], input: &str) -> io::Result<Finished> {
 }
 
 /// Feeds a program and reads both outputs to their ends. A program that ignores its input and fills its output does not
-/// block us: each stream has a thread.
-fn talk(child: &mut Child, input: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let deadline = Instant::now() + TOOL_TIMEOUT;
+/// block us: each of the three streams has a thread, which ends when the program does.
+fn talk(child: &mut Child, input: &str, limit: Duration) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let deadline = Instant::now() + limit;
     let missing = || io::Error::other("a stream is missing");
     let mut stdin = child.stdin.take().ok_or_else(missing)?;
     let stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().ok_or_else(missing)?);
     let stderr: Box<dyn Read + Send> = Box::new(child.stderr.take().ok_or_else(missing)?);
-    let (done_tx, done_rx) = mpsc::sync_channel(2);
+    let (done_tx, done_rx) = mpsc::sync_channel(STREAMS);
     for (nth, mut stream) in [stdout, stderr].into_iter().enumerate() {
         let done_tx = done_tx.clone();
         thread::Builder::new().name("tool-output".into()).spawn(move || {
@@ -73,18 +79,23 @@ fn talk(child: &mut Child, input: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
             let _ = done_tx.send((nth, read));
         })?;
     }
-    match stdin.write_all(input.as_bytes()) {
-        // It ended without reading: its exit status says why.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-        _ => drop(stdin),
-    }
-    let mut outputs = [Vec::new(), Vec::new()];
-    for _ in 0..outputs.len() {
+    let input = input.to_owned();
+    thread::Builder::new().name("tool-input".into()).spawn(move || {
+        let written = match stdin.write_all(input.as_bytes()) {
+            // It ended without reading: its exit status says why.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(Vec::new()),
+        };
+        drop(stdin);
+        let _ = done_tx.send((STREAMS - 1, written));
+    })?;
+    let mut outputs: [Vec<u8>; STREAMS] = Default::default();
+    for _ in 0..STREAMS {
         let left = deadline.saturating_duration_since(Instant::now());
         let (nth, read) = done_rx.recv_timeout(left).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
         outputs[nth] = read?;
     }
-    let [out, err] = outputs;
+    let [out, err, _] = outputs;
     Ok((out, err))
 }
 
@@ -94,14 +105,26 @@ pub(super) fn nft_apply(text: &str) -> io::Result<()> {
     if finished.success { Ok(()) } else { Err(finished.into_error("nft")) }
 }
 
-/// Reads our table; `None` if there is none.
-pub(super) fn nft_read() -> io::Result<Option<TableView>> {
+fn nft_list() -> io::Result<Option<Value>> {
     let finished = run("nft", &["-j", "list", "table", "inet", names::NFT_TABLE], "")?;
     if finished.success {
-        let json = serde_json::from_slice(&finished.stdout)?;
-        return parse_table(&json).map(Some);
+        return Ok(serde_json::from_slice(&finished.stdout)?);
     }
     if finished.stderr.contains("No such file or directory") { Ok(None) } else { Err(finished.into_error("nft")) }
+}
+
+/// Reads our table; `None` if there is none.
+pub(super) fn nft_read() -> io::Result<Option<TableView>> {
+    nft_list()?.as_ref().map(parse_table).transpose()
+}
+
+/// Finds out how nft prints each rule of a table: it has to be written somewhere. For an empty throw-away namespace.
+pub(super) fn nft_learn(table: &Table) -> io::Result<Forms> {
+    nft_apply(&table.frame().replace_text(&Forms::new()))?;
+    let json = nft_list()?.ok_or_else(|| io::Error::other("the table just written is not there"))?;
+    let rules = objects(&json)?.iter().filter_map(|object| object.get("rule"));
+    let form = |rule: &Value| Some((rule.get("comment")?.as_str()?.to_owned(), rule_form(rule.get("expr")?)));
+    Ok(rules.filter_map(form).collect())
 }
 
 /// One element or part of one, as our own text has it.
@@ -141,12 +164,15 @@ fn parse_set(object: &Value) -> (String, BTreeMap<String, String>) {
     (kind, elements)
 }
 
-fn parse_table(json: &Value) -> io::Result<TableView> {
+fn objects(json: &Value) -> io::Result<&Vec<Value>> {
     let objects = json.get("nftables").and_then(Value::as_array);
-    let objects = objects.ok_or_else(|| io::Error::other("nft answered without a list of objects"))?;
+    objects.ok_or_else(|| io::Error::other("nft answered without a list of objects"))
+}
+
+fn parse_table(json: &Value) -> io::Result<TableView> {
     let text = |object: &Value, key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut view = TableView::default();
-    for object in objects {
+    for object in objects(json)? {
         if let Some(set) = object.get("set").or_else(|| object.get("map")) {
             view.sets.insert(text(set, "name"), parse_set(set));
         } else if let Some(chain) = object.get("chain") {
@@ -159,8 +185,7 @@ fn parse_table(json: &Value) -> io::Result<TableView> {
             });
             view.chains.entry(text(chain, "name")).or_default().0 = hook;
         } else if let Some(rule) = object.get("rule") {
-            let tag = rule.get("comment").and_then(Value::as_str).map_or_else(|| rule.to_string(), str::to_owned);
-            view.chains.entry(text(rule, "chain")).or_default().1.push(tag);
+            view.chains.entry(text(rule, "chain")).or_default().1.push(listed_tag(rule));
         }
     }
     Ok(view)
@@ -269,6 +294,32 @@ mod tests {
         check(&format!("-N DOCKER-USER\n{}{}{end}", ours("-i"), ours("-o")), &[Direction::In, Direction::Out]);
         check(&format!("-N DOCKER-USER\n{}{end}{}", ours("-i"), ours("-o")), &[Direction::In]);
         check(&format!("-N DOCKER-USER\n-A DOCKER-USER -s 1.2.3.4/32 -i ske-+ -j ACCEPT\n{end}"), &[]);
+    }
+
+    #[test]
+    fn a_rule_that_is_not_what_its_comment_says_is_not_ours() {
+        let expr = serde_json::json!([{"match": {"right": {"set": ["udp", "tcp"]}}}, {"drop": null}]);
+        let turned = serde_json::json!([{"match": {"right": {"set": ["tcp", "udp"]}}}, {"drop": null}]);
+        let other = serde_json::json!([{"match": {"right": {"set": ["tcp", "udp"]}}}, {"accept": null}]);
+        let form = rule_form(&expr);
+        let check = |comment: &str, expr: &Value, ours: bool| {
+            let tag = listed_tag(&serde_json::json!({"comment": comment, "expr": expr}));
+            assert_eq!(tag == "skein 12", ours, "{comment}: {tag}");
+        };
+        check(&format!("skein 12 {form}"), &expr, true);
+        check(&format!("skein 12 {form}"), &turned, true);
+        check(&format!("skein 12 {form}"), &other, false);
+        check(&format!("skein 12 {form} more"), &expr, false);
+        check("skein 12", &other, true);
+        check("other 12", &expr, false);
+    }
+
+    #[test]
+    fn a_tool_that_neither_reads_nor_ends_is_stopped() {
+        let limit = Duration::from_millis(100);
+        // More than a pipe takes, 64 KiB.
+        let error = run_within(limit, "sleep", &["600"], &"x".repeat(1 << 20)).err().expect("it hangs");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
     }
 
     #[test]

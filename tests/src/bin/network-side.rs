@@ -7,10 +7,10 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use listenfd::ListenFd;
 use serde::Deserialize;
 use skein_agent::{
     dns::UpstreamSource,
+    fdstore::{HandedOver, Manager},
     overlay::{OverlayConfig, OverlayHandle},
     plugin::{PluginServer, socket},
 };
@@ -41,8 +41,8 @@ async fn main() -> Result<()> {
     let file = dir.join("assignments.json");
     let read = || -> Result<Assignments> { Ok(serde_json::from_slice(&fs::read(&file)?)?) };
 
-    let names = std::env::var("LISTEN_FDNAMES").ok();
-    let listener = match socket::handed_over(&mut ListenFd::from_env(), names.as_deref())? {
+    let HandedOver { plugin, sockets } = HandedOver::take(Manager::from_env()).await?;
+    let listener = match plugin {
         Some(listener) => listener,
         None => socket::bind(&dir.join("plugin.sock"))?,
     };
@@ -55,7 +55,7 @@ async fn main() -> Result<()> {
     };
     let store = Arc::new(config.open_store()?);
     let resolvers = UpstreamSource::File("/etc/resolv.conf".into());
-    let (overlay, _overlay_task) = OverlayHandle::try_start(config, store, resolvers)?;
+    let (overlay, _overlay_task) = OverlayHandle::try_start(config, store, resolvers, sockets)?;
     let mut server = None;
     let (mut last, mut count) = (Vec::new(), 0);
     loop {

@@ -34,14 +34,31 @@ impl From<Output> for Said {
     }
 }
 
+/// Longest that any command here may take, in seconds: what hangs is a failure with a name. `timeout` exits with 124.
+const COMMAND_S_MAX: &str = "60";
+
+/// The same command with a time limit.
+fn bounded(command: &Command) -> Command {
+    let mut bounded = Command::new("timeout");
+    bounded.args(["--kill-after", "5", COMMAND_S_MAX]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => bounded.env(name, value),
+            None => bounded.env_remove(name),
+        };
+    }
+    bounded.stdin(Stdio::null());
+    bounded
+}
+
 /// Runs a command to its end.
-pub(crate) fn run(command: &mut Command) -> Result<Said> {
-    Ok(command.output().with_context(|| format!("failed to start {command:?}"))?.into())
+pub(crate) fn run(command: &Command) -> Result<Said> {
+    Ok(bounded(command).output().with_context(|| format!("failed to start {command:?}"))?.into())
 }
 
 /// Runs a command to its end, giving it this on its standard input.
-pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Said> {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+pub(crate) fn run_with_input(command: &Command, input: &[u8]) -> Result<Said> {
+    let mut child = bounded(command).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     child.stdin.take().context("no standard input")?.write_all(input)?;
     Ok(child.wait_with_output()?.into())
 }

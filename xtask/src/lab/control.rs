@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::process::ProcessId;
 
 /// Number of this protocol. A holder that speaks another one was started by another build of this program.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// Longest message in bytes: command lines and environments of tests, with much room.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 1 << 20;
@@ -53,6 +53,8 @@ pub(super) struct SpawnRequest {
     pub(super) env: BTreeMap<String, String>,
     pub(super) log: PathBuf,
     pub(super) plugin_socket: bool,
+    /// The service whose descriptor store the process uses.
+    pub(super) fd_store: Option<String>,
 }
 
 /// What a holder answers.

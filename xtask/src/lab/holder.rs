@@ -6,10 +6,10 @@
 //! containers. Like systemd's socket activation it holds the listening socket of the agent's plugin, so that an
 //! engine never finds it missing while an agent restarts. The socket is made for the first process that asks for it
 //! and is kept from then on, not earlier: an engine (20.10) asks every plugin before it makes a named volume, and
-//! waits without a limit for one that listens and never answers.
+//! waits without a limit for one that listens and never answers. `fdstore` keeps what else processes leave to it.
 //!
-//! Threads: `reaper` (collects ended children), one per connection (at most [`CONNECTIONS_MAX`]), and the main one,
-//! which accepts. They share the [`Table`] under one lock; no channels.
+//! Threads: `reaper` (collects ended children), one per connection (at most [`CONNECTIONS_MAX`]), those of `fdstore`,
+//! and the main one, which accepts. They share the [`Table`] under one lock; no channels.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -35,6 +35,7 @@ use nix::unistd::{Pid, sethostname, setsid};
 use super::control::{PROTOCOL, ProcessInfo, Request, Response, SOCKET, SpawnRequest, Status, read_message};
 use super::process::{ProcessId, namespace};
 use super::spec::{DataRoot, LabState, host_dir};
+use super::fdstore::{Inherited, Stores};
 use super::{cgroup, engine, underlay};
 
 /// Where an engine looks for the agent's network plugin.
@@ -52,12 +53,11 @@ const CONNECTIONS_MAX: usize = 64;
 /// Ended processes that are remembered, for `wait` after the end.
 const ENDED_MAX: usize = 256;
 
+/// Where descriptors that are handed over begin (`SD_LISTEN_FDS_START`).
+const LISTEN_FDS_START: usize = 3;
+
 /// How long a client may take to send its line.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Gives a socket on descriptor 0 the place and the environment of `sd_listen_fds(3)`. `LISTEN_PID` must be the
-/// number of the process itself, which only it knows before it runs; `exec` keeps it.
-const HAND_OVER: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$@\"";
 
 /// Runs the holder of one host until it is killed.
 ///
@@ -79,6 +79,7 @@ pub(super) fn run(lab: &str, host: &str) -> Result<()> {
         changed: Condvar::new(),
         connections: AtomicUsize::new(0),
         plugin: OnceLock::new(),
+        stores: Stores::default(),
     });
     let reaper = Arc::clone(&shared);
     std::thread::Builder::new()
@@ -234,6 +235,7 @@ struct Shared {
     connections: AtomicUsize,
     /// The plugin's listening socket, once a process has asked for it.
     plugin: OnceLock<OwnedFd>,
+    stores: Stores,
 }
 
 impl Shared {
@@ -302,19 +304,35 @@ impl Shared {
             .open(&request.log)
             .with_context(|| format!("failed to open {}", request.log.display()))?;
         let log_too = log.try_clone().context("failed to share the log file")?;
-        let mut command = if request.plugin_socket {
-            let mut command = Command::new("/bin/sh");
-            command.args(["-c", HAND_OVER, "sh", program]).args(args);
-            command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", PLUGIN_SOCKET_NAME);
-            command.stdin(Stdio::from(self.plugin_socket()?));
+        let mut handed_over: Vec<(String, OwnedFd)> = Vec::new();
+        if request.plugin_socket {
+            handed_over.push((PLUGIN_SOCKET_NAME.to_owned(), self.plugin_socket()?));
+        }
+        let mut notify = None;
+        if let Some(service) = &request.fd_store {
+            let (path, kept) = self.stores.open(service)?;
+            notify = Some(path);
+            handed_over.extend(kept);
+        }
+        // Descriptors that children inherit are there only while nobody else starts one.
+        let mut table = self.lock();
+        let mut inherited = Vec::new();
+        let mut command = if handed_over.is_empty() {
+            let mut command = Command::new(program);
+            command.args(args);
             command
         } else {
-            let mut command = Command::new(program);
-            command.args(args).stdin(Stdio::null());
+            for (_, fd) in &handed_over {
+                inherited.push(Inherited::try_new(fd)?);
+            }
+            let names: Vec<&str> = handed_over.iter().map(|(name, _)| name.as_str()).collect();
+            let mut command = Command::new("/bin/bash");
+            command.args(["-c", &hand_over(&inherited), "bash", program]).args(args);
+            command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
             command
         };
-        command.stdout(log).stderr(log_too).envs(&request.env).process_group(0);
-        let mut table = self.lock();
+        command.envs(notify.map(|path| ("NOTIFY_SOCKET", path)));
+        command.stdin(Stdio::null()).stdout(log).stderr(log_too).envs(&request.env).process_group(0);
         let child = command.spawn().with_context(|| format!("failed to start {program}"))?;
         let pid = i32::try_from(child.id()).context("failed to represent the process number")?;
         // The child cannot be reaped before the lock is released, so its entry is there.
@@ -382,6 +400,18 @@ impl Table {
             self.processes.remove(&oldest);
         }
     }
+}
+
+/// Script that gives descriptors the places of `sd_listen_fds(3)`, which begin at 3. `LISTEN_PID` must be the number of
+/// the process itself, which only it knows before it runs; `exec` keeps it. For bash: others know only one digit. Each
+/// redirection is a command of its own: within one, bash 5.2 keeps what it closes at 10 and up, and closed the tenth of
+/// the descriptors with it.
+fn hand_over(inherited: &[Inherited]) -> String {
+    let place = |(i, fd): (usize, &Inherited)| {
+        format!("exec {}<&{number}; exec {number}<&-; ", LISTEN_FDS_START + i, number = fd.number())
+    };
+    let places: String = inherited.iter().enumerate().map(place).collect();
+    format!("{places}export LISTEN_PID=$$; exec \"$@\"")
 }
 
 /// A client that has gone away needs no answer.

@@ -152,6 +152,7 @@ impl Host {
             env,
             log: log.clone(),
             plugin_socket: spawn.plugin_socket,
+            fd_store: spawn.fd_store,
         };
         match call(&self.dir, &Request::Spawn(request)).with_context(|| format!("failed on host {}", self.name))? {
             Response::Spawned { id } => Ok(Process { host_dir: self.dir.clone(), id, log }),
@@ -239,6 +240,7 @@ pub struct Spawn {
     argv: Vec<String>,
     env: BTreeMap<String, String>,
     plugin_socket: bool,
+    fd_store: Option<String>,
 }
 
 impl Spawn {
@@ -246,7 +248,7 @@ impl Spawn {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let program = program.as_ref().to_string_lossy().into_owned();
         let name = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self { name, argv: vec![program], env: BTreeMap::new(), plugin_socket: false }
+        Self { name, argv: vec![program], env: BTreeMap::new(), plugin_socket: false, fd_store: None }
     }
 
     /// One more argument.
@@ -282,6 +284,16 @@ impl Spawn {
     #[must_use]
     pub fn plugin_socket(mut self) -> Self {
         self.plugin_socket = true;
+        self
+    }
+
+    /// Keeps descriptors for it, as systemd's file descriptor store does (sd_notify(3)): what it sends to
+    /// `NOTIFY_SOCKET` with `FDSTORE=1` is handed over to the next process that is started for the same `service`,
+    /// after the plugin's socket, until `FDSTOREREMOVE=1` or the end of the host. Starting a process again is what
+    /// `systemctl restart` is: nothing is given up when one ends, in whatever way.
+    #[must_use]
+    pub fn fd_store(mut self, service: impl Into<String>) -> Self {
+        self.fd_store = Some(service.into());
         self
     }
 }

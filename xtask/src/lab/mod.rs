@@ -25,6 +25,7 @@ pub mod cli;
 mod control;
 mod down;
 mod engine;
+mod fdstore;
 mod holder;
 mod host;
 mod image;

@@ -57,10 +57,11 @@ pub(super) fn hosts_file(state: &LabState) -> String {
 
 /// `/etc/resolv.conf` of a host: its own address, where nothing listens, so that a query is refused at once; a resolver
 /// that times out adds 10 s to every look-up of an image. Not a loopback address: an engine would put public servers
-/// in its place for containers, and those would time out.
+/// in its place for containers, and those would time out. No options: containers inherit them, and shall wait for
+/// names as long as they do on a host of their user's.
 pub(super) fn resolv_conf(state: &LabState, host: &str) -> String {
     let index = state.spec.hosts.iter().position(|spec| spec.name == host).unwrap_or_default();
-    format!("nameserver {}\noptions timeout:1 attempts:1\n", state.ipv4(index))
+    format!("nameserver {}\n", state.ipv4(index))
 }
 
 /// Makes the switch, the hosts' network namespaces and the cables between them.

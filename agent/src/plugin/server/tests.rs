@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::*;
 use crate::{
     dns::UpstreamSource,
+    fdstore::FdStore,
     overlay::{OverlayConfig, OverlayTask},
     plugin::socket,
 };
@@ -27,7 +28,8 @@ fn world() -> World {
         state_dir: dir.path().join("state"),
     };
     let store = Arc::new(config.open_store().unwrap());
-    let (handle, overlay) = OverlayHandle::try_start(config, store, UpstreamSource::Fixed(vec![])).unwrap();
+    let (handle, overlay) =
+        OverlayHandle::try_start(config, store, UpstreamSource::Fixed(vec![]), FdStore::default()).unwrap();
     let listener = socket::bind(&dir.path().join("skein.sock")).unwrap();
     let server = PluginServer::try_start(listener, handle).unwrap();
     World { dir, _overlay: overlay, _server: server }

@@ -169,6 +169,11 @@ impl Scheduler {
         self.position(id).and_then(|idx| self.at(idx))
     }
 
+    /// What is known of a task that holds a place.
+    pub fn task(&self, id: &TaskId) -> Option<&Placed> {
+        self.tasks.get(id)
+    }
+
     /// Where a node stands in the table.
     pub fn position(&self, id: &NodeId) -> Option<NodeIdx> {
         self.positions.get(id).copied()

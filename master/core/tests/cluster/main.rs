@@ -1,0 +1,16 @@
+//! The master's decisions as a whole: a cluster of the real core and pure fake agents that keep ledgers, run tasks and
+//! report.
+//!
+//! - `harness`: the cluster and its agents; every turn checks every invariant
+//! - `services`, `containers`, `stacks`, `networks`, `nodes`: one scenario per behaviour
+//! - `refusals`: bad input changes nothing
+//! - `random`: random histories, and what holds in and after each of them
+
+mod containers;
+mod harness;
+mod networks;
+mod nodes;
+mod random;
+mod refusals;
+mod services;
+mod stacks;

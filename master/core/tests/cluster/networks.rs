@@ -1,0 +1,182 @@
+//! Networks: numbers, subnets, blocks, their beginning and end.
+
+use std::collections::BTreeSet;
+
+use master_core::{Command, Reply};
+use skein_api::{NetworkSpec, NodeUpdate};
+
+use crate::harness::{Cluster, With, constraint, network, replicas, service, stack};
+
+fn create(name: &str, subnet: Option<&str>) -> Command {
+    let subnet4 = subnet.map(|s| s.parse().unwrap());
+    Command::NetworkCreate(NetworkSpec { name: name.into(), subnet4, ..NetworkSpec::default() })
+}
+
+#[test]
+fn numbers_and_subnets_are_unique() {
+    let mut c = Cluster::new();
+    for i in 0..40 {
+        c.ok(create(&format!("n{i}"), None));
+    }
+    c.ok(Command::NetworkRemove("n39".into()));
+    c.ok(create("again", None));
+    let again = c.model().network("again").unwrap().clone();
+    assert_eq!(again.vni, 4_096 + 40, "a number is not used again so soon");
+    assert_eq!(again.subnet4, "10.66.112.0/20".parse().unwrap(), "the first subnet that is free");
+    let subnets: BTreeSet<_> = c.model().networks.values().map(|n| (n.subnet4, n.subnet6)).collect();
+    assert_eq!(subnets.len(), 40);
+}
+
+#[test]
+fn a_subnet_meets_no_network_and_no_route_of_a_host() {
+    let mut c = Cluster::with_nodes(1);
+    c.ok(create("a", Some("10.9.0.0/16")));
+    for subnet in ["10.9.0.0/16", "10.9.7.0/24", "10.8.0.0/13", "10.0.0.0/8"] {
+        let error = c.refused(create("b", Some(subnet)), "subnet_overlaps");
+        assert!(error.message.ends_with("overlaps network a (10.9.0.0/16)"), "{error}");
+    }
+    let mut description = Cluster::description("n1");
+    description.routes = vec!["10.64.0.0/12".parse().unwrap(), "172.17.0.0/16".parse().unwrap()];
+    c.ok(Command::Describe { node: c.node("n1"), description: Box::new(description) });
+    let error = c.refused(create("b", Some("172.17.9.0/24")), "subnet_overlaps");
+    assert_eq!(error.message, "subnet 172.17.9.0/24 overlaps a route of host n1 (172.17.0.0/16)");
+    c.ok(create("free", None));
+    assert_eq!(c.model().network("free").unwrap().subnet4, "10.80.0.0/20".parse().unwrap(), "behind the route");
+    for subnet in ["10.1.0.0/30", "0.0.0.0/0"] {
+        c.refused(create("b", Some(subnet)), "bad_subnet");
+    }
+}
+
+#[test]
+fn a_pool_that_is_used_up_is_said() {
+    let mut c = Cluster::with_nodes(1);
+    let mut description = Cluster::description("n1");
+    description.routes = vec!["10.0.0.0/8".parse().unwrap()];
+    c.ok(Command::Describe { node: c.node("n1"), description: Box::new(description) });
+    let error = c.refused(create("a", None), "no_subnet");
+    assert_eq!(error.message, "no /20 of the pool 10.64.0.0/10 is free on all hosts");
+}
+
+#[test]
+fn blocks_grow_with_tasks_and_are_each_hosts_own() {
+    let mut c = Cluster::with_nodes(2);
+    c.up(vec![service("web").with(|s| {
+        replicas(s, 60);
+        network(s, "s_net");
+    })]);
+    assert_eq!(c.live("web").iter().filter(|t| t.status.addresses.len() == 1).count(), 60);
+    let id = c.model().network("s_net").unwrap().id.clone();
+    for node in ["n1", "n2"] {
+        let node = c.node(node);
+        let blocks = c.model().node_blocks(&id, &node).count();
+        assert!((2..=3).contains(&blocks), "30 tasks and slack in blocks of 16: {blocks}");
+    }
+    // Every host is told of the other's blocks, and every name.
+    let docs = &c.agents[&c.node("n1")].docs;
+    assert_eq!(docs.keys().filter(|k| k.starts_with("endpoint/")).count(), 60);
+    assert_eq!(docs.keys().filter(|k| k.starts_with("peer/")).count(), 1);
+}
+
+#[test]
+fn a_subnet_without_room_leaves_tasks_pending() {
+    let mut c = Cluster::with_nodes(1);
+    let mut spec = stack(vec![service("web").with(|s| {
+        replicas(s, 20);
+        network(s, "s_net");
+    })]);
+    spec.networks[0].subnet4 = Some("10.1.1.0/29".parse().unwrap());
+    c.apply(spec);
+    c.rest();
+    let running = c.nodes_of("web").len();
+    assert!((4..=8).contains(&running), "8 addresses, one is the gateway's: {running}");
+    let said = c.live("web").iter().find(|t| t.node.is_none()).unwrap().status.message.clone();
+    assert_eq!(said, "network s_net has no free block of addresses in 10.1.1.0/29");
+}
+
+#[test]
+fn a_stacks_network_goes_with_its_last_task_unless_it_is_wanted_again() {
+    let mut c = Cluster::with_nodes(1);
+    let spec = || stack(vec![service("web").with(|s| network(s, "s_net"))]);
+    c.apply(spec());
+    c.rest();
+    let id = c.model().network("s_net").unwrap().id.clone();
+    c.down(false);
+    assert!(c.model().network("s_net").is_some(), "its task still stops");
+    c.refused(create("s_net", None), "in_use");
+    c.apply(spec());
+    c.rest();
+    assert_eq!(c.model().network("s_net").unwrap().id, id, "taken back");
+    assert_eq!(c.live("web").len(), 1);
+    c.down(false);
+    c.rest();
+    assert!(c.model().network("s_net").is_none());
+    assert!(c.agents[&c.node("n1")].docs.is_empty());
+}
+
+#[test]
+fn a_network_in_use_is_not_removed() {
+    let mut c = Cluster::with_nodes(1);
+    c.ok(create("shared", None));
+    c.up(vec![service("web").with(|s| network(s, "shared"))]);
+    let error = c.refused(Command::NetworkRemove("shared".into()), "in_use");
+    assert_eq!(error.message, "network shared is used by service s_web");
+    c.down(false);
+    c.rest();
+    c.ok(Command::NetworkRemove("shared".into()));
+    assert!(c.model().blocks.is_empty());
+}
+
+#[test]
+fn an_attachable_network_is_on_every_host() {
+    let mut c = Cluster::with_nodes(2);
+    let spec = NetworkSpec { name: "plain".into(), attachable: true, ..NetworkSpec::default() };
+    let Reply::Network(id) = c.ok(Command::NetworkCreate(spec)) else { panic!("a network") };
+    c.join("n3");
+    assert_eq!(c.model().members(&id).count(), 3);
+}
+
+#[test]
+fn the_least_mtu_of_the_members_holds() {
+    let mut c = Cluster::with_nodes(3);
+    c.up(vec![service("web").with(|s| {
+        replicas(s, 2);
+        network(s, "s_net");
+        constraint(s, "node!=n3");
+    })]);
+    let mtu = |c: &Cluster, node: &str| {
+        let docs = &c.agents[&c.node(node)].docs;
+        docs.values().find_map(|d| if let skein_api::Assignment::Network(n) = d { Some(n.mtu) } else { None })
+    };
+    assert_eq!((mtu(&c, "n1"), mtu(&c, "n3")), (Some(1_450), None));
+    let mut description = Cluster::description("n2");
+    (description.underlay_mtu, description.underlay4) = (1_400, None);
+    c.ok(Command::Describe { node: c.node("n2"), description: Box::new(description) });
+    assert_eq!((mtu(&c, "n1"), mtu(&c, "n2")), (Some(1_330), Some(1_330)));
+}
+
+#[test]
+fn blocks_of_a_removed_host_are_given_out_last() {
+    let mut c = Cluster::with_nodes(2);
+    let web = |constraint_: &'static str| {
+        service("web").with(move |s| {
+            network(s, "s_net");
+            constraint(s, constraint_);
+        })
+    };
+    c.up(vec![web("node==n1")]);
+    let block = |c: &Cluster| c.model().blocks.values().map(|b| b.index).collect::<Vec<_>>();
+    assert_eq!(block(&c), [0]);
+    c.ok(Command::NodeRemove { node: "n1".into(), force: true });
+    assert_eq!(block(&c), [0_u32; 0]);
+    c.up(vec![web("node==n2")]);
+    assert_eq!(block(&c), [1], "the host that was cut off may still use block 0");
+    // After the life of its certificate nothing of it is remembered.
+    c.pass(1_000);
+    c.now.wall = c.now.wall.plus_ms(26 * 3_600 * 1_000);
+    c.now.mono_ms += 26 * 3_600 * 1_000;
+    c.core.tick(c.now);
+    c.turn();
+    assert!(c.model().removed_nodes.is_empty());
+    let update = NodeUpdate::default();
+    c.ok(Command::NodeUpdate { node: "n2".into(), update });
+}
