@@ -8,7 +8,8 @@ use std::{
 
 use serde::Deserialize;
 use skein_api::Resources;
-use skein_daemon::{ConfigError, LogFormat, check_absolute, read_config};
+pub use skein_daemon::ConfigError;
+use skein_daemon::{LogFormat, check_absolute, read_config};
 
 /// Where a configuration is read from unless a flag says otherwise. It need not be there.
 pub const DEFAULT_FILE: &str = "/etc/skein/agent.toml";
@@ -39,7 +40,8 @@ pub struct Config {
     pub offer: Amount,
     /// What the cluster may not use.
     pub reserve: Amount,
-    /// Parent cgroup of all containers; with `offer.memory` it is limited to that.
+    /// Parent cgroup of all containers, limited to `offer` where there is one. Default: `/skein`, or `skein.slice` for
+    /// an engine that uses systemd, where something is offered; else the engine's own.
     pub cgroup_parent: Option<String>,
     /// Images that tasks used are removed when unused for this many hours; 0 keeps them.
     pub image_retention_hours: u32,

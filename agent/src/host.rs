@@ -1,19 +1,29 @@
-//! What this host is, for the cluster: the engine's word, the configuration, the underlay. Looked at again every
-//! [`LOOK`] and sent to the master when it changed.
+//! What this host is, for the cluster: the engine's word, the configuration, the underlay, and what does not work.
+//! Looked at again every [`LOOK`], troubles at once, and sent to the master when it changed.
+//!
+//! [`cgroup`]: limits to what is offered. [`troubles`]: what does not work.
+//!
+//! Tasks: [`Host::follow`] is one. Channels: a `watch` with the description; it reads those of [`Sources`].
+
+pub mod cgroup;
+mod troubles;
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _, UdpSocket},
-    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use skein_api::NodeDescription;
 use skein_daemon::chain;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
+pub use self::troubles::Sources;
 use crate::{config::Config, engine::Engine};
 
 /// How often the host is looked at: labels of an engine and routes change rarely, and a minute later is soon enough.
@@ -121,51 +131,109 @@ impl Host {
         })
     }
 
-    /// Looks again and again, and tells when something changed.
-    pub async fn follow(self, description: watch::Sender<NodeDescription>, shutdown: CancellationToken) {
+    /// Looks again and again, and tells when something changed: troubles at once, the rest within [`LOOK`].
+    pub async fn follow(
+        self,
+        mut sources: Sources,
+        description: watch::Sender<NodeDescription>,
+        shutdown: CancellationToken,
+    ) {
+        let (mut next, mut ready, mut failed) = (Instant::now() + LOOK, true, None);
         loop {
+            let came_back = sources.engine_is_ready() && !ready;
+            ready = sources.engine_is_ready();
+            if came_back || Instant::now() >= next {
+                next = Instant::now() + LOOK;
+                // Cancel-safe: looking changes nothing.
+                let looked = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    looked = timeout(LOOK, self.describe()) => looked,
+                };
+                let error = match looked {
+                    Ok(Ok(new)) => {
+                        let troubles = sources.words(None);
+                        tell(&description, NodeDescription { troubles, ..new });
+                        None
+                    }
+                    Ok(Err(error)) => Some(chain(error.as_ref())),
+                    Err(_) => Some(format!("no answer within {} s", LOOK.as_secs())),
+                };
+                if let Some(error) = &error {
+                    tracing::warn!(error, "host cannot be described, old word stays");
+                }
+                failed = error.map(|e| format!("this host cannot be described, its figures may be old: {e}"));
+            }
+            let old = description.borrow().clone();
+            tell(&description, NodeDescription { troubles: sources.words(failed.clone()), ..old });
+            // Cancel-safe: a token, watches and a timer.
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
-            match self.describe().await {
-                Ok(new) => {
-                    description.send_if_modified(|old| {
-                        let changed = *old != new;
-                        *old = new;
-                        changed
-                    });
-                }
-                Err(error) => tracing::warn!(error = chain(error.as_ref()), "host cannot be described, old word stays"),
+                () = sources.changed() => {}
+                () = sleep_until(next) => {}
             }
         }
     }
 }
 
-/// The files of a memory cgroup's limit: of version 1 and 2, whichever is mounted.
-fn limit_files(parent: &str) -> [PathBuf; 2] {
-    let parent = parent.trim_start_matches('/');
-    [
-        Path::new("/sys/fs/cgroup/memory").join(parent).join("memory.limit_in_bytes"),
-        Path::new("/sys/fs/cgroup").join(parent).join("memory.max"),
-    ]
+fn tell(description: &watch::Sender<NodeDescription>, new: NodeDescription) {
+    description.send_if_modified(|old| {
+        let changed = *old != new;
+        *old = new;
+        changed
+    });
 }
 
-/// Limits the parent cgroup of all containers to what the host offers. Idempotent.
-///
-/// # Errors
-/// When there is no memory controller, or it refuses.
-pub fn limit_cgroup(parent: &str, mem_bytes: u64) -> io::Result<()> {
-    for file in limit_files(parent) {
-        let Some(dir) = file.parent() else { continue };
-        // The controller's root has the file's siblings; where it is not mounted there is nothing to make.
-        if !dir.ancestors().skip(1).any(|d| d.join("cgroup.procs").exists()) {
-            continue;
-        }
-        std::fs::create_dir_all(dir)?;
-        if file.exists() {
-            return std::fs::write(&file, mem_bytes.to_string());
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::{EngineConfig, EngineState},
+        executor::ExecutorStatus,
+        ledger::LedgerState,
+    };
+
+    /// Well below [`LOOK`], and far more than a message takes.
+    const AT_ONCE: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn troubles_are_told_at_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let engine = Engine::new(EngineConfig::new(dir.path().join("none.sock"), "c1", "n1"));
+        let (ledger_tx, ledger) = watch::channel(LedgerState::Durable);
+        let (engine_tx, engine_rx) = watch::channel(EngineState::Ready);
+        let (overlay_tx, overlay) = watch::channel(Vec::new());
+        let (_executor_tx, executor) = watch::channel(ExecutorStatus::default());
+        let sources =
+            Sources { standing: vec!["standing".into()], ledger, engine: engine_rx, overlay, executor };
+        let host = Host {
+            config: Config::default(),
+            name: "h1".into(),
+            engine,
+            underlay: Underlay::default(),
+            kernel: Arc::new(netlib::linux::LinuxKernel::try_new(dir.path()).expect("netlink")),
+        };
+        let (description_tx, mut description) = watch::channel(NodeDescription::default());
+        let shutdown = CancellationToken::new();
+        let follow = tokio::spawn(host.follow(sources, description_tx, shutdown.clone()));
+        let mut wait = async |what: &str, expected: usize| {
+            let told = description.wait_for(|d| {
+                d.troubles.len() == expected && (what.is_empty() || d.troubles.iter().any(|t| t.contains(what)))
+            });
+            timeout(AT_ONCE, told).await.expect(what).expect("it runs").troubles.clone()
+        };
+        wait("standing", 1).await;
+        ledger_tx.send_replace(LedgerState::Failing { error: "disk full".into() });
+        wait("goes on from memory: disk full", 2).await;
+        engine_tx.send_replace(EngineState::Unreachable { error: "refused".into() });
+        wait("engine does not answer: refused", 3).await;
+        overlay_tx.send_replace(vec!["network shop".into()]);
+        assert_eq!(wait("overlay: network shop", 4).await[0], "standing");
+        overlay_tx.send_replace(Vec::new());
+        ledger_tx.send_replace(LedgerState::Durable);
+        wait("engine does not answer", 2).await;
+        overlay_tx.send_replace((0..40).map(|n| format!("{n}")).collect());
+        assert_eq!(wait("and 27 more", 16).await.len(), 16);
+        shutdown.cancel();
+        timeout(AT_ONCE, follow).await.expect("it ends").expect("without a panic");
     }
-    Err(io::Error::other(format!("no memory controller for cgroup {parent}")))
 }

@@ -246,12 +246,6 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
     let manager = Manager::from_env();
     let mut network = network(&config, host.underlay, manager.clone()).await?;
-    if let Some(parent) = &config.cgroup_parent
-        && let Some(_limit) = &config.offer.memory
-    {
-        let mem_bytes = config.offer.resources("offer")?.mem_bytes;
-        host::limit_cgroup(parent, mem_bytes).with_context(|| format!("failed to limit cgroup {parent}"))?;
-    }
     let shutdown = CancellationToken::new();
     let settings = agent_core::Settings {
         image_unused_ms: (config.image_retention_hours > 0)
@@ -259,21 +253,31 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     };
     let side = Arc::new(network.overlay.clone());
     let (executor, handle) = Executor::new(engine.clone(), ledger.clone(), side, settings);
-    let description = first_description(&host, &shutdown).await?;
-    let (description_tx, description) = watch::channel(description);
+    let (description_tx, description) = watch::channel(skein_api::NodeDescription::default());
     let session = Session {
         membership,
         identity,
-        ledger,
+        ledger: ledger.clone(),
         overlay: network.overlay.clone(),
-        engine,
+        engine: engine.clone(),
         reports: handle.reports().clone(),
         description,
     };
     session.follow().await;
+    // Before the engine is waited for: one that boots starts containers, and asks the plugin for their networks.
     let mut plugin = network.serve()?;
+    description_tx.send_replace(first_description(&host, &shutdown).await?);
+    let enforced = host::cgroup::enforce(&config, &engine).await.context("failed to enforce `offer`")?;
+    engine.set_cgroup_parent(enforced.parent);
+    let sources = host::Sources {
+        standing: enforced.warnings,
+        ledger: ledger.state(),
+        engine: engine.state(),
+        overlay: network.overlay.troubles(),
+        executor: handle.status(),
+    };
     let executor = tokio::spawn(executor.run(shutdown.clone()));
-    let follow = tokio::spawn(host.follow(description_tx, shutdown.clone()));
+    let follow = tokio::spawn(host.follow(sources, description_tx, shutdown.clone()));
     let session = session.run(shutdown.clone());
     if let Some(manager) = &manager {
         manager.ready().await;

@@ -126,6 +126,8 @@ pub struct Task {
     pub name: String,
     /// Its service, if it has one.
     pub service: Option<ServiceId>,
+    /// Stack of its service, if it has one; known also when the service is gone.
+    pub stack: Option<String>,
     /// Place within the service, from 1; 0 for container tasks and global services.
     pub slot: u32,
     /// What to run.

@@ -155,7 +155,7 @@ pub(crate) struct UpArgs {
 pub(crate) struct DownArgs {
     #[command(flatten)]
     pub(crate) compose: ComposeArgs,
-    /// Remove its volumes and the data in them
+    /// Forget its volumes; the data stays on the hosts
     #[arg(long)]
     pub(crate) volumes: bool,
     /// Only show what would be removed

@@ -449,7 +449,7 @@ impl Cluster {
         session.tx.try_send(Ok(grpc::MasterMessage { body: Some(body) })).map_err(|_| unreachable())
     }
 
-    /// Makes durable what was staged; on failure forgets it by loading the store anew.
+    /// Makes durable what was staged; on failure takes it back and follows the store.
     async fn commit(&mut self) -> Result<(), ApiError> {
         if self.read_only.is_some() {
             if Instant::now() >= self.reopen_at {

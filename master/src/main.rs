@@ -75,7 +75,12 @@ fn say(text: &str) {
 fn restore(config: &Config, file: &std::path::Path) -> anyhow::Result<()> {
     let reader = std::fs::File::open(file).with_context(|| format!("failed to open {}", file.display()))?;
     let summary = store::restore(std::io::BufReader::new(reader), &config.data_dir)?;
-    say(&format!("restored into {}: {summary:?}", config.data_dir.display()));
+    say(&format!(
+        "restored {} records of revision {} into {}",
+        summary.records,
+        summary.revision,
+        config.data_dir.display()
+    ));
     Ok(())
 }
 
@@ -86,8 +91,6 @@ fn run(config: Config) -> anyhow::Result<()> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     // Everything that can be refused is looked at before the store changes.
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("failed to create data_dir {}", config.data_dir.display()))?;
     let embedded = EmbeddedStore::open(&config.data_dir)?;
     let store: Arc<dyn Store> = Arc::new(embedded.clone());
     let unix = bind_unix(&config.socket)?;

@@ -12,7 +12,7 @@ use crate::{
     kernel::{Error, Kernel, Scope},
     names,
     plan::{Op, plan},
-    state::{Desired, Query, VethPeer},
+    state::{Desired, LinkMake, Query, VethPeer},
     types::{Endpoint, HostConfig, HostState, NetworkId, NetworkState, Report},
 };
 
@@ -144,6 +144,21 @@ fn uplink_has_ipv6(kernel: &dyn Kernel, state: &NetworkState) -> Result<bool, Er
     Ok(found.sysctls.get(&path).is_some_and(|value| value == "0"))
 }
 
+/// Links made elsewhere that are gone and were not `missing` before. A container may end between observing and applying,
+/// and the kernel takes its link away whenever it gets to it: that is a lost link, not a failure.
+fn vanished(
+    kernel: &dyn Kernel,
+    scope: &Scope,
+    want: &Desired,
+    missing: &BTreeSet<String>,
+) -> Result<BTreeSet<String>, Error> {
+    let query = Query { objects: true, only_our_routes: true, ..Query::default() };
+    let found = kernel.observe(scope, &query)?.links;
+    let elsewhere = want.links.iter().filter(|(_, spec)| matches!(spec.make, LinkMake::Elsewhere));
+    let gone = elsewhere.map(|(name, _)| name).filter(|name| !found.contains_key(*name) && !missing.contains(*name));
+    Ok(gone.cloned().collect())
+}
+
 /// One observe, plan, apply. Answers which links made elsewhere are missing.
 fn converge(
     kernel: &dyn Kernel,
@@ -152,11 +167,11 @@ fn converge(
     report: &mut Report,
 ) -> Result<BTreeSet<String>, Error> {
     let found = kernel.observe(scope, &want.query())?;
-    let plan = plan(want, &found);
+    let mut plan = plan(want, &found);
     if plan.ops.is_empty() {
         return Ok(plan.missing);
     }
-    let mut conflicts = BTreeSet::new();
+    let (mut conflicts, mut skipped) = (BTreeSet::new(), BTreeSet::new());
     match kernel.apply(scope, &plan.ops) {
         Ok(()) => {}
         Err(Error::Apply { scope, total, mut failures }) => {
@@ -169,6 +184,14 @@ fn converge(
                 !foreign
             });
             if !failures.0.is_empty() {
+                let gone = vanished(kernel, &scope, want, &plan.missing)?;
+                let needs_gone =
+                    |index: usize| plan.ops.get(index).is_some_and(|op: &Op| gone.iter().any(|dev| op.needs_link(dev)));
+                skipped = failures.0.iter().map(|failure| failure.index).filter(|index| needs_gone(*index)).collect();
+                failures.0.retain(|failure| !skipped.contains(&failure.index));
+                plan.missing.extend(gone);
+            }
+            if !failures.0.is_empty() {
                 return Err(Error::Apply { scope, total, failures });
             }
         }
@@ -177,7 +200,7 @@ fn converge(
     for (index, op) in plan.ops.iter().enumerate() {
         if conflicts.contains(&index) {
             report.conflicts.push(format!("{scope}: {op}: something else routes that prefix already"));
-        } else {
+        } else if !skipped.contains(&index) {
             report.changes.push(format!("{scope}: {op}"));
         }
     }

@@ -194,7 +194,9 @@ impl Table {
 
     /// The same table without elements, for learning forms.
     pub(crate) fn frame(&self) -> Self {
-        let empty = |(name, set): (&&'static str, &Set)| (*name, Set { elements: BTreeMap::new(), ..set.clone() });
+        let empty = |(name, set): (&&'static str, &Set)| {
+            (*name, Set { key: set.key, value: set.value, elements: BTreeMap::new() })
+        };
         Self { name: self.name, sets: self.sets.iter().map(empty).collect(), chains: self.chains.clone() }
     }
 

@@ -102,6 +102,20 @@ pub enum Op {
     DeleteAddr(String, IpNet),
 }
 
+impl Op {
+    /// Whether it puts something on the link `dev`, and so fails once that is gone.
+    pub(crate) fn needs_link(&self, dev: &str) -> bool {
+        match self {
+            Self::SetSysctl { path, .. } => path.split('/').any(|part| part == dev),
+            Self::SetLink { name, .. } => name == dev,
+            Self::AddAddr(on, _) | Self::PutNeigh(on, ..) | Self::PutFdb(on, ..) => on == dev,
+            Self::PutNexthop(_, hop) => hop.dev == dev,
+            Self::PutRoute { route, .. } => matches!(&route.target, Target::Dev { dev: on, .. } if on == dev),
+            _ => false,
+        }
+    }
+}
+
 fn target_text(target: &Target) -> String {
     match target {
         Target::Nexthop(id) => format!("to next hop {id}"),

@@ -302,7 +302,8 @@ pub struct NetworkState {
 /// What the host's own namespace shall have, besides each network's uplink.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostState {
-    /// The VTEPs of all other hosts; only they may send to the VXLAN port.
+    /// The VTEPs of all other hosts; only they may send to the VXLAN port, and VXLAN to them is forwarded for none but
+    /// them.
     pub vteps: BTreeSet<IpAddr>,
     /// All published ports of this host.
     pub published: BTreeSet<PublishedPort>,

@@ -7,11 +7,12 @@ use std::{
 };
 
 use netlib::{
-    Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Kernel, NetworkState, Peer, Proto, PublishedPort,
-    Report, Scope, driver,
+    Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Kernel, NetworkId, NetworkState, Peer, Proto,
+    PublishedPort, Report, Scope, driver,
     fake::{FakeKernel, FakeState},
     names,
-    state::{Direction, Family, Link, LinkKind, Route, RouteKey, Target},
+    plan::Op,
+    state::{Direction, Family, Link, LinkKind, Observed, Query, Route, RouteKey, Target},
 };
 use proptest::prelude::*;
 
@@ -93,7 +94,7 @@ fn quiet(kernel: &FakeKernel, state: &NetworkState) {
 }
 
 /// Things that are not ours, in the host and in the fabric, and one link of the host with its route and sysctl.
-fn plant(kernel: &FakeKernel, id: &netlib::NetworkId) {
+fn plant(kernel: &FakeKernel, id: &NetworkId) {
     let link = || Link { kind: LinkKind::Other, mac: netlib::Mac([4; 6]), mtu: 1500, up: true };
     let key = RouteKey::new("198.51.100.0/24".parse().expect("net"));
     let route = || Route { target: Target::Dev { dev: "eth9".into(), via: None }, protocol: 4 };
@@ -109,7 +110,7 @@ fn plant(kernel: &FakeKernel, id: &netlib::NetworkId) {
 }
 
 fn foreign(state: &FakeState) -> String {
-    let of = |ns: &netlib::state::Observed| {
+    let of = |ns: &Observed| {
         let links: Vec<_> = ns.links.iter().filter(|(name, _)| !name.starts_with("sk")).collect();
         let routes: Vec<_> = ns.routes.iter().filter(|(_, route)| route.protocol != names::RTPROT_SKEIN).collect();
         let addrs: Vec<_> = ns.addrs.iter().filter(|(dev, _)| !dev.starts_with("sk") && dev != "lo").collect();
@@ -281,6 +282,63 @@ fn a_foreign_route_on_the_host_is_told_and_left_alone() {
     assert_eq!(kernel.with(|state| state.host.routes[&key].clone()), theirs);
 }
 
+/// A kernel that takes a link away between the observation and the first change of a fabric.
+struct Vanishing {
+    kernel: FakeKernel,
+    link: std::sync::Mutex<Option<String>>,
+}
+
+impl Kernel for Vanishing {
+    fn networks(&self) -> Result<Vec<NetworkId>, Error> {
+        self.kernel.networks()
+    }
+
+    fn create_fabric(&self, id: &NetworkId) -> Result<bool, Error> {
+        self.kernel.create_fabric(id)
+    }
+
+    fn remove_fabric(&self, id: &NetworkId) -> Result<bool, Error> {
+        self.kernel.remove_fabric(id)
+    }
+
+    fn observe(&self, scope: &Scope, query: &Query) -> Result<Observed, Error> {
+        self.kernel.observe(scope, query)
+    }
+
+    fn apply(&self, scope: &Scope, ops: &[Op]) -> Result<(), Error> {
+        if let (Scope::Fabric(_), Some(link)) = (scope, self.link.lock().expect("not poisoned").take()) {
+            self.kernel.with(|state| state.delete_link(scope, &link));
+        }
+        self.kernel.apply(scope, ops)
+    }
+
+    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
+        self.kernel.forget_connections(scope, targets)
+    }
+}
+
+#[test]
+fn a_link_that_vanishes_while_it_is_wired_is_lost_and_no_failure() {
+    let kernel = Vanishing { kernel: FakeKernel::new(), link: Default::default() };
+    let mut want = state(&numbers([2]), &numbers([7, 8]), true, false, 57);
+    settle(&kernel.kernel, &want).expect("settles");
+    let (doomed, endpoint) = want.endpoints.first_key_value().map(|(id, it)| (id.clone(), it.clone())).expect("two");
+    // Something to do on the doomed link, and something elsewhere that still must be done.
+    kernel.kernel.with(|state| {
+        let fabric = state.fabrics.get_mut(&want.id).expect("fabric");
+        fabric.neighs.retain(|(dev, _), _| *dev != endpoint.fabric_ifname());
+        fabric.routes.remove(&RouteKey::new(IpAddr::V4(addr4(1, 7)).into()));
+    });
+    want.peers.extend(state(&numbers([3]), &numbers([]), true, false, 57).peers);
+    *kernel.link.lock().expect("not poisoned") = Some(endpoint.fabric_ifname());
+    let report = driver::ensure_network(&kernel, &config(), &want).expect("no failure");
+    assert_eq!(report.lost_endpoints, [doomed].into(), "{report:?}");
+    assert!(report.changes.iter().any(|change| change.contains("10.57.3.0/24")), "{report:?}");
+    assert!(!report.changes.iter().any(|change| change.contains(&endpoint.fabric_ifname())), "{report:?}");
+    settle(&kernel.kernel, &want).expect("settles");
+    quiet(&kernel.kernel, &want);
+}
+
 #[test]
 fn the_fake_refuses_what_the_kernel_refuses() {
     let kernel = FakeKernel::new();
@@ -347,7 +405,7 @@ fn names_and_numbers_are_as_documented() {
         assert!(bad.parse::<netlib::Mac>().is_err(), "{bad}");
     }
     for bad in ["", "..", "-x", "a/b", "a b", &"x".repeat(65)] {
-        assert!(bad.parse::<netlib::NetworkId>().is_err(), "{bad}");
+        assert!(bad.parse::<NetworkId>().is_err(), "{bad}");
     }
     assert_eq!(names::network_of_netns("sk-blue"), "blue".parse().ok());
     assert_eq!(names::network_of_netns("other"), None);

@@ -33,7 +33,7 @@ pub struct TestArgs {
 
 /// First part, before an underscore, of the names of the test programs (files in a package's `tests` folder) that need
 /// root and what the set-up installs: `kernel`, `lab_images`, `e2e_compose`. docs/testing.md tells authors.
-pub const ROOT_TEST_PREFIXES: &[&str] = &["kernel", "lab", "e2e", "engine"];
+pub const ROOT_TEST_PREFIXES: &[&str] = &["kernel", "lab", "e2e", "engine", "overlay"];
 
 /// Variables that cargo sets for the program it runs. Passed on to another cargo they make build scripts run again
 /// that watch them (ring's does), and half the workspace with them.

@@ -40,7 +40,7 @@ pub fn reconcile(
     }
     let cx = Context { desired, observed, now, memory, by_task: &by_task };
     let mut ended = Vec::new();
-    for assignment in desired.tasks() {
+    for assignment in desired.tasks().filter(|a| !observed.unseen.contains(&a.id)) {
         cx.assigned(assignment, &mut plan, &mut ended);
     }
     for surplus in collect::surplus(ended) {
@@ -155,7 +155,10 @@ impl Context<'_> {
     /// Containers and addresses of tasks that no assignment knows.
     fn unknown_tasks(&self, plan: &mut Plan) {
         for (task, containers) in self.by_task {
-            if self.desired.task(task).is_some() || !self.free(&ActionKey::Task((*task).clone()), plan) {
+            if self.desired.task(task).is_some()
+                || self.observed.unseen.contains(*task)
+                || !self.free(&ActionKey::Task((*task).clone()), plan)
+            {
                 continue;
             }
             let container = containers[0];
@@ -172,7 +175,7 @@ impl Context<'_> {
             });
         }
         for (task, local) in &self.memory.tasks {
-            if self.desired.task(task).is_some() {
+            if self.desired.task(task).is_some() || self.observed.unseen.contains(task) {
                 continue;
             }
             self.cancel_start(task, plan);
@@ -198,7 +201,7 @@ impl Context<'_> {
                 plan.actions.push(Action::EnsureEngineNetwork { network: network.id.clone() });
             }
         }
-        if !self.desired.confirmed {
+        if !self.desired.confirmed || !self.observed.unseen.is_empty() {
             return;
         }
         let used: BTreeSet<&NetworkId> = self.observed.containers.values().flat_map(|c| &c.networks).collect();
@@ -211,7 +214,7 @@ impl Context<'_> {
     }
 
     fn images(&self, settings: &Settings, plan: &mut Plan) {
-        if !self.desired.confirmed || self.memory.images.is_empty() {
+        if !self.desired.confirmed || self.memory.images.is_empty() || !self.observed.unseen.is_empty() {
             return;
         }
         let mut referenced: BTreeSet<&str> = self.desired.tasks().map(|t| t.spec.container.image.as_str()).collect();

@@ -60,6 +60,9 @@ pub struct Observed {
     pub networks: BTreeMap<NetworkId, EngineNetwork>,
     /// Actions that have begun and not ended. One object has at most one.
     pub in_flight: BTreeMap<ActionKey, ActionKind>,
+    /// Tasks with a container of which the engine says nothing now, and said nothing before: nothing is decided about
+    /// them, and nothing is removed that they may use.
+    pub unseen: BTreeSet<TaskId>,
     /// What a running preparation is at: `pulling image: 12 of 40 MB`.
     pub progress: BTreeMap<TaskId, String>,
 }

@@ -16,7 +16,7 @@ use bollard::{
 use skein_api::{DEFAULT_STOP_GRACE_MS, Health, NetworkId, ServiceId, TaskAddress, TaskAssignment, TaskId, UnixMillis};
 
 use super::{
-    Engine, EngineError,
+    Engine, EngineConfig, EngineError,
     create::{self, CreateInput},
     labels,
 };
@@ -35,10 +35,15 @@ pub struct Inspected {
 impl Engine {
     /// Ids of all our containers, ended ones too.
     pub async fn list(&self) -> Result<Vec<String>, EngineError> {
+        Ok(self.list_tasks().await?.into_keys().collect())
+    }
+
+    /// Ids of all our containers, ended ones too, with the task that the label names. Waits for no container.
+    pub async fn list_tasks(&self) -> Result<BTreeMap<String, Option<TaskId>>, EngineError> {
         self.list_labelled(labels::CLUSTER, &self.config().cluster).await
     }
 
-    async fn list_labelled(&self, label: &str, value: &str) -> Result<Vec<String>, EngineError> {
+    async fn list_labelled(&self, label: &str, value: &str) -> Result<BTreeMap<String, Option<TaskId>>, EngineError> {
         let filter = format!("{label}={value}");
         let options = ListContainersOptionsBuilder::default()
             .all(true)
@@ -46,7 +51,8 @@ impl Engine {
             .build();
         let client = self.client().await?;
         let found = client.list_containers(Some(options)).await.map_err(|e| self.failed("list", "containers", e))?;
-        Ok(found.into_iter().filter_map(|c| c.id).collect())
+        let task = |labels: Option<HashMap<String, String>>| Some(TaskId::new(labels?.remove(labels::TASK)?));
+        Ok(found.into_iter().filter_map(|c| Some((c.id?, task(c.labels)))).collect())
     }
 
     /// One container by the engine's id or name; none: it is gone, or it is not ours.
@@ -68,7 +74,7 @@ impl Engine {
     /// The container of a task: the one that runs, else the newest.
     pub async fn find(&self, task: &TaskId) -> Result<Option<Inspected>, EngineError> {
         let mut best: Option<Inspected> = None;
-        for id in self.list_labelled(labels::TASK, task.as_str()).await? {
+        for id in self.list_labelled(labels::TASK, task.as_str()).await?.into_keys() {
             if let Some(found) = self.inspect(&id, &BTreeMap::new()).await? {
                 let order = |i: &Inspected| (i.container.state.is_live(), i.container.created_at);
                 if best.as_ref().is_none_or(|b| order(b) < order(&found)) {
@@ -84,7 +90,8 @@ impl Engine {
     pub async fn create(&self, assignment: &TaskAssignment, input: &CreateInput) -> Result<String, EngineError> {
         let name = create::container_name(assignment);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let body = create::request(self.config(), assignment, input);
+        let config = EngineConfig { cgroup_parent: self.cgroup_parent(), ..self.config().clone() };
+        let body = create::request(&config, assignment, input);
         let client = self.client().await?;
         match client.create_container(Some(options), body).await {
             Ok(made) => {

@@ -79,6 +79,11 @@ impl EngineError {
                 Self::Refused { verb, thing, status: status_code, message }
             }
             Bollard::DockerStreamError { error } => Self::Refused { verb, thing, status: 0, message: error },
+            // It does answer, with something that nobody here understands: one such container must not count as an
+            // engine that is gone.
+            Bollard::JsonDataError { .. } | Bollard::JsonSerdeError { .. } => {
+                Self::Refused { verb, thing, status: 0, message: chain(&error) }
+            }
             Bollard::RequestTimeoutError => Self::TimedOut { verb, thing },
             other => Self::Unreachable { socket: socket.to_owned(), reason: chain(&other) },
         }

@@ -96,13 +96,36 @@ struct Shared {
     config: EngineConfig,
     client: Mutex<Option<Docker>>,
     state: watch::Sender<EngineState>,
+    cgroup_parent: Mutex<Option<String>>,
+}
+
+/// Who makes the engine's cgroups (Docker Engine API, `SystemInfo.CgroupDriver`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// The engine itself: parents are paths.
+    Cgroupfs,
+    /// systemd: parents are slices, and their limits are systemd's to set.
+    Systemd,
+    /// Nobody: a rootless engine without delegation.
+    None,
 }
 
 impl Engine {
     /// An engine that is reached at the first call.
     pub fn new(config: EngineConfig) -> Self {
         let state = watch::Sender::new(EngineState::Unknown);
-        Self { shared: Arc::new(Shared { config, client: Mutex::new(None), state }) }
+        let cgroup_parent = Mutex::new(config.cgroup_parent.clone());
+        Self { shared: Arc::new(Shared { config, client: Mutex::new(None), state, cgroup_parent }) }
+    }
+
+    /// Parent cgroup of the containers that are made from now on; none: the engine's own.
+    pub fn cgroup_parent(&self) -> Option<String> {
+        self.shared.cgroup_parent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets it: which form it has follows from the engine's [`CgroupDriver`], which is known only when it answers.
+    pub fn set_cgroup_parent(&self, parent: Option<String>) {
+        *self.shared.cgroup_parent.lock().unwrap_or_else(PoisonError::into_inner) = parent;
     }
 
     /// How it is reached.
@@ -155,7 +178,9 @@ impl Engine {
 
     fn say(&self, state: EngineState) {
         self.shared.state.send_if_modified(|s| {
-            let new = *s != state;
+            // Its reason may change from call to call: the first one stays.
+            let both = |a: &EngineState, b: &EngineState| std::mem::discriminant(a) == std::mem::discriminant(b);
+            let new = !both(s, &state);
             if new {
                 match &state {
                     EngineState::Unreachable { error } => {
@@ -196,6 +221,19 @@ impl Engine {
             volume_plugins: plugins.volume.unwrap_or_default(),
             network_plugins: plugins.network.unwrap_or_default(),
             ..Default::default()
+        })
+    }
+
+    /// Who makes its cgroups (Docker Engine API, `GET /info`).
+    pub async fn cgroup_driver(&self) -> Result<CgroupDriver, EngineError> {
+        use bollard::models::SystemInfoCgroupDriverEnum as Driver;
+        let client = self.client().await?;
+        let info = client.info().await.map_err(|e| self.failed("describe", "the engine", e))?;
+        Ok(match info.cgroup_driver {
+            Some(Driver::SYSTEMD) => CgroupDriver::Systemd,
+            // Engines older than the field have no other.
+            Some(Driver::CGROUPFS | Driver::EMPTY) | None => CgroupDriver::Cgroupfs,
+            Some(Driver::NONE) => CgroupDriver::None,
         })
     }
 

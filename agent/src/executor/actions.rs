@@ -7,7 +7,7 @@ use std::{
 };
 
 use agent_core::{Action, ActionError, EngineNetwork, Outcome};
-use skein_api::{NetworkId, Protocol, TaskAddress, TaskAssignment, TaskId};
+use skein_api::{NetworkId, PortPublish, Protocol, TaskAddress, TaskAssignment, TaskId};
 use tokio::sync::mpsc;
 
 use super::{
@@ -111,7 +111,7 @@ impl<N: NetworkSide> Tools<N> {
         if let Some(message) = ports::taken(&assignment.spec.ports) {
             return Err(ActionError { message, fatal: true });
         }
-        let ports = self.ports.choose(&assignment.spec.ports, &sight.used_ports).map_err(later)?;
+        let ports = self.choose_ports(&assignment, &sight.used_ports).await?;
         let networks = attachments(&assignment, &sight.networks)?;
         let input = CreateInput {
             networks,
@@ -123,6 +123,22 @@ impl<N: NetworkSide> Tools<N> {
         let container = self.engine.create(&assignment, &input).await.map_err(|e| refused(&e))?;
         let outcome = Outcome { addresses: Some(addresses), pulled: matches!(pulled, Pulled::Yes).then_some(image) };
         Ok((outcome, container))
+    }
+
+    async fn choose_ports(
+        &self,
+        assignment: &TaskAssignment,
+        used: &BTreeSet<(Protocol, u16)>,
+    ) -> Result<Vec<PortPublish>, ActionError> {
+        if !assignment.networks.is_empty() {
+            let avoid = self.ports.with_recent(used);
+            let chosen = tokio::time::timeout(NETWORK_TIMEOUT, self.network.choose_ports(assignment, &avoid)).await;
+            let failed = |why: String| later(format!("failed to choose host ports: {why}"));
+            if let Some(ports) = chosen.map_err(|_| failed("no answer in time".into()))?.map_err(failed)? {
+                return Ok(ports);
+            }
+        }
+        self.ports.choose(&assignment.spec.ports, used).map_err(later)
     }
 
     async fn reserve(&self, assignment: &TaskAssignment) -> Result<Vec<TaskAddress>, ActionError> {

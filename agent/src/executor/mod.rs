@@ -9,16 +9,20 @@
 //! full one holds the engine's stream back), words of progress by one of [`PROGRESS_BUFFERED`] (a full one drops them).
 //! Reports leave through [`Reports`], figures through a `watch` of [`ExecutorStatus`].
 //!
+//! A container whose inspection takes longer than [`INSPECT_TIMEOUT`] keeps its old view and is looked at by a task of
+//! its own (`looks`): an engine that hangs over one container must not hold up the others.
+//!
 //! It looks at single containers when an event or an action was about them, and at everything every
 //! [`RESYNC_PERIOD`], at start, and whenever the engine's events begin anew.
 
 mod actions;
+mod looks;
 mod network;
 mod ports;
 mod reports;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -27,7 +31,6 @@ use agent_core::{
     Action, ActionError, ActionKey, ActionKind, Desired, ImageUse, Memory, Observed, Outcome, TaskLocal, Updates,
     reconcile,
 };
-use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use skein_api::{Assignment, TaskId, UnixMillis};
@@ -39,6 +42,7 @@ use tokio::{
 
 use self::{
     actions::{Sight, Tools},
+    looks::{Look, Looks},
     ports::PortChooser,
 };
 pub use agent_core::Settings;
@@ -59,8 +63,6 @@ pub const CREATES_MAX: usize = 8;
 pub const STOPS_MAX: usize = 64;
 /// Other actions at a time.
 pub const OTHERS_MAX: usize = 8;
-/// Containers inspected at a time.
-const INSPECTS_MAX: usize = 8;
 /// Events that wait: an engine that starts 100 containers at once makes about 300.
 const EVENTS_BUFFERED: usize = 512;
 /// Words of progress that wait.
@@ -93,6 +95,8 @@ pub struct ExecutorStatus {
     pub settled: bool,
     /// What fails, in words.
     pub failures: Vec<String>,
+    /// Those of them that are about this host, and in no task's status.
+    pub troubles: Vec<String>,
 }
 
 /// What others hold of a running executor. Cheap to clone.
@@ -132,28 +136,17 @@ pub struct Executor<N> {
     memory: Memory,
     observed: Observed,
     look: Look,
+    looks: Looks,
     running: JoinSet<Finished>,
     in_flight: BTreeMap<Id, (Action, AbortHandle)>,
-    /// Ended, and kept as in flight until what they did was looked at.
-    ended: Vec<ActionKey>,
+    /// Ended, and kept as in flight until what they did to this container was looked at.
+    ended: Vec<(ActionKey, Option<String>)>,
+    /// Documents of an earlier agent that could not be read.
+    unreadable: Vec<String>,
     /// What the ends of actions changed in the memory; written with the next plan.
     unwritten: BTreeMap<String, Option<Value>>,
     stale: bool,
     next_repair: Instant,
-}
-
-/// What must be looked at before the next plan.
-#[derive(Default)]
-struct Look {
-    everything: bool,
-    networks: bool,
-    containers: BTreeSet<String>,
-}
-
-impl Look {
-    fn is_empty(&self) -> bool {
-        !self.everything && !self.networks && self.containers.is_empty()
-    }
 }
 
 type Finished = (Result<Outcome, ActionError>, Option<String>);
@@ -167,9 +160,13 @@ impl<N: NetworkSide> Executor<N> {
         let reports = Reports::default();
         let wake = Arc::new(Notify::new());
         let handle = ExecutorHandle { reports: reports.clone(), wake: wake.clone(), status };
+        let mut unreadable = Vec::new();
         let memory = Memory {
-            tasks: stored::<TaskLocal>(&ledger, TASK_PREFIX).map(|(k, v)| (TaskId::new(k), v)).collect(),
-            images: stored::<ImageUse>(&ledger, IMAGE_PREFIX).collect(),
+            tasks: stored(&ledger, TASK_PREFIX, salvaged, &mut unreadable)
+                .map(|(k, v)| (TaskId::new(k), v))
+                .collect(),
+            // An image that is not known to be ours is never collected: the safe side.
+            images: stored(&ledger, IMAGE_PREFIX, |_| None::<ImageUse>, &mut unreadable).collect(),
             ..Default::default()
         };
         let assignments = ledger.assignments();
@@ -190,10 +187,12 @@ impl<N: NetworkSide> Executor<N> {
             memory,
             observed: Observed::default(),
             look: Look { everything: true, ..Default::default() },
+            looks: Looks::default(),
             running: JoinSet::new(),
             in_flight: BTreeMap::new(),
             ended: Vec::new(),
             unwritten: BTreeMap::new(),
+            unreadable,
             stale: true,
             next_repair: Instant::now(),
         };
@@ -209,7 +208,13 @@ impl<N: NetworkSide> Executor<N> {
         let mut ledger_changed = self.ledger.changed();
         let mut next_resync = Instant::now() + RESYNC_PERIOD;
         loop {
-            let wake_at = self.round().await;
+            // Cancel-safe: what was seen until then counts, and what is still to be looked at stays so.
+            let seen = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                seen = self.observe() => seen,
+            };
+            let wake_at = self.round(seen).await;
             let mut until = next_resync;
             if let Some(pause) = wake_at {
                 until = until.min(Instant::now() + pause);
@@ -227,6 +232,7 @@ impl<N: NetworkSide> Executor<N> {
                     self.observed.progress.insert(task, words);
                 }
                 Some(ended) = self.running.join_next_with_id() => self.take_end(ended),
+                Some(answered) = self.looks.answered() => self.looks.take(answered, &mut self.observed, &mut self.look),
                 changed = ledger_changed.changed() => {
                     if changed.is_err() {
                         break;
@@ -270,7 +276,7 @@ impl<N: NetworkSide> Executor<N> {
             Ok((id, finished)) => (id, finished),
             Err(error) if error.is_cancelled() => {
                 // The plan wanted that: no failure, but nobody knows how far it came.
-                self.ended.extend(self.in_flight.remove(&error.id()).map(|(action, _)| action.key()));
+                self.ended.extend(self.in_flight.remove(&error.id()).map(|(action, _)| (action.key(), None)));
                 self.look.everything = true;
                 return;
             }
@@ -285,18 +291,21 @@ impl<N: NetworkSide> Executor<N> {
             Ok(_) => tracing::debug!(?action, "action done"),
             Err(error) => tracing::warn!(?action, error = error.message, fatal = error.fatal, "action failed"),
         }
+        let mut touched = None;
         match &action {
             Action::EnsureEngineNetwork { .. } | Action::RemoveEngineNetwork { .. } => self.look.networks = true,
             Action::StartContainer { container, .. }
             | Action::StopContainer { container, .. }
             | Action::RemoveContainer { container, .. } => {
                 self.look.containers.insert(container.clone());
+                touched = Some(container.clone());
             }
             Action::CreateContainer { task } => {
                 self.observed.progress.remove(task);
                 match container {
                     Some(id) => {
-                        self.look.containers.insert(id);
+                        self.look.containers.insert(id.clone());
+                        touched = Some(id);
                     }
                     // It may have been made all the same.
                     None => self.look.everything = true,
@@ -305,13 +314,17 @@ impl<N: NetworkSide> Executor<N> {
             Action::ReleaseTask { .. } | Action::RemoveImage { .. } => {}
         }
         let updates = self.memory.record(&action, &result, now());
-        self.ended.push(key);
+        self.ended.push((key, touched));
         self.unwritten.extend(puts(&updates, &Memory::default()));
     }
 
-    /// Looks, plans, remembers, reports, begins actions. The answer is how long the next round may wait.
-    async fn round(&mut self) -> Option<Duration> {
-        if let Err(error) = self.observe().await {
+    async fn observe(&mut self) -> Result<(), EngineError> {
+        self.looks.observe(&self.tools.engine, &mut self.look, &mut self.observed).await
+    }
+
+    /// Plans, remembers, reports, begins actions. The answer is how long the next round may wait.
+    async fn round(&mut self, seen: Result<(), EngineError>) -> Option<Duration> {
+        if let Err(error) = seen {
             if !self.stale {
                 tracing::warn!(%error, "engine cannot be looked at");
             }
@@ -321,7 +334,8 @@ impl<N: NetworkSide> Executor<N> {
             return Some(RETRY_PERIOD);
         }
         self.stale = false;
-        for key in self.ended.drain(..) {
+        let looks = &self.looks;
+        for (key, _) in self.ended.extract_if(.., |(_, touched)| !touched.as_ref().is_some_and(|c| looks.waits_for(c))) {
             self.observed.in_flight.remove(&key);
         }
         let assignments = self.ledger.assignments();
@@ -367,47 +381,9 @@ impl<N: NetworkSide> Executor<N> {
             s.networks = self.observed.networks.len();
             s.in_flight = self.running.len();
             s.settled = settled;
-            s.failures = trouble.into_iter().chain(failures).collect();
+            s.troubles = self.looks.failures().chain(self.unreadable.iter().cloned()).collect();
+            s.failures = trouble.into_iter().chain(s.troubles.iter().cloned()).chain(failures).collect();
         });
-    }
-
-    /// Brings `observed` up to date with what `look` names.
-    async fn observe(&mut self) -> Result<(), EngineError> {
-        if self.look.is_empty() {
-            return Ok(());
-        }
-        let engine = &self.tools.engine;
-        if self.look.everything || self.look.networks {
-            self.observed.networks = engine.networks().await?;
-        }
-        let ids: BTreeSet<String> = if self.look.everything {
-            let ids: BTreeSet<String> = engine.list().await?.into_iter().collect();
-            self.observed.containers.retain(|id, _| ids.contains(id));
-            ids
-        } else {
-            self.look.containers.clone()
-        };
-        let networks = &self.observed.networks;
-        let mut looks = futures_util::stream::iter(ids)
-            .map(|id| async move { (engine.inspect(&id, networks).await, id) })
-            .buffer_unordered(INSPECTS_MAX);
-        let mut seen = Vec::new();
-        while let Some((found, id)) = looks.next().await {
-            seen.push((id, found?));
-        }
-        drop(looks);
-        for (id, found) in seen {
-            match found {
-                Some(found) => {
-                    self.observed.containers.insert(found.container.id.clone(), found.container);
-                }
-                None => {
-                    self.observed.containers.remove(&id);
-                }
-            }
-        }
-        self.look = Look::default();
-        Ok(())
     }
 
     fn begin(&mut self, action: Action, assignments: &BTreeMap<String, Assignment>) {
@@ -500,20 +476,40 @@ fn puts(updates: &Updates, before: &Memory) -> BTreeMap<String, Option<Value>> {
     puts
 }
 
-fn stored<T: DeserializeOwned>(ledger: &Ledger, prefix: &str) -> impl Iterator<Item = (String, T)> {
-    let documents = ledger.locals(prefix);
-    let prefix = prefix.len();
-    documents.into_iter().filter_map(move |(key, value)| match serde_json::from_value(value) {
-        Ok(value) => Some((key[prefix..].to_owned(), value)),
-        Err(error) => {
-            // Another release wrote it: the task is adopted as if its memory were lost.
-            tracing::warn!(key, %error, "local document cannot be read");
-            None
+/// The documents of an earlier agent. One that cannot be read is named in `unreadable` and is what `instead` makes of it.
+fn stored<T: DeserializeOwned>(
+    ledger: &Ledger,
+    prefix: &str,
+    instead: impl Fn(&Value) -> Option<T>,
+    unreadable: &mut Vec<String>,
+) -> impl Iterator<Item = (String, T)> {
+    let mut found = Vec::new();
+    for (key, value) in ledger.locals(prefix) {
+        let id = key[prefix.len()..].to_owned();
+        match T::deserialize(&value) {
+            Ok(known) => found.push((id, known)),
+            Err(error) => {
+                tracing::error!(key, %error, "local document cannot be read, the safe side is taken");
+                unreadable.push(format!("local document {key} cannot be read: {error}"));
+                found.extend(instead(&value).map(|known| (id, known)));
+            }
         }
-    })
+    }
+    found.into_iter()
+}
+
+/// A task's memory from a document that cannot be read as a whole: its runs must not go back, what it may hold is given
+/// back at its end, and nothing says that it was ever asked to stop.
+fn salvaged(value: &Value) -> Option<TaskLocal> {
+    let number = |key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let (run, assigned_run) = (number("run"), number("assigned_run"));
+    Some(TaskLocal { run, assigned_run, reserved: true, ..Default::default() })
 }
 
 fn now() -> UnixMillis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

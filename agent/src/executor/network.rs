@@ -1,8 +1,8 @@
 //! What the executor needs of the network side, in its own words.
 
-use std::{future::Future, net::IpAddr};
+use std::{collections::BTreeSet, future::Future, net::IpAddr};
 
-use skein_api::{NetworkId, TaskAddress, TaskAssignment, TaskId};
+use skein_api::{NetworkId, PortPublish, Protocol, TaskAddress, TaskAssignment, TaskId};
 
 use crate::engine::EngineNetworkSpec;
 
@@ -21,6 +21,17 @@ pub trait NetworkSide: Send + Sync + 'static {
 
     /// Gives all addresses of a task back; one that has none is no error.
     fn release(&self, task: &TaskId) -> impl Future<Output = ()> + Send;
+
+    /// The ports of a task in networks of this side, with a free port of the host for each that was left open; none of
+    /// `avoid` is chosen. They are held until the task's container publishes them or until [`NetworkSide::release`].
+    /// None: the engine publishes them by itself, so nobody holds them.
+    fn choose_ports(
+        &self,
+        _task: &TaskAssignment,
+        _avoid: &BTreeSet<(Protocol, u16)>,
+    ) -> impl Future<Output = Result<Option<Vec<PortPublish>>, String>> + Send {
+        async { Ok(None) }
+    }
 
     /// Resolvers for a container in these networks, in order.
     fn dns_servers(&self, networks: &[NetworkId]) -> Vec<IpAddr>;

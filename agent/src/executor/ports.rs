@@ -1,4 +1,5 @@
-//! Chooses host ports for ports that were published without one.
+//! Chooses host ports for ports that were published without one, where the engine publishes them by itself: for tasks
+//! without an overlay network. For the others the network side chooses, and holds what it chose.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -11,7 +12,7 @@ use std::{
 use rand::Rng;
 use skein_api::{PortPublish, Protocol};
 
-/// Where they are chosen from: Linux' ephemeral ports, as the engine does it.
+/// Where ports are chosen from that the user left open: Linux' ephemeral ports, as engines do it.
 pub const RANGE: RangeInclusive<u16> = 32_768..=60_999;
 /// Choices that are remembered: between a choice and the container's start nothing holds the port. A choice is in a
 /// container's ports well before this many others were made.
@@ -37,6 +38,12 @@ impl PortChooser {
                 _ => Ok(*port),
             })
             .collect()
+    }
+
+    /// `used` and what was chosen of late.
+    pub(super) fn with_recent(&self, used: &BTreeSet<(Protocol, u16)>) -> BTreeSet<(Protocol, u16)> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        used.iter().chain(recent.iter()).copied().collect()
     }
 
     fn one(&self, protocol: Protocol, ip: Option<IpAddr>, used: &BTreeSet<(Protocol, u16)>) -> Result<u16, String> {
@@ -100,6 +107,7 @@ mod tests {
         assert_eq!(super::taken(&[of(0)]), None);
         let words = super::taken(&[of(0), of(taken_port)]).expect("it is bound above");
         assert!(words.contains(&format!("{taken_port}/tcp is in use")), "{words}");
+        assert!(chooser.with_recent(&BTreeSet::new()).contains(&(Protocol::Tcp, chosen[1].host_port)));
         let only = chooser.choose(&[of(0), of(0)], &all);
         assert!(only.is_err(), "one port for two: {only:?}");
     }

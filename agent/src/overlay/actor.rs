@@ -4,10 +4,11 @@
 //! `fdstore`), and when the kernel is looked at. Must not know: the engine, the master. One task; it reads its requests from a bounded `mpsc`, netlib's watch, and two
 //! timers. Requests run one after another: each takes a few milliseconds, a whole `apply` as long as the kernel does.
 //!
-//! `requests`: what the engine asks for.
+//! `requests`: what the engine asks for. `disk`: what is remembered, and what does not work.
 //!
 //! The kernel is checked (*audit*): what changed according to netlink half a second later, everything once a minute.
 
+mod disk;
 mod requests;
 
 use std::{
@@ -26,6 +27,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
+use self::disk::Topic;
 use super::{
     Message, OverlayConfig, OverlayCounters, OverlayError, Shared,
     claims::Claims,
@@ -36,7 +38,7 @@ use super::{
 use crate::{
     dns::{DnsServer, Serving, Zone},
     fdstore::{FdStore, Protocol, SocketName},
-    plugin::PluginState,
+    plugin::{PluginState, wire::PortBinding},
 };
 
 /// Keys of the networks that this host had last, so that the plugin knows them before the first `apply`.
@@ -86,6 +88,8 @@ pub(super) struct Actor {
     leases: Leases,
     plugin: PluginState,
     claims: Claims,
+    /// Host ports that were chosen for a task whose container has not published them yet. Bounded by the host's tasks.
+    chosen: BTreeMap<TaskId, Vec<PortBinding>>,
     dns: Arc<DnsServer>,
     served: BTreeMap<NetworkId, Served>,
     sockets: FdStore,
@@ -97,6 +101,9 @@ pub(super) struct Actor {
     ensured: bool,
     dirty: BTreeSet<Scope>,
     audit_at: Option<Instant>,
+    /// Changes that the disk refused, by key.
+    behind: BTreeMap<String, Change>,
+    troubles: BTreeMap<Topic, String>,
 }
 
 impl Actor {
@@ -115,15 +122,26 @@ impl Actor {
             }
         }
         let (mut leases, damaged_leases) = Leases::load(&store.load(LEASE_PREFIX)?);
-        let (plugin, damaged) = PluginState::load(&store.load(PLUGIN_PREFIX)?);
-        for key in damaged.iter().chain(&damaged_leases) {
+        let plugin = PluginState::load(&store.load(PLUGIN_PREFIX)?);
+        for key in &damaged_leases {
             tracing::warn!(key, "damaged local state was left out");
         }
+        let mut troubles = BTreeMap::new();
+        for key in plugin.damaged() {
+            tracing::error!(key, "local state is damaged: links of the kernel that it may be about are left alone");
+            let words = format!(
+                "local state {key} is damaged; its container goes on, but cannot be started again or publish ports \
+                 before it was removed and made anew"
+            );
+            troubles.insert(Topic::Damage(key.to_owned()), words);
+        }
+        let mut behind = BTreeMap::new();
         for endpoint in plugin.endpoints().values() {
             if let Some(change) = leases.adopt(&endpoint.network, endpoint.v4, Some(endpoint.mac.to_string())) {
-                store.write(&change)?;
+                behind.insert(change.key().to_owned(), change);
             }
         }
+        shared.troubles.send_replace(troubles.values().cloned().collect());
         shared.networks.store(Arc::new(known.clone()));
         Ok(Self {
             config,
@@ -138,6 +156,7 @@ impl Actor {
             leases,
             plugin,
             claims: Claims::default(),
+            chosen: BTreeMap::new(),
             dns,
             served: BTreeMap::new(),
             sockets,
@@ -146,6 +165,8 @@ impl Actor {
             ensured: false,
             dirty: BTreeSet::new(),
             audit_at: None,
+            behind,
+            troubles,
         })
     }
 
@@ -154,6 +175,7 @@ impl Actor {
         full.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick comes at once; the first apply audits anyway.
         full.tick().await;
+        self.write_behind().await;
         // Ports are held again before anybody can take them; a failure shows at the next start of the container.
         self.hold_ports();
         loop {
@@ -192,7 +214,13 @@ impl Actor {
             Message::Release { task, reply } => {
                 let changes = self.leases.release(&task, |network, a| self.plugin.has_address(network, a));
                 self.persist_or_warn(changes).await;
+                if self.chosen.remove(&task).is_some() {
+                    self.hold_ports();
+                }
                 let _ = reply.send(());
+            }
+            Message::ChoosePorts { task, ports, avoid, reply } => {
+                let _ = reply.send(self.choose_ports(task, &ports, &avoid));
             }
         }
     }
@@ -209,7 +237,7 @@ impl Actor {
             networks.into_iter().map(|n| (n.id.clone(), n)).collect();
         self.retired.clear();
         for (id, old) in &self.known {
-            if !wanted.contains_key(id) && self.plugin.uses(id) {
+            if !wanted.contains_key(id) && self.uses(id) {
                 tracing::warn!(network = %old.name, "network was removed but still has containers: it stays until they leave");
                 self.retired.insert(id.clone());
                 wanted.insert(id.clone(), old.clone());
@@ -234,6 +262,12 @@ impl Actor {
         Ok(())
     }
 
+    /// Whether a container may be in this network.
+    fn uses(&self, network: &NetworkId) -> bool {
+        let unreadable = || self.plugin.misses_endpoints() && self.leases.asked_for(network).next().is_some();
+        self.plugin.uses(network) || unreadable()
+    }
+
     /// Makes these the networks of this host, and forgets what belongs to others.
     fn set_known(&mut self, wanted: BTreeMap<NetworkId, NetworkAssignment>) -> Vec<Change> {
         let keep: BTreeSet<NetworkId> = wanted.keys().cloned().collect();
@@ -249,12 +283,13 @@ impl Actor {
         changes.extend(gone.map(|id| Change::Delete(format!("{NETWORK_PREFIX}{id}"))));
         self.known = wanted;
         self.shared.networks.store(Arc::new(self.known.clone()));
+        self.retain_troubles();
         changes
     }
 
     /// Removes networks that the master has taken away, once their last container has left.
     async fn remove_retired(&mut self) {
-        let free: Vec<NetworkId> = self.retired.iter().filter(|id| !self.plugin.uses(id)).cloned().collect();
+        let free: Vec<NetworkId> = self.retired.iter().filter(|id| !self.uses(id)).cloned().collect();
         if free.is_empty() {
             return;
         }
@@ -271,9 +306,16 @@ impl Actor {
 
     async fn reserve(&mut self, task: &TaskId, network: &NetworkId) -> Result<TaskAddress, OverlayError> {
         let ours = self.known.get(network).ok_or_else(|| OverlayError::UnknownNetwork(network.clone()))?;
+        let before = self.leases.clone();
         let (v4, change) = self.leases.reserve(ours, task)?;
         let v6 = address6(ours.subnet6, ours.subnet4, v4);
-        self.persist(change).await?;
+        let keys: Vec<String> = change.iter().map(|c| c.key().to_owned()).collect();
+        if let Err(error) = self.persist(change).await {
+            // Else the next to ask would be given what no disk has.
+            self.leases = before;
+            self.rewrite(&keys).await;
+            return Err(error.into());
+        }
         Ok(TaskAddress { network: network.clone(), v4: Some(v4), v6: Some(v6) })
     }
 
@@ -328,7 +370,9 @@ impl Actor {
         for id in self.known.keys().cloned().collect::<Vec<_>>() {
             note(self.ensure_network(&id, cause).await);
         }
-        note(self.remove_unknown(cause).await);
+        let removed = self.remove_unknown(cause).await;
+        self.trouble(Topic::Cleanup, removed.as_ref().err().map(|e| chain(e)));
+        note(removed);
         if !self.known.is_empty() {
             note(self.ensure_host(cause).await);
         } else if cause == Cause::Request {
@@ -340,12 +384,19 @@ impl Actor {
     }
 
     async fn ensure_network(&mut self, id: &NetworkId, cause: Cause) -> Result<(), OverlayError> {
+        let result = self.try_ensure_network(id, cause).await;
+        self.trouble(Topic::Network(id.clone()), words_of(&result));
+        result.map(drop)
+    }
+
+    /// The answer is what is in the way.
+    async fn try_ensure_network(&mut self, id: &NetworkId, cause: Cause) -> Result<Vec<String>, OverlayError> {
         let netlib = self.netlib().await?;
         let ours = self.known.get(id).ok_or_else(|| OverlayError::UnknownNetwork(id.clone()))?;
         let name = ours.name.clone();
         let peers = self.peers.get(id).map_or(&[][..], Vec::as_slice);
         let vtep = netlib.config().vtep;
-        let (state, unreachable) = desired::network(ours, peers, &self.plugin, vtep)
+        let (state, unreachable) = desired::network(ours, peers, &self.plugin, &self.leases, vtep)
             .map_err(|source| OverlayError::Invalid { network: id.clone(), source })?;
         let report = netlib.ensure_network(&state).await.map_err(|source| {
             OverlayCounters::add(&self.shared.counters.failures_total, 1);
@@ -355,11 +406,18 @@ impl Actor {
         self.serve_names(&netlib, id, &state).await?;
         match unreachable.into_iter().next() {
             Some(desired::Unreachable { network, node }) => Err(OverlayError::Unreachable { network, node, vtep }),
-            None => Ok(()),
+            None => Ok(report.conflicts),
         }
     }
 
     async fn ensure_host(&mut self, cause: Cause) -> Result<(), OverlayError> {
+        let result = self.try_ensure_host(cause).await;
+        self.trouble(Topic::Host, words_of(&result));
+        result.map(drop)
+    }
+
+    /// The answer is what is in the way.
+    async fn try_ensure_host(&mut self, cause: Cause) -> Result<Vec<String>, OverlayError> {
         let netlib = self.netlib().await?;
         let peers = self.peers.values().flatten();
         let state = desired::host(self.known.values(), peers, &self.plugin, netlib.config().vtep);
@@ -369,7 +427,7 @@ impl Actor {
             OverlayError::Kernel { what: what(), source }
         })?;
         self.tell(&what(), cause, &report);
-        Ok(())
+        Ok(report.conflicts)
     }
 
     async fn remove_host(&mut self) -> Result<(), OverlayError> {
@@ -384,6 +442,11 @@ impl Actor {
         for id in netlib.list_networks().await.map_err(failed("the list of networks".into()))? {
             let network = NetworkId::new(id.as_str());
             if self.known.contains_key(&network) {
+                continue;
+            }
+            if self.plugin.uses(&network) {
+                // Its own document was lost, and no master has told of it yet.
+                tracing::warn!(%network, "network is not known but has containers: it stays until they leave");
                 continue;
             }
             // Its sockets first: they would keep the namespace.
@@ -412,10 +475,12 @@ impl Actor {
         for conflict in &report.conflicts {
             tracing::warn!(what, conflict, "something that is not ours is in the way");
         }
-        for endpoint in &report.lost_endpoints {
+        // Those that only stand in for what cannot be read need not be there.
+        let lost = report.lost_endpoints.iter().filter(|id| self.plugin.endpoints().contains_key(&id.0));
+        for endpoint in lost {
             tracing::warn!(what, %endpoint, "a container has lost its link: only a restart brings it back");
+            OverlayCounters::add(&counters.lost_endpoints_total, 1);
         }
-        OverlayCounters::add(&counters.lost_endpoints_total, report.lost_endpoints.len());
     }
 
     // --- audits ---
@@ -455,6 +520,7 @@ impl Actor {
     }
 
     async fn audit_all(&mut self) {
+        self.write_behind().await;
         if !self.applied {
             return;
         }
@@ -558,23 +624,13 @@ impl Actor {
         self.sockets.keep(tcp_name, tcp.as_fd()).await;
         Ok(self.dns.serve(id, udp, tcp)?)
     }
+}
 
-    // --- the disk ---
-
-    async fn persist(&self, changes: impl IntoIterator<Item = Change>) -> Result<(), StoreError> {
-        let changes: Vec<Change> = changes.into_iter().collect();
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let store = self.store.clone();
-        let write = move || changes.iter().try_for_each(|change| store.write(change));
-        tokio::task::spawn_blocking(write).await.expect("stores do not panic")
-    }
-
-    async fn persist_or_warn(&self, changes: impl IntoIterator<Item = Change>) {
-        if let Err(error) = self.persist(changes).await {
-            tracing::warn!(error = chain(&error), "local state is behind: what it misses is redone after a restart");
-        }
+/// Why it failed, or what is in the way.
+fn words_of(result: &Result<Vec<String>, OverlayError>) -> Option<String> {
+    match result {
+        Ok(conflicts) => conflicts.first().map(|c| format!("something that is not ours is in the way: {c}")),
+        Err(error) => Some(chain(error)),
     }
 }
 

@@ -15,10 +15,7 @@ use netlib::Proto;
 use socket2::{Domain, Socket, Type};
 use thiserror::Error;
 
-use crate::plugin::wire::PortBinding;
-
-/// Ports to choose from when the user leaves it open: Linux's default ephemeral range, as engines do.
-pub const ANY_PORT: std::ops::RangeInclusive<u16> = 32768..=60999;
+use crate::{executor::HOST_PORT_RANGE, plugin::wire::PortBinding};
 
 /// A port of the host.
 pub type HostPort = (Proto, Option<IpAddr>, u16);
@@ -74,10 +71,22 @@ impl Claims {
     /// # Errors
     /// See [`ClaimError`].
     pub fn claim(&mut self, ports: &[PortBinding]) -> Result<Vec<PortBinding>, ClaimError> {
+        self.claim_but(ports, &BTreeSet::new())
+    }
+
+    /// As [`Claims::claim`]; ports of `avoid` are not chosen.
+    ///
+    /// # Errors
+    /// See [`ClaimError`].
+    pub fn claim_but(
+        &mut self,
+        ports: &[PortBinding],
+        avoid: &BTreeSet<(Proto, u16)>,
+    ) -> Result<Vec<PortBinding>, ClaimError> {
         let before: BTreeSet<HostPort> = self.held.keys().copied().collect();
         let mut taken = Vec::with_capacity(ports.len());
         for port in ports {
-            match self.claim_one(port) {
+            match self.claim_one(port, avoid) {
                 Ok(host_port) => taken.push(PortBinding { host_port, host_port_end: host_port, ..port.clone() }),
                 Err(error) => {
                     self.held.retain(|key, _| before.contains(key));
@@ -88,10 +97,10 @@ impl Claims {
         Ok(taken)
     }
 
-    fn claim_one(&mut self, port: &PortBinding) -> Result<u16, ClaimError> {
+    fn claim_one(&mut self, port: &PortBinding, avoid: &BTreeSet<(Proto, u16)>) -> Result<u16, ClaimError> {
         let (proto, ip) = (port.proto, port.host_ip);
         let (first, last) = match port.host_port {
-            0 => (*ANY_PORT.start(), *ANY_PORT.end()),
+            0 => (*HOST_PORT_RANGE.start(), *HOST_PORT_RANGE.end()),
             first => (first, port.host_port_end.max(first)),
         };
         for candidate in first..=last {
@@ -100,6 +109,9 @@ impl Claims {
                 if first == last {
                     return Ok(candidate);
                 }
+                continue;
+            }
+            if first != last && avoid.contains(&(proto, candidate)) {
                 continue;
             }
             match bind(key) {
@@ -211,7 +223,9 @@ mod tests {
         let mut claims = Claims::default();
         let taken = claims.claim(&[port(0, 0)]).unwrap();
         let free = taken[0].host_port;
-        assert!(ANY_PORT.contains(&free));
+        assert!(HOST_PORT_RANGE.contains(&free));
+        let avoided = claims.claim_but(&[port(0, 0)], &BTreeSet::from([(Proto::Tcp, free + 1)])).unwrap();
+        assert!(avoided[0].host_port > free + 1, "the next one is somebody's who does not run");
         assert!(TcpListener::bind(("127.0.0.1", free)).is_err());
         assert_eq!(claims.claim(&taken).unwrap(), taken, "ours already");
         claims.retain(&BTreeSet::new());

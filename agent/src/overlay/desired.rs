@@ -9,9 +9,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use netlib::{EndpointId, HostIndex, HostState, NetworkState, Peer};
-use skein_api::{NetworkAssignment, NetworkId, PeerAssignment, block6};
+use netlib::{Endpoint, EndpointId, HostIndex, HostState, NetworkState, Peer};
+use skein_api::{NetworkAssignment, NetworkId, PeerAssignment, address6, block6};
 
+use super::lease::Leases;
 use crate::plugin::PluginState;
 
 /// A peer that cannot be reached: it has no underlay address of the family that this host uses.
@@ -52,6 +53,7 @@ pub fn network(
     ours: &NetworkAssignment,
     peers: &[PeerAssignment],
     plugin: &PluginState,
+    leases: &Leases,
     vtep: IpAddr,
 ) -> Result<(NetworkState, Vec<Unreachable>), netlib::InvalidState> {
     let mut state = bare_network(ours)?;
@@ -69,7 +71,25 @@ pub fn network(
         state.endpoints.insert(EndpointId(id.clone()), endpoint.to_netlib());
         state.published.extend(endpoint.published());
     }
+    if plugin.misses_endpoints() {
+        state.endpoints.extend(stand_ins(ours, plugin, leases));
+    }
     Ok((state, unreachable))
+}
+
+/// What may be the endpoints that cannot be read: every address that the engine has and no endpoint uses. Without them
+/// the link, the routes and the guards of a running container would be removed as nobody's. Those that have no link
+/// change nothing in the kernel.
+fn stand_ins(
+    ours: &NetworkAssignment,
+    plugin: &PluginState,
+    leases: &Leases,
+) -> impl Iterator<Item = (EndpointId, Endpoint)> {
+    leases.asked_for(&ours.id).filter(|(v4, _, _)| !plugin.has_address(&ours.id, *v4)).filter_map(|(v4, mac, v6)| {
+        let addr6 = v6.then(|| address6(ours.subnet6, ours.subnet4, v4));
+        let endpoint = Endpoint { mac: mac.parse().ok()?, addr4: v4, addr6 };
+        Some((EndpointId(format!("unreadable-{v4}")), endpoint))
+    })
 }
 
 /// The state of the host's own namespace.
@@ -128,7 +148,7 @@ mod tests {
         ];
         let vteps = |vtep: &str| {
             let vtep = vtep.parse().unwrap();
-            let (state, unreachable) = network(&ours, &peers, &PluginState::default(), vtep).unwrap();
+            let (state, unreachable) = network(&ours, &peers, &PluginState::default(), &Leases::default(), vtep).unwrap();
             let config = netlib::HostConfig::new(HostIndex(1), vtep, 1520);
             state.validate(&config).unwrap();
             let found: Vec<String> = state.peers.values().map(|p| p.vtep.to_string()).collect();
@@ -138,6 +158,24 @@ mod tests {
         };
         assert_eq!(vteps("192.0.2.1"), (vec!["192.0.2.2".into()], vec!["node3".into()]));
         assert_eq!(vteps("2001:db8::1"), (vec!["2001:db8::2".into(), "2001:db8::3".into()], vec![]));
+    }
+
+    #[test]
+    fn an_address_stands_in_for_an_endpoint_that_cannot_be_read() {
+        let ours = assignment(1, "shop", false);
+        let mut leases = Leases::default();
+        let mac = "02:42:00:00:00:07";
+        let (used, _) = leases.request(&ours, crate::overlay::lease::AddressFamily::V4, None, Some(mac)).unwrap();
+        leases.reserve(&ours, &skein_api::TaskId::new("never started")).unwrap();
+        let links = |documents: &[(&str, &str)]| {
+            let documents = documents.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            let plugin = PluginState::load(&documents);
+            let (state, _) = network(&ours, &[], &plugin, &leases, "192.0.2.1".parse().unwrap()).unwrap();
+            state.endpoints.into_values().collect::<Vec<_>>()
+        };
+        assert_eq!(links(&[]), [], "nothing is missed");
+        let found = links(&[("plugin/endpoint/p1", "{\"netw")]);
+        assert_eq!(found, [Endpoint { mac: mac.parse().unwrap(), addr4: used, addr6: None }]);
     }
 
     #[test]

@@ -274,6 +274,23 @@ impl Leases {
         self.networks.iter().filter(|(_, a)| a.values().any(has)).map(|(n, _)| n.clone()).collect()
     }
 
+    /// Addresses of a network that the engine asked for and has, with the MAC and whether it has the IPv6 address too.
+    /// A task's stays here while its container does not run.
+    pub fn asked_for(&self, network: &NetworkId) -> impl Iterator<Item = (Ipv4Addr, &str, bool)> {
+        self.networks.get(network).into_iter().flatten().filter_map(|(address, holder)| match holder {
+            Holder::Task { mac: Some(mac), .. } => Some((*address, mac.as_str(), true)),
+            Holder::Engine { mac: Some(mac), v6, .. } => Some((*address, mac.as_str(), *v6)),
+            _ => None,
+        })
+    }
+
+    /// The document under this key, as it should be on disk; none: there should be none.
+    pub fn document(&self, key: &str) -> Option<String> {
+        let (network, address) = key.strip_prefix(LEASE_PREFIX)?.rsplit_once('/')?;
+        let holder = self.holder(&NetworkId::new(network), address.parse().ok()?)?;
+        Some(json(holder))
+    }
+
     /// How many addresses are held, by tasks or by the engine.
     pub fn held(&self, network: &NetworkId) -> usize {
         let addresses = self.networks.get(network).into_iter().flatten();
@@ -310,7 +327,7 @@ impl Leases {
     }
 
     fn set(&mut self, network: &NetworkId, address: Ipv4Addr, holder: Holder) -> Change {
-        let json = serde_json::to_string(&holder).expect("a holder has only string keys");
+        let json = json(&holder);
         self.networks.entry(network.clone()).or_default().insert(address, holder);
         Change::Put(key(network, address), json)
     }
@@ -326,6 +343,10 @@ fn addresses(block: &Ipv4Net) -> impl Iterator<Item = Ipv4Addr> + use<> {
 fn usable(network: &NetworkAssignment, address: Ipv4Addr) -> bool {
     let reserved = [network.subnet4.network(), network.subnet4.broadcast(), network.gateway4];
     network.blocks.iter().any(|b| b.contains(&address)) && !reserved.contains(&address)
+}
+
+fn json(holder: &Holder) -> String {
+    serde_json::to_string(holder).expect("a holder has only string keys")
 }
 
 fn key(network: &NetworkId, address: Ipv4Addr) -> String {

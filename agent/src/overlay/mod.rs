@@ -22,7 +22,7 @@ mod side;
 pub mod store;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::{
@@ -33,6 +33,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use netlib::Proto;
 use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, TaskAddress, TaskId};
 use thiserror::Error;
 use tokio::{
@@ -43,13 +44,14 @@ use tokio::{
 
 use self::{
     actor::Actor,
+    claims::ClaimError,
     lease::LeaseError,
     store::{DirStore, LocalStore, StoreError},
 };
 use crate::{
     dns::{DnsServer, UpstreamSource},
     fdstore::FdStore,
-    plugin::wire::{Reply, Request},
+    plugin::wire::{PortBinding, Reply, Request},
 };
 
 /// Requests that wait for the actor: the plugin's connections (128) and some for session and executor. When it is full
@@ -139,6 +141,9 @@ pub enum OverlayError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// No port.
+    #[error(transparent)]
+    Port(#[from] ClaimError),
     /// No address.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -190,6 +195,12 @@ enum Message {
         task: TaskId,
         reply: oneshot::Sender<()>,
     },
+    ChoosePorts {
+        task: TaskId,
+        ports: Vec<PortBinding>,
+        avoid: BTreeSet<(Proto, u16)>,
+        reply: oneshot::Sender<Result<Vec<PortBinding>, OverlayError>>,
+    },
     /// In which networks the task has an address but no name.
     Unannounced {
         task: TaskId,
@@ -203,6 +214,7 @@ struct Shared {
     /// Counts the zones published.
     zones: watch::Sender<u64>,
     counters: OverlayCounters,
+    troubles: watch::Sender<Vec<String>>,
 }
 
 /// The way to the overlay; cheap to clone.
@@ -317,6 +329,27 @@ impl OverlayHandle {
                 Ok(Err(_)) | Err(_) => return Err(missing),
             }
         }
+    }
+
+    /// The task's ports with a free port of the host for each that was left open (`host_port` 0), none of `avoid`.
+    /// They are held until the task's container publishes them or [`OverlayHandle::release`]; the same task gets the
+    /// same again meanwhile.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub async fn choose_ports(
+        &self,
+        task: &TaskId,
+        ports: Vec<PortBinding>,
+        avoid: BTreeSet<(Proto, u16)>,
+    ) -> Result<Vec<PortBinding>, OverlayError> {
+        let task = task.clone();
+        self.ask(|reply| Message::ChoosePorts { task, ports, avoid, reply }).await?
+    }
+
+    /// What does not work now, in words; empty when all is well.
+    pub fn troubles(&self) -> watch::Receiver<Vec<String>> {
+        self.shared.troubles.subscribe()
     }
 
     /// What was counted.

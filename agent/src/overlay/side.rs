@@ -2,12 +2,30 @@
 //!
 //! Owns: the translation between the two. Must not know: more than both. No tasks, no channels of its own.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
-use skein_api::{NetworkId, TaskAddress, TaskAssignment, TaskId};
+use netlib::Proto;
+use skein_api::{NetworkId, PortPublish, Protocol, TaskAddress, TaskAssignment, TaskId};
 
 use super::{ANNOUNCED_TIMEOUT, OverlayHandle};
-use crate::{engine::EngineNetworkSpec, executor::NetworkSide};
+use crate::{engine::EngineNetworkSpec, executor::NetworkSide, plugin::wire::PortBinding};
+
+fn proto(protocol: Protocol) -> Proto {
+    match protocol {
+        Protocol::Tcp => Proto::Tcp,
+        Protocol::Udp => Proto::Udp,
+    }
+}
+
+fn binding(port: &PortPublish) -> PortBinding {
+    PortBinding {
+        proto: proto(port.protocol),
+        host_ip: port.host_ip,
+        host_port: port.host_port,
+        host_port_end: port.host_port,
+        port: port.container_port,
+    }
+}
 
 impl NetworkSide for OverlayHandle {
     async fn engine_network(&self, network: &NetworkId) -> Option<EngineNetworkSpec> {
@@ -22,6 +40,19 @@ impl NetworkSide for OverlayHandle {
         if let Err(error) = Self::release(self, task).await {
             tracing::warn!(%task, %error, "failed to release a task's addresses");
         }
+    }
+
+    async fn choose_ports(
+        &self,
+        task: &TaskAssignment,
+        avoid: &BTreeSet<(Protocol, u16)>,
+    ) -> Result<Option<Vec<PortPublish>>, String> {
+        let wanted = &task.spec.ports;
+        let avoid = avoid.iter().map(|(protocol, port)| (proto(*protocol), *port)).collect();
+        let chosen = Self::choose_ports(self, &task.id, wanted.iter().map(binding).collect(), avoid).await;
+        let chosen = chosen.map_err(|e| skein_daemon::chain(&e))?;
+        let filled = wanted.iter().zip(chosen).map(|(w, c)| PortPublish { host_port: c.host_port, ..*w });
+        Ok(Some(filled.collect()))
     }
 
     fn dns_servers(&self, networks: &[NetworkId]) -> Vec<IpAddr> {

@@ -28,6 +28,15 @@ pub enum Change {
     Delete(String),
 }
 
+impl Change {
+    /// Key of the document.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(key, _) | Self::Delete(key) => key,
+        }
+    }
+}
+
 /// A failure of the disk below the local state. The memory's state goes on.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -51,19 +60,11 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    /// A document is not what was written.
-    #[error("local state {key} is damaged: {detail}")]
-    Damaged {
-        /// Key of the document.
-        key: String,
-        /// What is wrong with it.
-        detail: String,
-    },
 }
 
 /// Small JSON documents by key, durable when a call returns. The agent's ledger is one, [`DirStore`] another.
 pub trait LocalStore: Send + Sync + 'static {
-    /// Every document whose key starts with `prefix`.
+    /// Every document whose key starts with `prefix`, also damaged ones: whoever reads them tells.
     ///
     /// # Errors
     /// The disk failed.
@@ -135,11 +136,11 @@ impl LocalStore for DirStore {
             if !key.starts_with(prefix) {
                 continue;
             }
-            if fs::metadata(&path).map_err(failed(&path))?.len() > DOCUMENT_BYTES_MAX {
-                return Err(StoreError::Damaged { key, detail: format!("larger than {DOCUMENT_BYTES_MAX} bytes") });
-            }
-            let json = fs::read_to_string(&path).map_err(failed(&path))?;
-            found.insert(key, json);
+            // One damaged document must not keep the agent from starting. None of ours is too large or not UTF-8, and
+            // nothing at all is not JSON either.
+            let small = fs::metadata(&path).map_err(failed(&path))?.len() <= DOCUMENT_BYTES_MAX;
+            let bytes = if small { fs::read(&path).map_err(failed(&path))? } else { Vec::new() };
+            found.insert(key, String::from_utf8(bytes).unwrap_or_default());
         }
         Ok(found)
     }
@@ -206,6 +207,8 @@ mod tests {
         let store = DirStore::try_open(dir.path()).unwrap();
         let found: Vec<_> = store.load("lease/").unwrap().into_iter().collect();
         assert_eq!(found, [("lease/n/10.0.0.1".into(), "2".into()), ("lease/n/ünï".into(), "3".into())]);
+        fs::write(dir.path().join(file_name("other/x")), [b'"', 0xff, b'"']).unwrap();
+        assert_eq!(store.load("other/").unwrap()["other/x"], "", "damaged, but told");
         store.write(&Change::Delete("other/x".into())).unwrap();
         assert!(store.load("other/").unwrap().is_empty());
         let long = "k".repeat(KEY_BYTES_MAX + 1);

@@ -188,22 +188,49 @@ impl PluginEndpoint {
 pub struct PluginState {
     networks: BTreeMap<String, NetworkId>,
     endpoints: BTreeMap<String, PluginEndpoint>,
+    /// Keys of documents that cannot be read. An endpoint among them is a container of which nothing else is known.
+    damaged: BTreeSet<String>,
 }
 
 impl PluginState {
-    /// Reads the state back; documents that cannot be read are returned by key.
-    pub fn load(documents: &BTreeMap<String, String>) -> (Self, Vec<String>) {
-        let (mut state, mut damaged) = (Self::default(), Vec::new());
+    /// Reads the state back; see [`PluginState::damaged`] for what cannot be read.
+    pub fn load(documents: &BTreeMap<String, String>) -> Self {
+        let mut state = Self::default();
         for (key, json) in documents {
             if let (Some(id), Ok(network)) = (key.strip_prefix(NETWORK_PREFIX), serde_json::from_str(json)) {
                 state.networks.insert(id.to_owned(), network);
             } else if let (Some(id), Ok(endpoint)) = (key.strip_prefix(ENDPOINT_PREFIX), serde_json::from_str(json)) {
                 state.endpoints.insert(id.to_owned(), endpoint);
             } else {
-                damaged.push(key.clone());
+                state.damaged.insert(key.clone());
             }
         }
-        (state, damaged)
+        state
+    }
+
+    /// Keys of the documents that could not be read and are still there.
+    pub fn damaged(&self) -> impl Iterator<Item = &str> {
+        self.damaged.iter().map(String::as_str)
+    }
+
+    /// Whether this document could not be read and is still there.
+    pub fn is_damaged(&self, key: &str) -> bool {
+        self.damaged.contains(key)
+    }
+
+    /// Some endpoint cannot be read: there may be a container that nothing here knows. Its document goes when the
+    /// engine deletes the endpoint.
+    pub fn misses_endpoints(&self) -> bool {
+        self.damaged.iter().any(|key| key.starts_with(ENDPOINT_PREFIX))
+    }
+
+    /// The document under this key, as it should be on disk; none: there should be none.
+    pub fn document(&self, key: &str) -> Option<String> {
+        match (key.strip_prefix(ENDPOINT_PREFIX), key.strip_prefix(NETWORK_PREFIX)) {
+            (Some(id), _) => self.endpoints.get(id).map(to_json),
+            (_, Some(id)) => self.networks.get(id).map(to_json),
+            _ => None,
+        }
     }
 
     /// Every endpoint, by the engine's id.
@@ -335,14 +362,16 @@ impl PluginState {
             });
         }
         let change = Change::Put(format!("{NETWORK_PREFIX}{engine_network}"), to_json(&id));
+        self.damaged.remove(change.key());
         self.networks.insert(engine_network, id);
         Ok(Outcome { changes: vec![change], ..Outcome::reply(Reply::Empty {}) })
     }
 
     fn delete_network(&mut self, engine_network: &str) -> Outcome {
         let mut outcome = Outcome::reply(Reply::Empty {});
-        if self.networks.remove(engine_network).is_some() {
-            outcome.changes.push(Change::Delete(format!("{NETWORK_PREFIX}{engine_network}")));
+        let key = format!("{NETWORK_PREFIX}{engine_network}");
+        if self.networks.remove(engine_network).is_some() | self.damaged.remove(&key) {
+            outcome.changes.push(Change::Delete(key));
         }
         outcome
     }
@@ -390,15 +419,22 @@ impl PluginState {
             outcome.effects.extend(gone.effects);
         }
         let endpoint = PluginEndpoint { network, task, v4, v6, mac, sandbox: None, ports: Vec::new() };
-        outcome.changes.push(put_endpoint(&id, &endpoint));
+        let change = put_endpoint(&id, &endpoint);
+        self.damaged.remove(change.key());
+        outcome.changes.push(change);
         self.endpoints.insert(id, endpoint);
         Ok(outcome)
     }
 
     fn delete_endpoint(&mut self, id: &str) -> Outcome {
         let mut outcome = Outcome::reply(Reply::Empty {});
+        let key = format!("{ENDPOINT_PREFIX}{id}");
+        if self.damaged.remove(&key) {
+            // Its link is the next audit's: nobody knows which it was.
+            outcome.changes.push(Change::Delete(key.clone()));
+        }
         if let Some(endpoint) = self.endpoints.remove(id) {
-            outcome.changes.push(Change::Delete(format!("{ENDPOINT_PREFIX}{id}")));
+            outcome.changes.push(Change::Delete(key));
             let network = endpoint.network.clone();
             if !endpoint.ports.is_empty() {
                 outcome.effects.push(Effect::Ports { network: network.clone() });
@@ -425,13 +461,6 @@ impl PluginState {
         })
     }
 
-    /// Takes a Join back whose link could not be made.
-    pub fn join_failed(&mut self, id: &str) -> Option<Change> {
-        let endpoint = self.endpoints.get_mut(id)?;
-        endpoint.sandbox = None;
-        Some(put_endpoint(id, endpoint))
-    }
-
     fn leave(&mut self, id: &str) -> Outcome {
         let mut outcome = self.set_ports(id, Vec::new());
         if let Some(endpoint) = self.endpoints.get_mut(id) {
@@ -456,8 +485,8 @@ impl PluginState {
         Ok(self.set_ports(id, ports))
     }
 
-    /// Replaces the ports of an endpoint; also takes a Publish back that could not be done.
-    pub fn set_ports(&mut self, id: &str, mut ports: Vec<PortBinding>) -> Outcome {
+    /// Replaces the ports of an endpoint.
+    fn set_ports(&mut self, id: &str, mut ports: Vec<PortBinding>) -> Outcome {
         let mut outcome = Outcome::reply(Reply::Empty {});
         ports.sort();
         ports.dedup();

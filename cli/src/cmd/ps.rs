@@ -40,7 +40,10 @@ pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), Failure> {
 /// `running 5m (healthy)`, `failed 2m: exited with 1`.
 fn state(task: &Task, now: UnixMillis) -> String {
     let status = &task.status;
-    let mut text = format!("{} {}", state_word(status.state), age(status.since, now));
+    let live = !status.state.is_terminal() && status.state >= skein_api::TaskState::Assigned;
+    let word =
+        if live && task.desired_state > skein_api::TaskState::Running { "stopping" } else { state_word(status.state) };
+    let mut text = format!("{word} {}", age(status.since, now));
     match status.health {
         Some(Health::Healthy) => text.push_str(" (healthy)"),
         Some(Health::Unhealthy) => text.push_str(" (unhealthy)"),

@@ -262,7 +262,10 @@ fn take_event(progress: &mut Progress, event: Event) -> Option<Line> {
 /// Why a stack is not up: the tasks' own words, and for those without a node what each filter took away.
 async fn not_up(client: &Client, stack: &str, why: &str, progress: &Progress) -> Failure {
     let mut text = format!("error: {why}\n");
-    let missing = progress.missing();
+    let mut missing = progress.missing();
+    // What failed is the reason; others may still be on their way, or wait for it.
+    let failed = |line: &Line| line.text.starts_with("failed") || line.text.starts_with("rejected");
+    missing.sort_by_key(|(_, lines)| !lines.iter().any(failed));
     let mut exit = code::FAILED;
     let mut hint = None;
     for (service, lines) in missing.iter().take(EXPLAINED_MAX) {
@@ -275,7 +278,8 @@ async fn not_up(client: &Client, stack: &str, why: &str, progress: &Progress) ->
         let unplaced =
             lines.is_empty() || lines.iter().any(|l| l.text.starts_with("pending") || l.text.starts_with("new"));
         if unplaced && let Ok(explanation) = client.explain(service).await {
-            if explanation.fitting == 0 {
+            // One that waits for another service was not looked at by any filter.
+            if explanation.fitting == 0 && !explanation.filters.is_empty() {
                 exit = code::NO_NODE_FITS;
             }
             for line in explained(&explanation).lines() {

@@ -66,6 +66,7 @@ pub(super) fn project(
         mount(cx, draft, &mut volumes);
         qualify(draft, stack, &keys);
     }
+    link_names(&mut drafts);
     unused(cx, &networks, "network");
     unused(cx, &volumes, "volume");
     let names = |all: Vec<(String, bool)>, external| -> Vec<String> {
@@ -412,6 +413,24 @@ fn qualify(draft: &mut Draft, stack: &str, keys: &[String]) {
         // `container:NAME` names a container of the cluster, unless a service of the file was meant.
         if draft.needs.iter().any(|n| n.by == "volumes_from" && n.on == from.from) && keys.contains(&from.from) {
             from.from = full(&from.from);
+        }
+    }
+}
+
+/// Makes a link's other name an alias of its target, in the networks that the two share: the agents' DNS has no names
+/// that a single container sees.
+fn link_names(drafts: &mut [Draft]) {
+    let mut names = Vec::new();
+    for task in drafts.iter().map(|d| &d.spec.task) {
+        let networks: Vec<String> = task.networks.iter().map(|n| n.network.clone()).collect();
+        names.extend(task.container.links.iter().map(|l| (l.target.clone(), l.alias.clone(), networks.clone())));
+    }
+    for (target, alias, networks) in names {
+        for draft in drafts.iter_mut().filter(|d| d.spec.name == target && d.key != alias) {
+            let shared = draft.spec.task.networks.iter_mut().filter(|n| networks.contains(&n.network));
+            for attachment in shared.filter(|n| !n.aliases.contains(&alias)) {
+                attachment.aliases.push(alias.clone());
+            }
         }
     }
 }

@@ -564,6 +564,8 @@ services:
     assert_eq!(deps, ["myshop_b", "myshop_c"]);
     let links: Vec<_> = a.task.container.links.iter().map(|l| (l.target.as_str(), l.alias.as_str())).collect();
     assert_eq!(links, [("myshop_c", "c"), ("myshop_b", "bee")]);
+    let aliases = |i: usize| parsed.stack.services[i].task.networks[0].aliases.clone();
+    assert_eq!((aliases(0), aliases(1), aliases(2)), (vec![], vec!["bee".to_owned()], vec![]), "of a, b and c");
     let from: Vec<_> = a.task.container.volumes_from.iter().map(|v| (v.from.as_str(), v.read_only)).collect();
     assert_eq!(from, [("myshop_c", false), ("myshop_b", true), ("other", true)]);
     refused(

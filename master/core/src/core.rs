@@ -8,7 +8,8 @@
 //!
 //! A change is applied to memory when it is decided, and leaves the core only after the shell has made it durable:
 //! replies, events and assignments wait for the commit, reads are served between commits. When a commit fails the
-//! shell throws the core away and loads a new one from the store, so memory never runs ahead of what was promised.
+//! shell takes it back ([`Core::rollback`]) and loads a new core from the store, so memory never runs ahead of what was
+//! promised.
 //! This way one commit carries a command together with everything that follows from it (its tasks, their placement),
 //! and a batch of commands with one fsync.
 

@@ -1,6 +1,6 @@
 //! What each agent shall be told: a set of documents per node, kept as what changed since it was last told.
 //!
-//! Each node has a sequence of generations. [`Dispatch::take`] turns what changed into the next one; an agent that
+//! Each node has a sequence of generations. [`Core::dispatch_take`] turns what changed into the next one; an agent that
 //! acknowledges generation `g` has everything up to it in its ledger. A node that comes with another chain (another
 //! master, a lost ledger) or another generation gets everything.
 
@@ -308,7 +308,7 @@ impl Core {
             name: task.name.clone(),
             service: task.service.clone(),
             service_name: service.map(|s| s.spec.name.clone()),
-            stack: service.and_then(|s| s.spec.stack.clone()),
+            stack: task.stack.clone(),
             slot: task.slot,
             spec: task.spec.clone(),
             networks: self.model.task_networks(task),

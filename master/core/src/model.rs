@@ -28,7 +28,8 @@ pub struct Cluster {
     pub last_host_index: u16,
 }
 
-/// A node that was removed: its key is refused for as long as a certificate of it could be valid.
+/// A node that was removed, remembered for as long as a certificate of it could be valid. Its identity is refused
+/// because it is no node any more, with or without this.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RemovedNode {

@@ -253,6 +253,7 @@ impl Core {
             meta: meta::created(&ctx),
             name: format!("{}.{suffix}", service.spec.name),
             service: Some(service.id.clone()),
+            stack: service.spec.stack.clone(),
             slot: number,
             spec: service.spec.task.clone(),
             spec_generation: service.meta.generation,
@@ -413,7 +414,10 @@ impl Core {
         let ended = task.status.state.is_terminal();
         let on_node = task.node.as_ref().is_some_and(|n| self.model.nodes.contains_key(n));
         let stopping = task.desired_state > TaskState::Running;
-        let removed = task.desired_state == TaskState::Remove && (!on_node || task.status.state == TaskState::Remove);
+        // A lost host learns on its return, from what it is not told any more, what to remove: nobody waits for it.
+        let lost = task.node.as_ref().is_some_and(|n| self.node_status(n).state == NodeState::Down);
+        let gone = !on_node || lost || task.status.state == TaskState::Remove;
+        let removed = task.desired_state == TaskState::Remove && gone;
         if removed || (stopping && !on_node && !ended && task.service.is_some()) {
             // Also one that was never placed and never will be: there is nothing to remember of it.
             self.stage(Change::Delete(Key { kind: Kind::Task, id: id.to_string() }));

@@ -45,6 +45,10 @@ impl Core {
         if said.state < TaskState::Accepted || said.state == TaskState::Orphaned {
             return None;
         }
+        if said.state == TaskState::Remove {
+            // Of whatever run: the agent may not have heard of the last start before the task was to be removed.
+            return (task.desired_state == TaskState::Remove).then_some(None);
+        }
         let container_task = task.service.is_none();
         if container_task && report.run < task.run {
             return None;
@@ -52,9 +56,6 @@ impl Core {
         if known.state == TaskState::Orphaned {
             // The host was lost and is back. Its copy was replaced; once it has stopped there is nothing to remember.
             return said.state.is_terminal().then_some(None);
-        }
-        if said.state == TaskState::Remove {
-            return (task.desired_state == TaskState::Remove).then_some(None);
         }
         let new_run = container_task && report.run > task.run;
         let forward = said.state == known.state || (said.state > known.state && !known.state.is_terminal());

@@ -411,6 +411,11 @@ impl Core {
                 addresses: task.status.addresses.clone(),
                 ..TaskStatus::default()
             };
+        } else if task.status.state == TaskState::Assigned && task.run > 1 {
+            // Its agent has said nothing of this run. If it never hears of it, it will not: for it the run before has
+            // ended, and nothing is to be done.
+            (task.status.state, task.status.since) = (TaskState::Shutdown, ctx.now.wall);
+            task.status.message = "stopped before it was started again".to_owned();
         }
         Ok((vec![Change::Upsert(Object::Task(Box::new(task)))], Reply::Task(id)))
     }
@@ -430,8 +435,6 @@ impl Core {
     /// Volumes that a task placed on `node` brings into being.
     pub(crate) fn new_volumes(&self, task: &Task, rng: &mut Rng, ctx: &Context) -> Vec<Volume> {
         let Some(node) = &task.node else { return Vec::new() };
-        let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
-        let stack = service.and_then(|s| s.spec.stack.clone());
         let mut made: BTreeMap<String, Volume> = BTreeMap::new();
         for mount in &task.spec.container.mounts {
             let (MountKind::Volume, Some(name)) = (mount.kind, &mount.source) else { continue };
@@ -441,7 +444,7 @@ impl Core {
                     meta: meta::created(ctx),
                     name: name.clone(),
                     // One with a name of its own was there before the stack, or is shared: it does not go with it.
-                    stack: stack.clone().filter(|stack| name.starts_with(&format!("{stack}_"))),
+                    stack: task.stack.clone().filter(|stack| name.starts_with(&format!("{stack}_"))),
                     node: node.clone(),
                 };
                 made.insert(name.clone(), volume);

@@ -327,10 +327,6 @@ async fn tasks(State(api): State<Api>, _: User, Query(filter): Query<Filter>) ->
         let model = core.model();
         let node = filter.node.as_deref().map(|n| model.find_node(n).map(|n| n.id.clone())).transpose()?;
         let service = filter.service.as_deref().map(|s| model.find_service(s).map(|s| s.id.clone())).transpose()?;
-        let stack_of = |t: &Task| {
-            let service = t.service.as_ref().and_then(|s| model.services.get(s));
-            service.and_then(|s| s.spec.stack.clone())
-        };
         // Container tasks stay listed when they are stopped only with `all`, like containers of an engine.
         let live = |t: &&Task| filter.all || !t.status.state.is_terminal() && t.desired_state != TaskState::Remove;
         let found: Vec<Task> = model
@@ -339,7 +335,7 @@ async fn tasks(State(api): State<Api>, _: User, Query(filter): Query<Filter>) ->
             .filter(live)
             .filter(|t| node.is_none() || t.node == node)
             .filter(|t| service.is_none() || t.service == service)
-            .filter(|t| filter.stack.is_none() || stack_of(t) == filter.stack)
+            .filter(|t| filter.stack.is_none() || t.stack == filter.stack)
             .cloned()
             .collect();
         Ok::<_, ApiError>(found)

@@ -58,7 +58,8 @@ impl Ns {
         self.0.as_fd().try_clone_to_owned().expect("dup")
     }
 
-    fn path(&self) -> String {
+    /// A path for `ip link … netns PATH`, good while this is.
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 

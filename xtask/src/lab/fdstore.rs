@@ -133,7 +133,8 @@ fn receive(socket: &UnixDatagram) -> io::Result<(String, Vec<OwnedFd>)> {
 /// Does what a message says. Descriptors that are not kept are closed, which is all that a barrier waits for.
 fn obey(kept: &mut Kept, text: &str, fds: Vec<OwnedFd>) {
     let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    let valid = |name: &&str| name.len() <= NAME_BYTES_MAX && name.bytes().all(|b| (b' '..127).contains(&b) && b != b':');
+    let valid =
+        |name: &&str| name.len() <= NAME_BYTES_MAX && name.bytes().all(|b| (b' '..127).contains(&b) && b != b':');
     let name = field("FDNAME").filter(valid);
     if field("FDSTOREREMOVE") == Some("1") {
         kept.retain(|(known, _)| Some(known.as_str()) != name);

@@ -33,9 +33,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, sethostname, setsid};
 
 use super::control::{PROTOCOL, ProcessInfo, Request, Response, SOCKET, SpawnRequest, Status, read_message};
+use super::fdstore::{Inherited, Stores};
 use super::process::{ProcessId, namespace};
 use super::spec::{DataRoot, LabState, host_dir};
-use super::fdstore::{Inherited, Stores};
 use super::{cgroup, engine, underlay};
 
 /// Where an engine looks for the agent's network plugin.

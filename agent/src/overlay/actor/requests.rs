@@ -5,32 +5,30 @@
 
 use std::collections::BTreeSet;
 
-use super::{Actor, Cause, chain, warn_of};
+use netlib::Proto;
+use skein_api::TaskId;
+
+use super::{Actor, Cause, Leases, PortBinding, chain, warn_of};
 use crate::{
     overlay::{OverlayError, claims::HostPort, desired},
     plugin::{
+        PluginState,
         state::{Effect, container_ifname},
         wire::{Reply, Request},
     },
 };
 
-/// What to take back when a request fails half way.
-#[derive(Clone, Debug)]
-enum Undo {
-    Join(String),
-    Publish(String),
-    Nothing,
-}
-
 impl Actor {
     pub(super) async fn plugin_request(&mut self, request: Request) -> Result<Reply, String> {
         let builds = builds_up(&request);
-        let undo = match &request {
-            Request::Join { endpoint, .. } => Undo::Join(endpoint.clone()),
-            Request::Publish { endpoint, .. } => Undo::Publish(endpoint.clone()),
-            _ => Undo::Nothing,
+        let publishes = matches!(request, Request::Publish { .. });
+        let endpoint = match &request {
+            Request::Publish { endpoint, .. } => Some(endpoint.clone()),
+            _ => None,
         };
         let request = self.claim_ports(request)?;
+        // Some hundred small entries: cheaper than the fsync that follows.
+        let before = (self.plugin.clone(), self.leases.clone());
         let outcome = match self.plugin.handle(&self.known, &mut self.leases, request) {
             Ok(outcome) => outcome,
             Err(refusal) => {
@@ -39,31 +37,96 @@ impl Actor {
             }
         };
         if builds {
+            let keys: Vec<String> = outcome.changes.iter().map(|c| c.key().to_owned()).collect();
             // Not remembered means lost at our next start, with its container cut off: better not begun.
             if let Err(error) = self.persist(outcome.changes).await {
-                self.undo(undo).await;
+                self.take_back(before, &keys).await;
                 return Err(chain(&error));
+            }
+            for (done, effect) in outcome.effects.iter().enumerate() {
+                if let Err(error) = self.effect(effect.clone()).await {
+                    self.take_back(before, &keys).await;
+                    if publishes {
+                        for effect in &outcome.effects[..=done] {
+                            warn_of(self.effect(effect.clone()).await);
+                        }
+                    }
+                    return Err(chain(&error));
+                }
             }
         } else {
             self.persist_or_warn(outcome.changes).await;
-        }
-        for effect in outcome.effects {
-            if let Err(error) = self.effect(effect).await {
-                if builds {
-                    self.undo(undo).await;
-                    return Err(chain(&error));
+            for effect in outcome.effects {
+                if let Err(error) = self.effect(effect).await {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "failed to clean up behind the engine: the audit goes on with it"
+                    );
                 }
-                tracing::warn!(
-                    error = chain(&error),
-                    "failed to clean up behind the engine: the audit goes on with it"
-                );
             }
         }
+        let task = endpoint.and_then(|id| self.plugin.endpoints().get(&id)?.task.clone());
+        if let Some(task) = task {
+            // The endpoint holds them from now on.
+            self.chosen.remove(&task);
+        }
+        self.retain_troubles();
         if self.sandboxes != self.in_several_networks() {
             self.publish_zone();
         }
         self.remove_retired().await;
         Ok(outcome.reply)
+    }
+
+    /// Takes back what a refused request began, in memory and on disk: the engine believes that nothing was made, and
+    /// will never take it down.
+    async fn take_back(&mut self, (plugin, leases): (PluginState, Leases), keys: &[String]) {
+        self.plugin = plugin;
+        self.leases = leases;
+        self.rewrite(keys).await;
+        self.hold_ports();
+    }
+
+    /// Makes the ports of a task concrete that were left open, and holds them until its container publishes them. The
+    /// same task gets the same again.
+    pub(super) fn choose_ports(
+        &mut self,
+        task: TaskId,
+        ports: &[PortBinding],
+        avoid: &BTreeSet<(Proto, u16)>,
+    ) -> Result<Vec<PortBinding>, OverlayError> {
+        let answers = |chosen: &[PortBinding]| {
+            let same = |(c, p): (&PortBinding, &PortBinding)| {
+                (c.proto, c.host_ip, c.port) == (p.proto, p.host_ip, p.port) && [0, c.host_port].contains(&p.host_port)
+            };
+            chosen.len() == ports.len() && chosen.iter().zip(ports).all(same)
+        };
+        if let Some(chosen) = self.chosen.get(&task).filter(|c| answers(c)) {
+            return Ok(chosen.clone());
+        }
+        let open: Vec<PortBinding> = ports.iter().filter(|p| p.host_port == 0).cloned().collect();
+        let mut taken = self.claims.claim_but(&open, avoid)?.into_iter();
+        let fill = |p: &PortBinding| match p.host_port {
+            0 => taken.next().expect("one for each that was left open"),
+            _ => p.clone(),
+        };
+        let chosen: Vec<PortBinding> = ports.iter().map(fill).collect();
+        if !open.is_empty() {
+            self.chosen.insert(task, chosen.clone());
+        }
+        Ok(chosen)
+    }
+
+    /// Whether a port is kept for a task other than the endpoint's.
+    fn check_chosen(&self, endpoint: &str, ports: &[PortBinding]) -> Result<(), String> {
+        let own = self.plugin.endpoints().get(endpoint).and_then(|e| e.task.as_ref());
+        for (task, chosen) in self.chosen.iter().filter(|(task, _)| Some(*task) != own) {
+            let clash = |w: &&PortBinding| chosen.iter().any(|c| (c.proto, c.host_port) == (w.proto, w.host_port));
+            if let Some(port) = ports.iter().find(clash) {
+                return Err(format!("port {}/{} of this host is kept for task {task}", port.host_port, port.proto));
+            }
+        }
+        Ok(())
     }
 
     /// Makes the ports of a Publish concrete and ours, before anything is decided.
@@ -76,12 +139,13 @@ impl Actor {
                 return Err("the agent is still starting".into());
             }
             self.plugin.check_ports(&endpoint, &ports).map_err(|e| e.to_string())?;
+            self.check_chosen(&endpoint, &ports)?;
         }
         let ports = self.claims.claim(&ports).map_err(|e| chain(&e))?;
         Ok(Request::Publish { endpoint, ports })
     }
 
-    /// Holds exactly the ports that endpoints publish.
+    /// Holds exactly the ports that endpoints publish, and those that were chosen for tasks.
     pub(super) fn hold_ports(&mut self) {
         let mut keep: BTreeSet<HostPort> = BTreeSet::new();
         for (id, endpoint) in self.plugin.endpoints() {
@@ -90,27 +154,9 @@ impl Actor {
             }
             keep.extend(endpoint.ports.iter().map(|p| (p.proto, p.host_ip, p.host_port)));
         }
+        let chosen = self.chosen.values().flatten();
+        keep.extend(chosen.map(|p| (p.proto, p.host_ip, p.host_port)));
         self.claims.retain(&keep);
-    }
-
-    /// Takes back what a request began that could not be finished. What else it made (an endpoint, an address), the
-    /// engine takes down by itself.
-    async fn undo(&mut self, undo: Undo) {
-        match undo {
-            Undo::Join(endpoint) => {
-                let change = self.plugin.join_failed(&endpoint);
-                self.persist_or_warn(change).await;
-            }
-            Undo::Publish(endpoint) => {
-                let outcome = self.plugin.set_ports(&endpoint, Vec::new());
-                self.persist_or_warn(outcome.changes).await;
-                for effect in outcome.effects {
-                    warn_of(self.effect(effect).await);
-                }
-                self.hold_ports();
-            }
-            Undo::Nothing => {}
-        }
     }
 
     async fn effect(&mut self, effect: Effect) -> Result<(), OverlayError> {

@@ -40,7 +40,11 @@ impl World {
         }
         let plugin = self.disk.iter().filter(|(k, _)| k.starts_with("plugin/"));
         let read = PluginState::load(&plugin.map(|(k, v)| (k.clone(), v.clone())).collect());
-        assert_eq!(read, (self.state.clone(), vec![]), "the disk has what the memory has");
+        assert_eq!(read, self.state, "the disk has what the memory has");
+        for (key, json) in &self.disk {
+            let document = self.state.document(key).or_else(|| self.leases.document(key));
+            assert_eq!(document.as_ref(), Some(json), "{key}");
+        }
         result
     }
 
@@ -277,4 +281,17 @@ fn a_container_in_two_networks_is_one_sandbox() {
     assert_eq!(sandboxes.len(), 1);
     let networks: Vec<_> = sandboxes[0].iter().map(|(n, _)| n.as_str()).collect();
     assert_eq!(networks, ["net1", "net2"]);
+}
+
+#[test]
+fn a_damaged_endpoint_is_missed_until_the_engine_deletes_it() {
+    let mut w = World::new();
+    w.start(1, "p1", MAC, "", None);
+    w.disk.insert("plugin/endpoint/p1".into(), "{\"network\":\"net".into());
+    w.state = PluginState::load(&w.disk.clone().into_iter().filter(|(k, _)| k.starts_with("plugin/")).collect());
+    assert_eq!(w.state.damaged().collect::<Vec<_>>(), ["plugin/endpoint/p1"]);
+    assert!(w.state.misses_endpoints() && w.state.endpoints().is_empty());
+    let gone = w.state.handle(&w.known, &mut w.leases, Request::DeleteEndpoint { endpoint: "p1".into() }).unwrap();
+    assert_eq!(gone.changes, [Change::Delete("plugin/endpoint/p1".into())]);
+    assert!(!w.state.misses_endpoints());
 }

@@ -40,7 +40,11 @@ fn the_agents_own_restarts_count_runs() {
     let mut c = Cluster::with_nodes(1);
     let id = c.run(container("one").with(|t| t.spec.restart.condition = RestartCondition::Any));
     let node = c.node("n1");
-    c.end("one", 1);
+    c.end("one", 0);
+    let late = TaskStatus { state: TaskState::Failed, ..TaskStatus::default() };
+    let report = skein_api::TaskReport { task: id.clone(), run: 1, status: late };
+    c.ok(Command::Reports { node: node.clone(), reports: vec![report] });
+    assert_eq!(c.task("one").status.state, TaskState::Complete, "a run ends once");
     let local = |run, state| Local { run, status: TaskStatus { state, ..TaskStatus::default() } };
     // Its agent started it twice; the report of run 2 was overtaken by run 3's.
     c.agents.get_mut(&node).unwrap().put(&id, local(3, TaskState::Running));
@@ -154,4 +158,43 @@ fn reports_are_believed_only_where_an_agent_can_know() {
     elsewhere.addresses[0].v4 = Some("10.64.15.9".parse().unwrap());
     assert_eq!(said(&own, elsewhere).addresses, [], "an address outside the node's blocks");
     assert_eq!(said(&own, now.clone()), now);
+}
+
+#[test]
+fn a_stop_and_a_start_before_the_agent_hears_of_either_are_one_restart() {
+    let mut c = Cluster::with_nodes(1);
+    c.run(container("one"));
+    c.cut("n1");
+    c.ok(Command::ContainerStop("one".into()));
+    c.ok(Command::ContainerStart("one".into()));
+    c.heal("n1");
+    c.rest();
+    assert_eq!((c.task("one").run, c.task("one").status.state), (2, TaskState::Running));
+}
+
+#[test]
+fn a_start_that_the_agent_never_heard_of_can_be_taken_back() {
+    let mut c = Cluster::with_nodes(1);
+    let restarted_unheard = |c: &mut Cluster| {
+        c.run(container("one"));
+        c.end("one", 1);
+        c.cut("n1");
+        c.ok(Command::ContainerStart("one".into()));
+        assert_eq!((c.task("one").run, c.task("one").status.state), (2, TaskState::Assigned));
+    };
+    restarted_unheard(&mut c);
+    c.ok(Command::ContainerStop("one".into()));
+    c.heal("n1");
+    c.rest();
+    assert_eq!(c.task("one").status.state, TaskState::Shutdown);
+    c.ok(Command::ContainerStart("one".into()));
+    c.rest();
+    assert_eq!((c.task("one").run, c.task("one").status.state), (3, TaskState::Running));
+    c.ok(remove("one", true));
+    c.rest();
+    restarted_unheard(&mut c);
+    c.ok(remove("one", true));
+    c.heal("n1");
+    c.rest();
+    assert!(c.model().tasks.is_empty(), "the removal is of the whole task, whatever its run");
 }

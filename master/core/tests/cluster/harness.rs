@@ -98,8 +98,13 @@ impl Agent {
             Some(Local { run: local.run, status: TaskStatus { state, since: now.wall, ..local.status.clone() } })
         };
         match wanted {
-            TaskState::Running if task.service.is_none() && task.run > local.run && state.is_terminal() => {
-                Some(first())
+            // A later start is wanted: this run ends first, if it has not.
+            TaskState::Running if task.service.is_none() && task.run > local.run => {
+                if state.is_terminal() {
+                    Some(first())
+                } else {
+                    to(TaskState::Shutdown)
+                }
             }
             TaskState::Remove if state.is_terminal() && state != TaskState::Remove => to(TaskState::Remove),
             TaskState::Remove | TaskState::Shutdown if !state.is_terminal() => to(TaskState::Shutdown),

@@ -115,6 +115,26 @@ fn a_node_that_returns_stops_what_was_replaced() {
 }
 
 #[test]
+fn a_stack_can_be_removed_while_a_host_is_lost() {
+    let mut c = Cluster::with_nodes(2);
+    c.up(vec![service("web").with(|s| {
+        replicas(s, 2);
+        network(s, "s_net");
+    })]);
+    c.run(container("one"));
+    let n1 = c.node("n1");
+    c.lose("n1");
+    c.down(false);
+    c.ok(Command::ContainerRemove { task: "one".into(), force: true });
+    c.rest();
+    assert!(c.model().tasks.is_empty() && c.model().networks.is_empty(), "nobody waits for the lost host");
+    assert_ne!(c.agents[&n1].tasks.len(), 0);
+    c.heal("n1");
+    c.rest();
+    assert!(c.agents[&n1].docs.is_empty() && c.agents[&n1].tasks.is_empty(), "which cleans up when it returns");
+}
+
+#[test]
 fn a_node_that_returns_keeps_its_ports_until_its_orphans_have_stopped() {
     let mut c = Cluster::with_nodes(1);
     c.up(vec![service("web").with(|s| s.task.ports = vec![port(80)])]);
