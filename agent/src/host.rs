@@ -203,8 +203,7 @@ mod tests {
         let (engine_tx, engine_rx) = watch::channel(EngineState::Ready);
         let (overlay_tx, overlay) = watch::channel(Vec::new());
         let (_executor_tx, executor) = watch::channel(ExecutorStatus::default());
-        let sources =
-            Sources { standing: vec!["standing".into()], ledger, engine: engine_rx, overlay, executor };
+        let sources = Sources { standing: vec!["standing".into()], ledger, engine: engine_rx, overlay, executor };
         let host = Host {
             config: Config::default(),
             name: "h1".into(),

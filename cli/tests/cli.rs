@@ -382,3 +382,83 @@ async fn completions_are_scripts() {
     let (code, out, _) = master.run(&["completion", "bash"]).await;
     assert_eq!((code, out.contains("complete -F _skein")), (0, true));
 }
+
+#[tokio::test]
+async fn rm_says_what_it_removed() {
+    let master =
+        Master::start(script(&[("DELETE /v1/tasks/t1", ok(json!({}))), ("DELETE /v1/tasks/t2", ok(json!({})))]));
+    assert_eq!(master.run(&["rm", "t1", "t2"]).await, (0, "t1\nt2\n".into(), String::new()));
+    let (code, out, _) = master.run(&["rm", "t1", "t2", "-o", "json"]).await;
+    let removed: Vec<Value> = serde_json::Deserializer::from_str(&out).into_iter().map(Result::unwrap).collect();
+    assert_eq!((code, removed), (0, vec![json!({"removed": "t1"}), json!({"removed": "t2"})]));
+}
+
+#[tokio::test]
+async fn a_run_that_fails_is_removed_all_the_same() {
+    let mut lines = cluster();
+    lines.push(("POST /v1/containers", ok(task("t1", "new", json!({})))));
+    lines.push(("GET /v1/tasks/t1", ok(task("t1", "rejected", json!({"err": "no such image"})))));
+    lines.push(("GET /v1/tasks/t1/logs", refuse(404, "not_found", "no output")));
+    lines.push(("DELETE /v1/tasks/t1", ok(json!({}))));
+    let master = Master::start(script(&lines));
+    let (code, _, err) = master.run(&["run", "--rm", "nothing"]).await;
+    assert_eq!(code, 3, "{err}");
+    assert_eq!(master.asked("DELETE"), ["DELETE /v1/tasks/t1?force=true "]);
+}
+
+#[tokio::test]
+async fn output_goes_on_where_it_broke_off() {
+    let mut first = Frame::Stdout(b"one\ntw".to_vec()).to_bytes();
+    first.extend(Frame::Failure("the agent lost its master".into()).to_bytes());
+    let whole = Frame::Stdout(b"one\ntwo\n".to_vec()).to_bytes();
+    let mut lines = cluster();
+    lines.push(("POST /v1/containers", ok(task("t1", "new", json!({})))));
+    lines.push(("GET /v1/tasks/t1", ok(task("t1", "running", json!({})))));
+    lines.push(("GET /v1/tasks/t1", ok(task("t1", "complete", json!({"exit_code": 0})))));
+    lines.push(("GET /v1/tasks/t1/logs", (200, first)));
+    lines.push(("GET /v1/tasks/t1/logs", refuse(503, "no_agent", "the node has no session")));
+    lines.push(("GET /v1/tasks/t1/logs", (200, whole)));
+    let master = Master::start(script(&lines));
+    assert_eq!(master.run(&["run", "busybox"]).await, (0, "one\ntwo\n".into(), String::new()));
+}
+
+#[tokio::test]
+async fn interrupted_runs_are_removed() {
+    let mut lines = cluster();
+    lines.push(("POST /v1/containers", ok(task("t1", "new", json!({})))));
+    lines.push(("GET /v1/tasks/t1", ok(task("t1", "starting", json!({})))));
+    lines.push(("DELETE /v1/tasks/t1", ok(json!({}))));
+    let master = Master::start(script(&lines));
+    let child = master.command(&["run", "--rm", "busybox"]).spawn().unwrap();
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    // From the container's making on, the signals are caught.
+    while master.asked("POST").is_empty() {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::task::yield_now().await;
+    }
+    let term = Command::new("kill").args(["-TERM", &pid.to_string()]).status().await.unwrap();
+    assert!(term.success());
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(128 + 15));
+    assert_eq!(master.asked("DELETE"), ["DELETE /v1/tasks/t1?force=true "]);
+}
+
+#[tokio::test]
+async fn troubles_of_nodes_are_shown() {
+    let well = json!({"id": "n1", "name": "a", "status": {"state": "ready"}});
+    let ill = json!({
+        "id": "n2", "name": "b", "status": {"state": "ready"}, "description": {"troubles": ["disk full", "no engine"]},
+    });
+    let master = Master::start(script(&[
+        ("GET /v1/nodes", ok(json!([well]))),
+        ("GET /v1/nodes", ok(json!([well, ill]))),
+        ("GET /v1/nodes/b", ok(ill.clone())),
+    ]));
+    assert!(!master.run(&["node", "ls"]).await.1.contains("TROUBLES"));
+    let (_, out, _) = master.run(&["node", "ls"]).await;
+    let rows: Vec<&str> = out.lines().collect();
+    assert!(rows[0].ends_with("TROUBLES") && rows[1].contains(" ready ") && rows[2].contains(" ready! "), "{out}");
+    assert!(rows[2].ends_with("disk full; no engine"), "{out}");
+    assert!(master.run(&["node", "inspect", "b"]).await.1.contains("disk full"));
+}

@@ -202,7 +202,8 @@ const TEXT_BYTES_MAX: usize = 4 << 10;
 
 fn shorten(text: &mut String) {
     if text.len() > TEXT_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        let end = (0..=TEXT_BYTES_MAX).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
         text.push('…');
     }
 }

@@ -383,6 +383,9 @@ impl Cluster {
         for query in queries {
             query(&self.core);
         }
+        for notice in self.core.take_notices() {
+            tracing::warn!(notice, "network is not ready everywhere");
+        }
         self.tell_agents();
     }
 

@@ -162,9 +162,7 @@ impl<N: NetworkSide> Executor<N> {
         let handle = ExecutorHandle { reports: reports.clone(), wake: wake.clone(), status };
         let mut unreadable = Vec::new();
         let memory = Memory {
-            tasks: stored(&ledger, TASK_PREFIX, salvaged, &mut unreadable)
-                .map(|(k, v)| (TaskId::new(k), v))
-                .collect(),
+            tasks: stored(&ledger, TASK_PREFIX, salvaged, &mut unreadable).map(|(k, v)| (TaskId::new(k), v)).collect(),
             // An image that is not known to be ours is never collected: the safe side.
             images: stored(&ledger, IMAGE_PREFIX, |_| None::<ImageUse>, &mut unreadable).collect(),
             ..Default::default()
@@ -335,7 +333,8 @@ impl<N: NetworkSide> Executor<N> {
         }
         self.stale = false;
         let looks = &self.looks;
-        for (key, _) in self.ended.extract_if(.., |(_, touched)| !touched.as_ref().is_some_and(|c| looks.waits_for(c))) {
+        for (key, _) in self.ended.extract_if(.., |(_, touched)| !touched.as_ref().is_some_and(|c| looks.waits_for(c)))
+        {
             self.observed.in_flight.remove(&key);
         }
         let assignments = self.ledger.assignments();

@@ -48,10 +48,14 @@ pub enum OfferError {
     #[error("failed to ask the engine for its cgroup driver")]
     Engine(#[source] EngineError),
     /// Nothing to set limits with.
-    #[error("failed to limit what containers use: the engine has no cgroup driver; hint: remove `offer` or use `reserve`")]
+    #[error(
+        "failed to limit what containers use: the engine has no cgroup driver; hint: remove `offer` or use `reserve`"
+    )]
     NoDriver,
     /// A parent that this engine refuses.
-    #[error("failed to use cgroup_parent {0}: this engine makes cgroups through systemd, which wants a name like {DEFAULT_SLICE}")]
+    #[error(
+        "failed to use cgroup_parent {0}: this engine makes cgroups through systemd, which wants a name like {DEFAULT_SLICE}"
+    )]
     NotASlice(String),
     /// A parent that leads somewhere else.
     #[error("failed to use cgroup_parent {0}: it must not contain `..`")]
@@ -156,11 +160,8 @@ impl Limits<'_> {
     /// The answer is what is not enforced.
     fn by_files(&self, root: &Path) -> Result<Vec<String>, OfferError> {
         let unified = root.join("cgroup.controllers").exists();
-        let (memory, cpu) = if unified {
-            (self.memory_v2(root), self.cpu_v2(root))
-        } else {
-            (self.memory_v1(root), self.cpu_v1(root))
-        };
+        let (memory, cpu) =
+            if unified { (self.memory_v2(root), self.cpu_v2(root)) } else { (self.memory_v1(root), self.cpu_v1(root)) };
         if self.memory().is_some() {
             memory?;
         }
@@ -338,7 +339,10 @@ mod tests {
         assert_eq!(offer(1_500_000_000, 512).by_files(root).unwrap(), Vec::<String>::new());
         let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
         assert_eq!(read("memory/skein/memory.limit_in_bytes"), "512");
-        assert_eq!((read("cpu/skein/cpu.cfs_period_us"), read("cpu/skein/cpu.cfs_quota_us")), ("100000".into(), "150000".into()));
+        assert_eq!(
+            (read("cpu/skein/cpu.cfs_period_us"), read("cpu/skein/cpu.cfs_quota_us")),
+            ("100000".into(), "150000".into())
+        );
         // An offer that is gone leaves no limit behind.
         offer(0, 512).by_files(root).unwrap();
         assert_eq!(read("cpu/skein/cpu.cfs_quota_us"), "-1");
@@ -365,14 +369,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("systemctl");
         let log = dir.path().join("log");
-        let text = format!("#!/bin/sh\necho \"$@\" >> {}\ncase \"$4\" in CPU*) echo no such property >&2; exit 1;; esac\n", log.display());
+        let text = format!(
+            "#!/bin/sh\necho \"$@\" >> {}\ncase \"$4\" in CPU*) echo no such property >&2; exit 1;; esac\n",
+            log.display()
+        );
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let limits = Limits { parent: "skein.slice", ..offer(1_500_000_000, 512) };
         let warnings = limits.by_systemd(&script).await.unwrap();
         assert!(warnings[0].contains("no such property"), "{warnings:?}");
         let asked = fs::read_to_string(&log).unwrap();
-        assert_eq!(asked, "set-property --runtime skein.slice MemoryMax=512\nset-property --runtime skein.slice CPUQuota=150%\n");
+        assert_eq!(
+            asked,
+            "set-property --runtime skein.slice MemoryMax=512\nset-property --runtime skein.slice CPUQuota=150%\n"
+        );
         let gone = limits.by_systemd(&dir.path().join("nothing")).await.unwrap_err().to_string();
         assert!(gone.contains("MemoryMax=512 of skein.slice"), "{gone}");
     }

@@ -647,3 +647,6 @@ fn warn_of(result: Result<(), OverlayError>) {
         tracing::warn!(error = chain(&error), "failed to audit the overlay");
     }
 }
+
+#[cfg(test)]
+mod tests;

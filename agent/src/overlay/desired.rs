@@ -148,7 +148,8 @@ mod tests {
         ];
         let vteps = |vtep: &str| {
             let vtep = vtep.parse().unwrap();
-            let (state, unreachable) = network(&ours, &peers, &PluginState::default(), &Leases::default(), vtep).unwrap();
+            let (state, unreachable) =
+                network(&ours, &peers, &PluginState::default(), &Leases::default(), vtep).unwrap();
             let config = netlib::HostConfig::new(HostIndex(1), vtep, 1520);
             state.validate(&config).unwrap();
             let found: Vec<String> = state.peers.values().map(|p| p.vtep.to_string()).collect();

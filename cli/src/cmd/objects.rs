@@ -106,7 +106,12 @@ fn availability(node: &Node) -> &'static str {
 async fn list_nodes(app: &App, client: &Client) -> Result<(), Failure> {
     let mut nodes = client.nodes().await?;
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
-    let headers = ["ID", "NAME", "STATE", "AVAILABILITY", "SITE", "CPUS", "MEMORY", "ADDRESS", "ENGINE", "LABELS"];
+    let mut headers =
+        vec!["ID", "NAME", "STATE", "AVAILABILITY", "SITE", "CPUS", "MEMORY", "ADDRESS", "ENGINE", "LABELS"];
+    let troubled = nodes.iter().any(|n| !n.description.troubles.is_empty());
+    if troubled {
+        headers.push("TROUBLES");
+    }
     app.out.list(&nodes, &headers, |n| {
         let state = match n.status.as_ref().map(|s| s.state) {
             Some(NodeState::Ready) => "ready",
@@ -119,10 +124,10 @@ async fn list_nodes(app: &App, client: &Client) -> Result<(), Failure> {
         let mut all = d.labels.clone();
         all.extend(n.spec.labels.clone());
         let labels: Vec<String> = all.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        vec![
+        let mut row = vec![
             n.id.short().to_owned(),
             n.name.clone(),
-            state.to_owned(),
+            format!("{state}{}", if d.troubles.is_empty() { "" } else { "!" }),
             availability(n).to_owned(),
             d.site.clone(),
             cpus(d.offered.nano_cpus),
@@ -130,7 +135,11 @@ async fn list_nodes(app: &App, client: &Client) -> Result<(), Failure> {
             address.unwrap_or_else(|| "-".into()),
             d.engine_version.clone(),
             labels.join(","),
-        ]
+        ];
+        if troubled {
+            row.push(d.troubles.join("; "));
+        }
+        row
     })
 }
 

@@ -23,6 +23,7 @@ use crate::{
     liveness::Liveness,
     model::{Change, Key, Kind, Model, Object},
     placement,
+    readiness::Readiness,
     scheduler::{NodeFacts, Scheduler},
 };
 
@@ -60,6 +61,7 @@ pub struct Core {
     pub(crate) scheduler: Scheduler,
     pub(crate) liveness: Liveness,
     pub(crate) dispatch: Dispatch,
+    pub(crate) readiness: Readiness,
     staged: Vec<Change>,
     /// What takes the staged changes back, in the order in which they were staged.
     undo: Vec<Change>,
@@ -82,7 +84,7 @@ pub struct Core {
     /// Monotonic time of the next look at what is kept for a while.
     pub(crate) expire_at_ms: u64,
     /// The latest time that the shell told.
-    now: Now,
+    pub(crate) now: Now,
 }
 
 impl Core {
@@ -95,6 +97,7 @@ impl Core {
             scheduler: Scheduler::default(),
             liveness: Liveness::default(),
             dispatch: Dispatch::default(),
+            readiness: Readiness::default(),
             staged: Vec::new(),
             undo: Vec::new(),
             dirty_services: BTreeSet::new(),
@@ -223,7 +226,10 @@ impl Core {
                 self.grow |= before.is_none();
                 self.note_node(&NodeId::new(&key.id));
             }
-            Kind::Task => self.note_task(&TaskId::new(&key.id), before.as_ref()),
+            Kind::Task => {
+                self.note_task(&TaskId::new(&key.id), before.as_ref());
+                self.note_readiness(&TaskId::new(&key.id), before.as_ref());
+            }
             Kind::Service => {
                 self.dirty_services.insert(ServiceId::new(&key.id));
                 self.wake_pending = true;
@@ -248,6 +254,7 @@ impl Core {
                 self.liveness.remove(id);
                 self.scheduler.remove_node(id);
                 self.dispatch.remove_node(id);
+                self.readiness_without(id);
                 self.grow = true;
             }
         }
@@ -321,6 +328,7 @@ impl Core {
         for node in self.liveness.overdue(now) {
             self.refresh_liveness(&node, now);
         }
+        self.readiness_tick(now);
         while let Some((due, service)) = self.timers.first().cloned() {
             if due > now.wall {
                 break;
@@ -336,6 +344,9 @@ impl Core {
         if self.liveness.refresh(node, now) && self.model.nodes.contains_key(node) {
             // In no agent's documents: names of a lost host's containers go with their tasks.
             self.note_node(node);
+            if !self.is_ready(node) {
+                self.readiness_without(node);
+            }
         }
     }
 

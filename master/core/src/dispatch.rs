@@ -74,7 +74,7 @@ impl Dispatch {
     }
 
     /// Looks at a document again. Of a node that is not (or no longer) there nothing is kept.
-    fn mark(&mut self, node: &NodeId, key: String) {
+    pub(crate) fn mark(&mut self, node: &NodeId, key: String) {
         let Some(queue) = self.queues.get_mut(node) else { return };
         if !queue.full {
             queue.dirty.insert(key);
@@ -95,6 +95,13 @@ impl Dispatch {
         }
         for key in network_keys(model, network, node) {
             self.mark(node, key);
+        }
+    }
+
+    /// The agent of `node` has everything up to `generation`.
+    pub(crate) fn acked(&mut self, node: &NodeId, generation: u64) {
+        if let Some(queue) = self.queues.get_mut(node) {
+            queue.acked = queue.acked.max(generation.min(queue.generation));
         }
     }
 
@@ -247,14 +254,9 @@ impl Core {
                 None => removes.push(key),
             }
         }
-        Some(Batch { full, base, generation, upserts, removes })
-    }
-
-    /// The agent has everything up to `generation` in its ledger.
-    pub fn dispatch_acked(&mut self, node: &NodeId, generation: u64) {
-        if let Some(queue) = self.dispatch.queues.get_mut(node) {
-            queue.acked = queue.acked.max(generation.min(queue.generation));
-        }
+        let batch = Batch { full, base, generation, upserts, removes };
+        self.readiness.told(node, &batch);
+        Some(batch)
     }
 
     /// The generation that a node was last told, and the one that it has in its ledger for sure.
@@ -290,6 +292,9 @@ impl Core {
             ("endpoint", Some(task)) => {
                 let task = self.model.tasks.get(&TaskId::new(task))?;
                 task.spec.networks.iter().find(|a| a.network == id.as_str())?;
+                if task.node.as_ref() == Some(node) && self.readiness.holds(&task.id, &id) {
+                    return None;
+                }
                 Some(Assignment::Endpoint(self.endpoint_document(network, task)?))
             }
             _ => None,

@@ -9,6 +9,7 @@
 //! - `orchestrator`: what follows from it: tasks, replacements, placement, removal
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
+//! - `readiness`: who must have heard of a task before it starts
 //! - [`liveness`]: who is heard of
 
 mod admit;
@@ -23,6 +24,7 @@ pub mod model;
 mod networks;
 mod orchestrator;
 mod placement;
+mod readiness;
 mod reports;
 pub mod rng;
 pub mod scheduler;

@@ -29,15 +29,8 @@ struct Assignments {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter("info,skein_agent=debug,netlib=debug")
-        .with_ansi(false)
-        .init();
-    let dir = PathBuf::from(
-        std::env::args_os()
-            .nth(1)
-            .context("usage: network-side DIR")?,
-    );
+    tracing_subscriber::fmt().with_env_filter("info,skein_agent=debug,netlib=debug").with_ansi(false).init();
+    let dir = PathBuf::from(std::env::args_os().nth(1).context("usage: network-side DIR")?);
     let file = dir.join("assignments.json");
     let read = || -> Result<Assignments> { Ok(serde_json::from_slice(&fs::read(&file)?)?) };
 
@@ -63,20 +56,12 @@ async fn main() -> Result<()> {
         if text != last
             && let Ok(wanted) = serde_json::from_slice::<Assignments>(&text)
         {
-            let result = overlay
-                .apply(wanted.networks, wanted.peers, wanted.endpoints)
-                .await;
-            let failure = result
-                .err()
-                .map(|e| format!("{:#}", anyhow::Error::from(e)))
-                .unwrap_or_default();
+            let result = overlay.apply(wanted.networks, wanted.peers, wanted.endpoints).await;
+            let failure = result.err().map(|e| format!("{:#}", anyhow::Error::from(e))).unwrap_or_default();
             count += 1;
             last = text;
             if server.is_none() {
-                server = Some(PluginServer::try_start(
-                    listener.try_clone()?,
-                    overlay.clone(),
-                )?);
+                server = Some(PluginServer::try_start(listener.try_clone()?, overlay.clone())?);
             }
             fs::write(dir.join("applied.new"), format!("{count} {failure}"))?;
             fs::rename(dir.join("applied.new"), dir.join("applied"))?;

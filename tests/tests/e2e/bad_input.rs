@@ -56,7 +56,8 @@ fn hosts_that_may_not_join() -> Result<()> {
         Ok(listed.contains("expired").then_some(()))
     })?;
     let (other, foreign) = other_master(&cluster)?;
-    let (before, nodes, tokens) = (revision(&cluster)?, cluster.skein(&["node", "ls", "-o", "json"])?, tokens(&cluster)?);
+    let (before, nodes, tokens) =
+        (revision(&cluster)?, cluster.skein(&["node", "ls", "-o", "json"])?, tokens(&cluster)?);
 
     let mut checks = Checks::default();
     let master = cluster.master_address();
@@ -64,7 +65,12 @@ fn hosts_that_may_not_join() -> Result<()> {
     let said = join(&cluster, &format!("{}:7441", cluster.master().ipv4()), &good, &[])?;
     checks.refused("another CA", &said, 1, &["not signed by the CA that the token names", "hint: ", ":7441"]);
     let said = join(&cluster, &master, &good, &["--name", "h1"])?;
-    checks.refused("duplicate name", &said, 1, &["a node named h1 is there already", "hint: skein node rm h1", "--name OTHER"]);
+    checks.refused(
+        "duplicate name",
+        &said,
+        1,
+        &["a node named h1 is there already", "hint: skein node rm h1", "--name OTHER"],
+    );
     let ca = ca_of(&good)?;
     for (hours, word) in [(1, "3600 s ahead of"), (-1, "s behind")] {
         let said = ask_to_join(&cluster, "h2", &ca, &good, hours * 3_600_000)?;
@@ -74,7 +80,11 @@ fn hosts_that_may_not_join() -> Result<()> {
     }
     no_engine(&mut checks, &cluster, &master, &good)?;
     checks.ensure("nothing stored on the host", !identity_of(&lab, "h2").join("node.json").exists(), "a membership");
-    checks.ensure("no certificate on the host", !identity_of(&lab, "h2").join("certificate.pem").exists(), "a certificate");
+    checks.ensure(
+        "no certificate on the host",
+        !identity_of(&lab, "h2").join("certificate.pem").exists(),
+        "a certificate",
+    );
     let now = revision(&cluster)?;
     checks.ensure("nothing changed", now == before, format_args!("revision {before} -> {now}"));
     checks.ensure("tokens", tokens == self::tokens(&cluster)?, "a token was used");
@@ -105,16 +115,35 @@ fn refused_tokens(checks: &mut Checks, cluster: &Cluster<'_>, master: &str, toke
     let said = join(cluster, master, expired, &[])?;
     checks.refused("expired token", &said, 1, &["refused", "join token", "expired", "hint: skein token create"]);
     let said = join(cluster, master, used_up, &[])?;
-    checks.refused("used-up token", &said, 1, &["was for 1 hosts, which have joined", "hint: skein token create --uses N"]);
+    checks.refused(
+        "used-up token",
+        &said,
+        1,
+        &["was for 1 hosts, which have joined", "hint: skein token create --uses N"],
+    );
     for malformed in ["", "nonsense", "SKEIN-1-abc", &good[..good.len() - 1], &good.replacen("SKEIN-1", "SKEIN-9", 1)] {
         let said = join(cluster, master, malformed, &[])?;
-        checks.refused(&format!("malformed token {malformed:?}"), &said, 1, &["this is not a join token", "hint: copy the whole line"]);
+        checks.refused(
+            &format!("malformed token {malformed:?}"),
+            &said,
+            1,
+            &["this is not a join token", "hint: copy the whole line"],
+        );
     }
     let said = join(cluster, master, foreign, &[])?;
-    checks.refused("foreign token", &said, 1, &["not signed by the CA that the token names", "belongs to another cluster"]);
+    checks.refused(
+        "foreign token",
+        &said,
+        1,
+        &["not signed by the CA that the token names", "belongs to another cluster"],
+    );
     // The master itself refuses it too, whatever the host has checked.
     let said = ask_to_join(cluster, "h2", &ca_of(good)?, foreign, 0)?;
-    checks.words("foreign token, asked all the same", &said, &["[token_foreign]", "another cluster", "hint: skein token create"]);
+    checks.words(
+        "foreign token, asked all the same",
+        &said,
+        &["[token_foreign]", "another cluster", "hint: skein token create"],
+    );
     let made_up = swap_ca(foreign, &ca_of(good)?)?;
     let said = join(cluster, master, &made_up, &[])?;
     checks.refused("unknown token", &said, 1, &["[token_unknown]", "is not one of this cluster's"]);
@@ -266,15 +295,35 @@ fn bad_commands(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result
     let [a, b, c, _] = underlay.octets();
     let subnet = format!("{a}.{b}.{c}.0/25");
     let cases: &[(&str, &[&str], i32, &[&str])] = &[
-        ("subnet of a host", &["network", "create", "--subnet", &subnet, "n"], 4, &["overlaps a route of host h1", "hint: "]),
-        ("subnet too small", &["network", "create", "--subnet", "10.9.9.0/30", "n"], 1, &["is not between a /8 and a /29"]),
+        (
+            "subnet of a host",
+            &["network", "create", "--subnet", &subnet, "n"],
+            4,
+            &["overlaps a route of host h1", "hint: "],
+        ),
+        (
+            "subnet too small",
+            &["network", "create", "--subnet", "10.9.9.0/30", "n"],
+            1,
+            &["is not between a /8 and a /29"],
+        ),
         ("no such task", &["exec", "nobody", "--", "true"], 3, &["nobody"]),
         ("no such node", &["node", "drain", "h9"], 3, &["h9"]),
         ("no such network", &["network", "rm", "nobodys"], 3, &["nobodys"]),
         ("no such stack", &["down", "-p", "nobodys", "--yes"], 3, &["nobodys"]),
         ("node that is ready", &["node", "rm", "h1"], 4, &["node h1 is ready", "hint: skein node drain h1"]),
-        ("bad constraint of run", &["run", "-d", "--constraint", "x=y", "busybox"], 1, &["failed to parse constraint `x=y` at column 2"]),
-        ("unknown network of run", &["run", "-d", "--network", "nobodys", "busybox"], 3, &["nobodys", "hint: skein network create"]),
+        (
+            "bad constraint of run",
+            &["run", "-d", "--constraint", "x=y", "busybox"],
+            1,
+            &["failed to parse constraint `x=y` at column 2"],
+        ),
+        (
+            "unknown network of run",
+            &["run", "-d", "--network", "nobodys", "busybox"],
+            3,
+            &["nobodys", "hint: skein network create"],
+        ),
         ("wrong usage", &["up", "--nonsense"], 2, &["--nonsense"]),
     ];
     for (name, args, code, words) in cases {
@@ -294,7 +343,8 @@ fn ports_in_use(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result
     let file = cluster.compose_file("ports", text)?;
     let up = ["up", "-f", &file.display().to_string(), "-p", "ports", "--yes", "--timeout", "5s"];
     let said = skein(cluster, &up)?;
-    let words = ["did not come up", "b.1", "host port", "8080", "took 1", "0 of 1 nodes fit", "hint: skein explain ports_b"];
+    let words =
+        ["did not come up", "b.1", "host port", "8080", "took 1", "0 of 1 nodes fit", "hint: skein explain ports_b"];
     checks.refused("port of another task", &said, 5, &words);
     checks.ok("the port's owner", cluster.wait_for_running("ports_a.1"));
     let said = skein(cluster, &["down", "-p", "ports", "--yes"])?;
@@ -358,7 +408,12 @@ fn damaged(checks: &mut Checks, host: &Host, dir: &Path, good: &[u8], id: &str) 
     let mut check = |name: &str, bytes: &[u8], words: &[&str]| -> Result<()> {
         fs::write(dir.join("store.redb"), bytes)?;
         let said = start_on(host, dir)?;
-        checks.refused(name, &said, 1, &["failed to load the store", "no record was changed", "hint: keep the damaged directory"]);
+        checks.refused(
+            name,
+            &said,
+            1,
+            &["failed to load the store", "no record was changed", "hint: keep the damaged directory"],
+        );
         checks.words(name, &said.err, words);
         checks.ensure(name, fs::read(dir.join("store.redb"))? == bytes, "the file was changed");
         Ok(())
@@ -366,7 +421,8 @@ fn damaged(checks: &mut Checks, host: &Host, dir: &Path, good: &[u8], id: &str) 
     let at = |needle: &[u8]| good.windows(needle.len()).position(|w| w == needle);
     // Its key is `network`, NUL, id; the value with its spec follows somewhere behind.
     let key = at([b"network\0", id.as_bytes()].concat().as_slice()).context("the record is not in the file")?;
-    let value = good[key..].windows(4).position(|w| w == b"kept").context("the record's value is not in the file")? + key;
+    let value =
+        good[key..].windows(4).position(|w| w == b"kept").context("the record's value is not in the file")? + key;
     let mut flipped = good.to_vec();
     flipped[value] ^= 1;
     check("flipped bit", &flipped, &[&format!("record network/{id} is damaged")])?;
@@ -441,7 +497,10 @@ fn disk_full(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
         let name = format!("n{}", kept.len());
         // Large enough that the file must grow soon.
         let label = format!("k={}", "x".repeat(60_000));
-        let said = skein(cluster, &["network", "create", &name, "--label", &label, "--subnet", &format!("10.77.{}.0/24", kept.len())])?;
+        let said = skein(
+            cluster,
+            &["network", "create", &name, "--label", &label, "--subnet", &format!("10.77.{}.0/24", kept.len())],
+        )?;
         if said.code != 0 {
             break said;
         }
@@ -457,7 +516,8 @@ fn disk_full(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     })?;
     // One whose commit failed may be there or not; every acknowledged one is.
     let networks = cluster.json(&["network", "ls"])?;
-    let names: Vec<&str> = networks.as_array().into_iter().flatten().filter_map(|n| n["spec"]["name"].as_str()).collect();
+    let names: Vec<&str> =
+        networks.as_array().into_iter().flatten().filter_map(|n| n["spec"]["name"].as_str()).collect();
     for name in &kept {
         checks.ensure("acknowledged before the disk was full", names.contains(&name.as_str()), name);
     }

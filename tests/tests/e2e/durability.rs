@@ -174,7 +174,12 @@ fn check(socket: &Path) -> Result<Value> {
 }
 
 /// One round: load, kill, start, compare.
-async fn round(cluster: &Cluster<'_>, socket: &Path, writers: Vec<Writer>, acknowledgements: usize) -> Result<Vec<Writer>> {
+async fn round(
+    cluster: &Cluster<'_>,
+    socket: &Path,
+    writers: Vec<Writer>,
+    acknowledgements: usize,
+) -> Result<Vec<Writer>> {
     let (tx, mut rx) = mpsc::channel(2 * ACKNOWLEDGED_MAX);
     let mut running = JoinSet::new();
     for writer in writers {

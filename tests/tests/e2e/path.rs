@@ -51,8 +51,7 @@ fn services_on_two_hosts_find_each_other() -> Result<()> {
     master_killed(&cluster, &a)?;
     cluster.skein(&["down", "-p", "s", "--yes"])?;
     wait_for("no container to be left", PATIENCE, || {
-        let left: Vec<String> =
-            lab.engines().map(|h| h.docker(&["ps", "-aq"])).collect::<Result<Vec<_>>>()?;
+        let left: Vec<String> = lab.engines().map(|h| h.docker(&["ps", "-aq"])).collect::<Result<Vec<_>>>()?;
         Ok(left.iter().all(String::is_empty).then_some(()))
     })
     .with_context(|| lab.logs(40))
@@ -60,10 +59,8 @@ fn services_on_two_hosts_find_each_other() -> Result<()> {
 
 /// A published port works on the host that runs the container.
 fn published_port(lab: &Lab) -> Result<()> {
-    let ask = format!(
-        "exec 3<>/dev/tcp/{}/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3",
-        lab.host("h2").ipv4()
-    );
+    let ask =
+        format!("exec 3<>/dev/tcp/{}/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3", lab.host("h2").ipv4());
     let got = lab.host("master").run(&["timeout", "5", "bash", "-c", &ask])?;
     ensure!(got.contains("from-b"), "{got}");
     Ok(())
@@ -80,7 +77,8 @@ fn agents_killed(lab: &Lab, cluster: &Cluster<'_>, a: &Value) -> Result<()> {
     let before = container_of(lab, a)?;
     let id = a["status"]["container_id"].as_str().context("no container id")?;
     let get = get("b");
-    let loops = format!("i=0; while [ $i -lt 300 ]; do {get} | grep -q from-b || echo lost; i=$((i+1)); done; echo done");
+    let loops =
+        format!("i=0; while [ $i -lt 300 ]; do {get} | grep -q from-b || echo lost; i=$((i+1)); done; echo done");
     let mut load = lab.host("h1").docker_command();
     let load = load.args(["exec", id, "sh", "-c", &loops]).stdout(std::process::Stdio::piped()).spawn()?;
     for host in ["h1", "h2"] {

@@ -55,9 +55,11 @@ fn node_state(cluster: &Cluster<'_>, name: &str) -> Result<String> {
 }
 
 fn wait_for_node(cluster: &Cluster<'_>, name: &str, state: &str) -> Result<()> {
-    wait_for(&format!("node {name} to be {state}"), PATIENCE, || {
-        Ok((node_state(cluster, name)? == state).then_some(()))
-    })
+    wait_for(
+        &format!("node {name} to be {state}"),
+        PATIENCE,
+        || Ok((node_state(cluster, name)? == state).then_some(())),
+    )
 }
 
 #[test]
@@ -132,7 +134,17 @@ fn exercise(cluster: &Cluster<'_>, hosts: &[&str]) -> Result<()> {
 /// Events of the engine about these containers since then, but for what `exec` makes.
 fn events_of(host: &Host, ids: &[&str], since: &str) -> Result<Vec<String>> {
     let now = host.run(&["date", "+%s.%N"])?;
-    let args = ["events", "--filter", "type=container", "--format", "{{.ID}} {{.Action}}", "--since", since, "--until", now.trim()];
+    let args = [
+        "events",
+        "--filter",
+        "type=container",
+        "--format",
+        "{{.ID}} {{.Action}}",
+        "--since",
+        since,
+        "--until",
+        now.trim(),
+    ];
     let all = host.docker(&args)?;
     let of_ours = |line: &&str| ids.iter().any(|id| line.starts_with(id)) && !line.contains(" exec_");
     Ok(all.lines().filter(of_ours).map(str::to_owned).collect())
@@ -145,7 +157,8 @@ fn killed_agents_and_masters_touch_nothing() -> Result<()> {
     let file = cluster.compose_file("s", PAIR)?;
     cluster.stack_up("s", &file)?;
     cluster.skein(&["run", "-d", "--name", "alone", "--restart", "always", "busybox", "sleep", "1000"])?;
-    let tasks = [cluster.wait_for_running("s_a.1")?, cluster.wait_for_running("s_b.1")?, cluster.wait_for_running("alone")?];
+    let tasks =
+        [cluster.wait_for_running("s_a.1")?, cluster.wait_for_running("s_b.1")?, cluster.wait_for_running("alone")?];
     let ids: Vec<&str> = tasks.iter().map(container).collect::<Result<_>>()?;
     talk(&cluster)?;
     let hosts = ["h1", "h2"];
@@ -159,7 +172,9 @@ fn killed_agents_and_masters_touch_nothing() -> Result<()> {
             wait_for("containers of the exercise to go", PATIENCE, || {
                 Ok((containers(lab.host(host))? == *before).then_some(()))
             })
-            .with_context(|| format!("{name}: {host} had\n{before}\nand has\n{}", containers(lab.host(host)).unwrap_or_default()))?;
+            .with_context(|| {
+                format!("{name}: {host} had\n{before}\nand has\n{}", containers(lab.host(host)).unwrap_or_default())
+            })?;
             let events = events_of(lab.host(host), &ids, since.trim())?;
             checks.ensure(name, events.is_empty(), format_args!("events on {host}: {events:?}"));
         }
@@ -215,7 +230,9 @@ fn engines_restart_and_backups_bring_masters_back() -> Result<()> {
     let file = cluster.compose_file("s", PAIR)?;
     cluster.stack_up("s", &file)?;
     let on_h2 = ["--constraint", "node.labels.host==h2", "--restart", "always"];
-    let args = [&["run", "-d", "--name", "alone"], &on_h2[..], &["busybox", "sh", "-c", "echo x >> /runs; exec sleep 1000"]].concat();
+    let args =
+        [&["run", "-d", "--name", "alone"], &on_h2[..], &["busybox", "sh", "-c", "echo x >> /runs; exec sleep 1000"]]
+            .concat();
     cluster.skein(&args)?;
     let alone = cluster.wait_for_running("alone")?;
     talk(&cluster)?;
@@ -335,7 +352,8 @@ fn certificates(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result
     exercise(cluster, &["h1", "h2"])?;
     talk(cluster)?;
     let now = cluster.json(&["node", "ls"])?;
-    let ids = |nodes: &Value| nodes.as_array().into_iter().flatten().map(|n| n["id"].to_string()).collect::<BTreeSet<_>>();
+    let ids =
+        |nodes: &Value| nodes.as_array().into_iter().flatten().map(|n| n["id"].to_string()).collect::<BTreeSet<_>>();
     checks.ensure("the same nodes", ids(&now) == ids(&nodes), &now);
     for (host, before) in lab.engines().zip(before) {
         checks.ok(
@@ -404,7 +422,11 @@ fn left_and_back(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Resul
     // Somebody else's things stay.
     host.docker(&["run", "-d", "--name", "foreign", "busybox", "sleep", "1000"])?;
     let before = ours(host)?;
-    checks.ensure("something is there to clean", before.iter().any(|o| o.starts_with("container")), format_args!("{before:?}"));
+    checks.ensure(
+        "something is there to clean",
+        before.iter().any(|o| o.starts_with("container")),
+        format_args!("{before:?}"),
+    );
     let said = agent(lab, "h2", "leave")?;
     let out = checks.fine("leave", &said);
     checks.words("leave", &out, &["left the cluster", "skein node rm h2"]);

@@ -198,5 +198,7 @@ pub(crate) fn containers(host: &Host) -> Result<String> {
         return Ok(String::new());
     }
     ids.sort_unstable();
-    host.docker(&[&["inspect", "-f", "{{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.RestartCount}}"], &ids[..]].concat())
+    host.docker(
+        &[&["inspect", "-f", "{{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.RestartCount}}"], &ids[..]].concat(),
+    )
 }

@@ -56,7 +56,12 @@ fn stop_and_start(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     checks.ensure("its first run", first["run"] == 1, &first);
     shell(cluster, "box", "echo kept > /file")?;
     let said = skein(cluster, &["run", "-d", "--name", "box", "busybox", "true"])?;
-    checks.refused("a name that is taken", &said, 4, &["container name box belongs to container task", "hint: skein ps"]);
+    checks.refused(
+        "a name that is taken",
+        &said,
+        4,
+        &["container name box belongs to container task", "hint: skein ps"],
+    );
     let said = skein(cluster, &["rm", "box"])?;
     checks.refused("rm of a running one", &said, 4, &["container task box runs", "hint: skein stop box"]);
     checks.fine("stop", &skein(cluster, &["stop", "box"])?);
@@ -68,9 +73,7 @@ fn stop_and_start(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     checks.ensure("its second run", second["run"] == 2, &second);
     says(checks, cluster, "box", "cat /file", "kept");
     checks.fine("rm -f", &skein(cluster, &["rm", "-f", "box"])?);
-    wait_for("the task to go", PATIENCE, || {
-        Ok(cluster.tasks()?.iter().all(|t| t["name"] != "box").then_some(()))
-    })
+    wait_for("the task to go", PATIENCE, || Ok(cluster.tasks()?.iter().all(|t| t["name"] != "box").then_some(())))
 }
 
 /// Exit codes, standard input and environment of `exec`; `logs` with its flags.
@@ -85,10 +88,15 @@ fn exec_and_logs(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Resul
     let said = skein(cluster, &["exec", "talker", "--", "no-such-program"])?;
     // The engine's own words and code; which stream they come on is the engine's choice.
     let words = format!("{}{}", said.out, said.err);
-    checks.ensure("exec of nothing", [126, 127].contains(&said.code) && words.contains("no-such-program"), format_args!("{said:?}"));
+    checks.ensure(
+        "exec of nothing",
+        [126, 127].contains(&said.code) && words.contains("no-such-program"),
+        format_args!("{said:?}"),
+    );
     let mut command = cluster.skein_command()?;
     command.args(["exec", "-i", "-e", "X=y", "-w", "/tmp", "-u", "12:34", "talker", "--"]);
-    let said = run_with_input(command.args(["sh", "-c", "cat; pwd; id -u; id -g; echo $X; echo err >&2"]), b"from stdin\n")?;
+    let said =
+        run_with_input(command.args(["sh", "-c", "cat; pwd; id -u; id -g; echo $X; echo err >&2"]), b"from stdin\n")?;
     checks.ensure("exec's surroundings", said.out == "from stdin\n/tmp\n12\n34\ny\n", format_args!("{said:?}"));
     checks.ensure("exec's standard error", said.err == "err\n", format_args!("{said:?}"));
     let large = vec![b'x'; 3 << 20];
@@ -101,10 +109,10 @@ fn exec_and_logs(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Resul
     checks.ensure("logs --tail -t", said.out.lines().count() + said.err.lines().count() == 1, format_args!("{said:?}"));
     let followed = lab.dir().join("followed");
     let mut follow = cluster.skein_command()?;
-    let mut follow = follow.args(["logs", "-f", "talker"]).stdout(fs::File::create(&followed)?).stderr(Stdio::null()).spawn()?;
-    let follows = wait_for("the first lines", PATIENCE, || {
-        Ok((fs::read_to_string(&followed)? == "one\ntwo\n").then_some(()))
-    });
+    let mut follow =
+        follow.args(["logs", "-f", "talker"]).stdout(fs::File::create(&followed)?).stderr(Stdio::null()).spawn()?;
+    let follows =
+        wait_for("the first lines", PATIENCE, || Ok((fs::read_to_string(&followed)? == "one\ntwo\n").then_some(())));
     checks.ok("logs -f begins", follows);
     shell(cluster, "talker", "touch /go")?;
     let ended = wait_for("the end of the logs", PATIENCE, || Ok(follow.try_wait()?));
@@ -131,7 +139,8 @@ fn attached(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     let said = skein(cluster, &["run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 9"])?;
     checks.ensure("exit code of run", said.code == 9, format_args!("{said:?}"));
     checks.ensure("output of run", said.out == "out\n" && said.err.contains("err\n"), format_args!("{said:?}"));
-    let flags = ["--hostname", "in-run", "-u", "5:6", "-w", "/tmp", "-e", "X=y", "--add-host", "other.example:192.0.2.7"];
+    let flags =
+        ["--hostname", "in-run", "-u", "5:6", "-w", "/tmp", "-e", "X=y", "--add-host", "other.example:192.0.2.7"];
     let more = ["--read-only", "--tmpfs", "/scratch", "--cap-drop", "ALL", "--init", "--entrypoint", "sh"];
     let script = "hostname; id -u; pwd; echo $X; grep -c 192.0.2.7 /etc/hosts; touch /x 2>/dev/null || echo read-only; \
                   touch /scratch/x && echo scratch; grep CapBnd /proc/self/status | tr -d '\\t'";
@@ -247,7 +256,8 @@ fn beside_each_other(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> R
     checks.words("volume ls", &volumes, &["f_data", "h2"]);
     let store = cluster.task("f_store.1")?;
     let port = store["status"]["ports"][0]["host_port"].as_u64().context("no port was chosen")?;
-    let ask = format!("exec 3<>/dev/tcp/{}/{port}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3", lab.host("h2").ipv4());
+    let ask =
+        format!("exec 3<>/dev/tcp/{}/{port}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3", lab.host("h2").ipv4());
     let got = lab.host("master").run(&["timeout", "5", "bash", "-c", &ask])?;
     checks.words("the port that was chosen", &got, &["from-store"]);
     let job = wait_for_state(cluster, "f_job.1", &["complete"])?;
@@ -291,7 +301,11 @@ fn changed_file(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result
     checks.fine("up again", &skein(cluster, &up)?);
     let after = ids(cluster, "f")?;
     let differs: Vec<&(String, String)> = before.iter().filter(|t| !after.contains(t)).collect();
-    checks.ensure("only the changed one is made anew", differs.len() == 1 && differs[0].0 == "f_full.1", format_args!("{differs:?}"));
+    checks.ensure(
+        "only the changed one is made anew",
+        differs.len() == 1 && differs[0].0 == "f_full.1",
+        format_args!("{differs:?}"),
+    );
     checks.ensure("the orphan stays", after.iter().any(|(name, _)| name == "f_from.1"), format_args!("{after:?}"));
     says(checks, cluster, "f_full.1", "echo $A", "changed");
     checks.fine("without orphans", &skein(cluster, &[&up[..], &["--remove-orphans"]].concat())?);
@@ -299,7 +313,11 @@ fn changed_file(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result
         Ok(ids(cluster, "f")?.iter().all(|(name, _)| name != "f_from.1").then_some(()))
     })?;
     let again = skein(cluster, &[&up[..], &["--dry-run"]].concat())?;
-    checks.ensure("nothing is left to do", !again.out.contains("recreate") && !again.out.contains("orphan"), &again.out);
+    checks.ensure(
+        "nothing is left to do",
+        !again.out.contains("recreate") && !again.out.contains("orphan"),
+        &again.out,
+    );
     checks.fine("down", &skein(cluster, &["down", "-p", "f", "--yes"])?);
     wait_for("no container to be left", PATIENCE, || {
         let left = lab.engines().map(|h| h.docker(&["ps", "-aq"])).collect::<Result<Vec<_>>>()?;
@@ -338,13 +356,22 @@ fn tasks_that_end_and_tasks_that_wait() -> Result<()> {
     let mut checks = Checks::default();
     let said = skein(&cluster, &["up", "-f", &file.display().to_string(), "-p", "e", "--yes"])?;
     let hint = said.err.lines().last().unwrap_or_default();
-    checks.refused("up", &said, 1, &["stack e did not come up: ", " failed\n", "exited with 1", "hint: skein logs e_"]);
+    checks.refused(
+        "up",
+        &said,
+        1,
+        &["stack e did not come up: ", " failed\n", " failed on h1: ", "hint: skein logs e_"],
+    );
     checks.ensure("a hint to what failed", !hint.contains("e_slow") && !hint.contains("e_after"), hint);
     let ended = |name: &str| wait_for_state(&cluster, name, &["failed", "rejected"]);
     let once = ended("e_once.1")?;
     checks.ensure("restart: no", once["status"]["exit_code"] == 1, &once);
     let greedy = ended("e_greedy.1")?;
-    checks.ensure("out of memory", greedy["status"]["oom_killed"] == true && greedy["status"]["exit_code"] == 137, &greedy);
+    checks.ensure(
+        "out of memory",
+        greedy["status"]["oom_killed"] == true && greedy["status"]["exit_code"] == 137,
+        &greedy,
+    );
     checks.words("ps says why", &cluster.skein(&["ps", "--all"])?, &["out of memory", "exited with 1"]);
     let sick = ended("e_sick.1")?;
     checks.words("unhealthy", &sick["status"].to_string(), &["unhealthy"]);
@@ -369,7 +396,19 @@ fn tasks_that_end_and_tasks_that_wait() -> Result<()> {
 }
 
 fn ping(host: &Host, network: &str, target: &str) -> Result<Said> {
-    run(host.docker_command().args(["run", "--rm", "--network", network, "busybox", "ping", "-c", "1", "-W", "3", target]))
+    run(host.docker_command().args([
+        "run",
+        "--rm",
+        "--network",
+        network,
+        "busybox",
+        "ping",
+        "-c",
+        "1",
+        "-W",
+        "3",
+        target,
+    ]))
 }
 
 #[test]
@@ -396,7 +435,8 @@ fn networks_that_users_make() -> Result<()> {
     }
     let (h1, h2) = (lab.host("h1"), lab.host("h2"));
     h1.docker(&["run", "-d", "--name", "plain", "--network", "shared", "busybox", "sleep", "1000"])?;
-    let address = h1.docker(&["inspect", "-f", "{{(index .NetworkSettings.Networks \"shared\").IPAddress}}", "plain"])?;
+    let address =
+        h1.docker(&["inspect", "-f", "{{(index .NetworkSettings.Networks \"shared\").IPAddress}}", "plain"])?;
     for host in [h1, h2] {
         checks.fine(&format!("plain docker run on {} reaches h1's", host.name()), &ping(host, "shared", &address)?);
     }
@@ -416,9 +456,12 @@ fn networks_that_users_make() -> Result<()> {
 
 /// Tasks across hosts: names, the way out, and none out of an internal network.
 fn tasks_in_networks(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>, plain: &str) -> Result<()> {
-    for (name, network, host) in [("o1", "shared", "h1"), ("o2", "shared", "h2"), ("c1", "closed", "h1"), ("c2", "closed", "h2")] {
+    for (name, network, host) in
+        [("o1", "shared", "h1"), ("o2", "shared", "h2"), ("c1", "closed", "h1"), ("c2", "closed", "h2")]
+    {
         let constraint = format!("node.labels.host=={host}");
-        let args = ["run", "-d", "--name", name, "--network", network, "--stop-timeout", "0s", "--constraint", &constraint];
+        let args =
+            ["run", "-d", "--name", name, "--network", network, "--stop-timeout", "0s", "--constraint", &constraint];
         cluster.skein(&[&args[..], &["busybox", "sleep", "1000"]].concat())?;
     }
     for name in ["o1", "o2", "c1", "c2"] {
@@ -458,15 +501,18 @@ fn nodes_images_and_remote_users() -> Result<()> {
 /// Hosts of the live tasks of a service.
 fn hosts_of(cluster: &Cluster<'_>, service: &str) -> Result<Vec<String>> {
     let tasks = cluster.json(&["ps", "--service", service])?;
-    let running = tasks.as_array().cloned().unwrap_or_default().into_iter().filter(|t| t["status"]["state"] == "running");
+    let running =
+        tasks.as_array().cloned().unwrap_or_default().into_iter().filter(|t| t["status"]["state"] == "running");
     let mut hosts: Vec<String> = running.map(|t| cluster.node_name(&t["node"])).collect::<Result<_>>()?;
     hosts.sort();
     Ok(hosts)
 }
 
 fn wait_for_hosts(cluster: &Cluster<'_>, service: &str, expected: &[&str]) -> Result<()> {
-    wait_for(&format!("{service} on {expected:?}"), PATIENCE, || Ok((hosts_of(cluster, service)? == expected).then_some(())))
-        .with_context(|| cluster.skein(&["ps", "-a"]).unwrap_or_default())
+    wait_for(&format!("{service} on {expected:?}"), PATIENCE, || {
+        Ok((hosts_of(cluster, service)? == expected).then_some(()))
+    })
+    .with_context(|| cluster.skein(&["ps", "-a"]).unwrap_or_default())
 }
 
 fn drains(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
@@ -478,7 +524,8 @@ fn drains(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     checks.ok("drained", wait_for_hosts(cluster, "d_web", &["h2", "h2"]));
     checks.words("node ls", &cluster.skein(&["node", "ls"])?, &["drain"]);
     checks.words("explain", &cluster.skein(&["explain", "d_web"])?, &["h2"]);
-    let said = skein(cluster, &["run", "-d", "--name", "stuck", "--constraint", "node.labels.host==h1", "busybox", "true"])?;
+    let said =
+        skein(cluster, &["run", "-d", "--name", "stuck", "--constraint", "node.labels.host==h1", "busybox", "true"])?;
     checks.fine("a task for a drained node waits", &said);
     let why = cluster.skein(&["explain", "stuck"])?;
     checks.words("and says why", &why, &["no node fits", "1 paused or drained"]);
@@ -498,7 +545,12 @@ fn labels(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     checks.ensure("inspect", labels["disk"] == "ssd" && labels["rack"] == "r1", labels);
     checks.fine("label away", &skein(cluster, &["node", "label", "h1", "disk-"])?);
     let said = skein(cluster, &run)?;
-    checks.refused("nothing meets it any more", &said, 5, &["no node fits: 2 nodes; constraint node.labels.disk==ssd took 2"]);
+    checks.refused(
+        "nothing meets it any more",
+        &said,
+        5,
+        &["no node fits: 2 nodes; constraint node.labels.disk==ssd took 2"],
+    );
     let said = skein(cluster, &["node", "label", "h1", "disk-"])?;
     checks.refused("a label that is not there", &said, 3, &["node h1 has no label \"disk\""]);
     Ok(())
@@ -578,7 +630,16 @@ fn remote(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
         fs::copy(identity.join(from), nodes.join(to))?;
     }
     let said = remote(&nodes.display().to_string(), &["info"])?;
-    checks.refused("with a node's certificate", &said, 1, &["this call needs a user's certificate", "hint: skein cert issue"]);
-    ensure!(run(host.command("curl").args(["-sk", "--max-time", "5", "https://127.0.0.1:7440/v1/info"]))?.out.contains("forbidden"));
+    checks.refused(
+        "with a node's certificate",
+        &said,
+        1,
+        &["this call needs a user's certificate", "hint: skein cert issue"],
+    );
+    ensure!(
+        run(host.command("curl").args(["-sk", "--max-time", "5", "https://127.0.0.1:7440/v1/info"]))?
+            .out
+            .contains("forbidden")
+    );
     Ok(())
 }

@@ -5,6 +5,9 @@
 
 use super::{Actor, Change, NetworkId, StoreError, chain};
 
+/// Written to find out whether a disk that refused takes documents again.
+const PROBE_KEY: &str = "overlay/probe";
+
 /// What a trouble is about; there is at most one per topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Topic {
@@ -59,13 +62,15 @@ impl Actor {
             return Ok(());
         }
         let keys: Vec<String> = changes.iter().map(|c| c.key().to_owned()).collect();
+        // A full disk still takes deletions: they prove nothing.
+        let proves = changes.iter().any(|c| matches!(c, Change::Put(..)));
         let store = self.store.clone();
         let write = move || changes.iter().try_for_each(|change| store.write(change));
         let result = tokio::task::spawn_blocking(write).await.expect("stores do not panic");
         match &result {
             Ok(()) => {
                 keys.iter().for_each(|key| drop(self.behind.remove(key)));
-                if self.behind.is_empty() {
+                if self.behind.is_empty() && proves {
                     self.trouble(Topic::Disk, None);
                 }
             }
@@ -97,7 +102,10 @@ impl Actor {
 
     /// Tries again what the disk refused.
     pub(super) async fn write_behind(&mut self) {
-        let behind: Vec<Change> = self.behind.values().cloned().collect();
+        let mut behind: Vec<Change> = self.behind.values().cloned().collect();
+        if behind.is_empty() && self.troubles.contains_key(&Topic::Disk) {
+            behind.push(Change::Put(PROBE_KEY.to_owned(), "true".to_owned()));
+        }
         if !behind.is_empty() {
             self.persist_or_warn(behind).await;
         }

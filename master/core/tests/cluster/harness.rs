@@ -112,14 +112,20 @@ impl Agent {
                 TaskState::Accepted => to(TaskState::Preparing),
                 TaskState::Preparing => {
                     let addresses = self.addresses(task)?;
-                    let status = TaskStatus { state: TaskState::Starting, addresses, ..local.status.clone() };
+                    let status = TaskStatus { state: TaskState::Ready, addresses, ..local.status.clone() };
                     Some(Local { run: local.run, status })
                 }
+                // The process starts when this host is told the container's names: everybody else knows them by then.
+                TaskState::Ready if task.networks.iter().all(|n| self.knows(n, &task.id)) => to(TaskState::Starting),
                 TaskState::Starting => to(TaskState::Running),
                 _ => None,
             },
             _ => None,
         }
+    }
+
+    fn knows(&self, network: &NetworkId, task: &TaskId) -> bool {
+        self.docs.contains_key(&format!("endpoint/{network}/{task}"))
     }
 
     /// Free addresses in the task's networks, from this host's blocks.
@@ -342,13 +348,14 @@ impl Cluster {
 
     /// Delivers assignments to connected agents, and compares each ledger with a full one.
     fn tell(&mut self) {
-        for node in self.core.dispatch_due() {
-            let Some(agent) = self.agents.get_mut(&node).filter(|a| a.connected && !a.slow) else { continue };
-            if let Some(batch) = self.core.dispatch_take(&node) {
-                let generation = batch.generation;
-                agent.take(self.chain, batch);
-                self.core.dispatch_acked(&node, generation);
-            }
+        // What one acknowledges may be what another waits to be told.
+        loop {
+            let takes = |n: &NodeId| self.agents.get(n).is_some_and(|a| a.connected && !a.slow);
+            let Some(node) = self.core.dispatch_due().into_iter().find(takes) else { break };
+            let Some(batch) = self.core.dispatch_take(&node) else { break };
+            let generation = batch.generation;
+            self.agents.get_mut(&node).expect("it takes").take(self.chain, batch);
+            self.core.dispatch_acked(&node, generation);
         }
         let mut asked = self.core.clone();
         for (node, agent) in self.agents.iter().filter(|(_, a)| a.connected && !a.slow) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use master_core::{Command, Reply};
-use skein_api::{NetworkSpec, NodeUpdate};
+use skein_api::{NetworkSpec, NodeUpdate, TaskState};
 
 use crate::harness::{Cluster, With, constraint, network, replicas, service, stack};
 
@@ -179,4 +179,46 @@ fn blocks_of_a_removed_host_are_given_out_last() {
     assert!(c.model().removed_nodes.is_empty());
     let update = NodeUpdate::default();
     c.ok(Command::NodeUpdate { node: "n2".into(), update });
+}
+
+#[test]
+fn a_task_starts_when_every_host_of_its_network_knows_its_address() {
+    let mut c = Cluster::with_nodes(3);
+    let (n1, n2) = (c.node("n1"), c.node("n2"));
+    let on = |name: &str, node: &str| {
+        service(name).with(|s| network(s, "s_net")).with(|s| constraint(s, &format!("node.name=={node}")))
+    };
+    c.up(vec![on("a", "n1"), on("b", "n2"), on("c", "n3")]);
+    c.rest();
+    assert_eq!(c.task("s_c.1").status.state, TaskState::Running);
+    // n2 takes nothing: a new task on n1 is made, told to n3, and not started.
+    c.agents.get_mut(&n2).expect("joined").slow = true;
+    c.up(vec![on("a", "n1"), on("b", "n2"), on("c", "n3"), on("d", "n1")]);
+    c.rest();
+    let d = c.task("s_d.1");
+    let key = format!("endpoint/{}/{}", d.status.addresses[0].network, d.id);
+    assert_eq!(d.status.state, TaskState::Ready);
+    assert!(c.agents[&c.node("n3")].docs.contains_key(&key) && !c.agents[&n1].docs.contains_key(&key));
+    // Once it acknowledges, the task starts.
+    let mut acknowledged = c.clone();
+    acknowledged.agents.get_mut(&n2).expect("joined").slow = false;
+    acknowledged.turn();
+    acknowledged.rest();
+    assert_eq!(acknowledged.task("s_d.1").status.state, TaskState::Running);
+    assert!(acknowledged.core.take_notices().is_empty());
+    // When it never does, the deadline names it and goes on.
+    let mut late = c.clone();
+    late.pass(6_000);
+    assert_eq!(late.task("s_d.1").status.state, TaskState::Running);
+    let expected = "task s_d.1 starts although n2 did not acknowledge its address within 5 s";
+    assert_eq!(late.core.take_notices(), [expected]);
+    // A host that is lost is not waited for.
+    c.agents.get_mut(&n2).expect("joined").connected = false;
+    c.up(vec![on("a", "n1"), on("b", "n2"), on("c", "n3"), on("d", "n1"), on("e", "n3")]);
+    c.pass(16_000);
+    assert_eq!(c.task("s_e.1").status.state, TaskState::Running);
+    assert_eq!(c.core.take_notices().len(), 2, "d and e, by their deadlines");
+    c.up(vec![on("a", "n1"), on("c", "n3"), on("d", "n1"), on("e", "n3"), on("f", "n1")]);
+    c.rest();
+    assert_eq!(c.task("s_f.1").status.state, TaskState::Running, "without any time passing");
 }
