@@ -2,7 +2,7 @@
 
 use std::{future::pending, net::IpAddr};
 
-use axum::{Json, Router, extract::Path, routing::get};
+use axum::{Json, Router, http::Uri};
 use serde_json::json;
 use skein_api::{NetworkId, ServiceId, TaskAddress, TaskAssignment, TaskState};
 use tokio::{net::UnixListener, time::timeout};
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Far more than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct NoNetworks;
 
@@ -38,29 +38,27 @@ fn labels(task: &str) -> Value {
     json!({"io.skein.cluster": "c1", "io.skein.task": task, "io.skein.service": "s1", "io.skein.run": "1"})
 }
 
-async fn inspect(Path((_, id)): Path<(String, String)>) -> Json<Value> {
-    if id == "stuck" {
-        pending::<()>().await;
-    }
-    Json(json!({
-        "Id": id, "Created": "2024-01-01T00:00:00Z", "Config": {"Labels": labels(&id), "Image": "app"},
-        "State": {"Status": "running", "StartedAt": "2024-01-01T00:00:01Z"},
-    }))
+/// Answers with or without the API's version before the path, as clients have it.
+async fn answer(uri: Uri) -> Json<Value> {
+    let parts: Vec<&str> = uri.path().split('/').filter(|p| !p.is_empty() && !p.starts_with("v1.")).collect();
+    Json(match parts[..] {
+        ["version"] => json!({"ApiVersion": "1.41", "MinAPIVersion": "1.12", "Version": "20.10"}),
+        ["networks"] => json!([]),
+        ["containers", "json"] => json!(["stuck", "well"].map(|id| json!({"Id": id, "Labels": labels(id)}))),
+        ["containers", "well", "json"] => json!({
+            "Id": "well", "Created": "2024-01-01T00:00:00Z", "Config": {"Labels": labels("well"), "Image": "app"},
+            "State": {"Status": "running", "StartedAt": "2024-01-01T00:00:01Z"},
+        }),
+        // The stuck container, and events.
+        _ => pending().await,
+    })
 }
 
 /// An engine with the containers `stuck`, over which it hangs, and `well`.
 fn engine(dir: &std::path::Path) -> Engine {
     let socket = dir.join("engine.sock");
     let listener = UnixListener::bind(&socket).expect("a new directory");
-    let list = ["stuck", "well"].map(|id| json!({"Id": id, "Labels": labels(id)}));
-    let api = Router::new()
-        .route("/containers/json", get(async move || Json(list)))
-        .route("/containers/{id}/json", get(inspect))
-        .route("/networks", get(async || Json(json!([]))))
-        .route("/events", get(async || pending::<()>().await));
-    let version = get(async || Json(json!({"ApiVersion": "1.41", "MinAPIVersion": "1.12", "Version": "20.10"})));
-    let app = Router::new().nest("/{version}", api.route("/version", version));
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
     Engine::new(EngineConfig::new(socket, "c1", "n1"))
 }
 
