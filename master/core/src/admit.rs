@@ -25,6 +25,13 @@ const TOKEN_KEPT_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// with room to spare.
 const REMOVED_KEPT_MS: u64 = 25 * 3_600 * 1_000;
 
+/// Routes of a host that are kept, for the choice of subnets: a host with a full routing table has a million, which say
+/// nothing about private subnets.
+const ROUTES_MAX: usize = 4_096;
+
+/// Shorter prefixes are default routes in parts, and would leave no subnet.
+const ROUTE_PREFIX_MIN: u8 = 8;
+
 /// Longest lifetime of a token: a year.
 const TOKEN_TTL_S_MAX: u64 = 365 * 24 * 3_600;
 
@@ -87,6 +94,7 @@ impl Core {
             return Err(ApiError::new("name_taken", message)
                 .with_hint(format!("skein node rm {name}, or join with: skein-agent join --name OTHER")));
         }
+        let description = self.admit_description(None, description)?;
         let cluster = self.model.cluster.clone().ok_or_else(|| ApiError::new("not_ready", "no cluster yet"))?;
         let host_index = self.free_host_index(cluster.last_host_index)?;
         let node = Node {
@@ -94,7 +102,7 @@ impl Core {
             meta: meta::created(ctx),
             name: name.clone(),
             spec: NodeSpec { labels: token.node_labels.clone(), ..NodeSpec::default() },
-            description: description.clone(),
+            description,
             host_index,
             key_digest: key_digest.to_owned(),
             status: None,
@@ -123,12 +131,32 @@ impl Core {
         let Some(known) = self.model.nodes.get(node) else {
             return Err(not_found("node", node.as_str(), "node ls"));
         };
-        if known.description == *description {
+        let description = self.admit_description(Some(node), description)?;
+        if known.description == description {
             return Ok((Vec::new(), Reply::Done));
         }
-        let node =
-            Node { description: description.clone(), meta: meta::changed(&known.meta, ctx, false), ..known.clone() };
+        let node = Node { description, meta: meta::changed(&known.meta, ctx, false), ..known.clone() };
         Ok((vec![Change::Upsert(Object::Node(Box::new(node)))], Reply::Done))
+    }
+
+    /// What a host says of itself, as far as it may: an agent must not take another host's traffic, nor block every subnet.
+    fn admit_description(&self, node: Option<&NodeId>, said: &NodeDescription) -> Result<NodeDescription, ApiError> {
+        let taken = |other: &&Node| {
+            let d = &other.description;
+            let same = (said.underlay4.is_some() && said.underlay4 == d.underlay4)
+                || (said.underlay6.is_some() && said.underlay6 == d.underlay6);
+            // A host that is not heard of may have been set up anew under another name.
+            same && Some(&other.id) != node && self.is_ready(&other.id)
+        };
+        if let Some(other) = self.model.nodes.values().find(taken) {
+            let message = format!("node {} is ready and has this host's underlay address", other.name);
+            return Err(ApiError::new("address_taken", message)
+                .with_hint("give each host an address of its own, or set `underlay` in the agent's configuration"));
+        }
+        let mut description = said.clone();
+        description.routes.retain(|r| r.prefix_len() >= ROUTE_PREFIX_MIN);
+        description.routes.truncate(ROUTES_MAX);
+        Ok(description)
     }
 
     pub(crate) fn node_update(&self, reference: &str, update: &NodeUpdate, ctx: &Context) -> Decision {

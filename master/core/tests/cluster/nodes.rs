@@ -252,3 +252,24 @@ fn removal_frees_everything_and_replaces_services() {
     assert_eq!(c.core.check(), [""; 0]);
     c.join(&name);
 }
+
+#[test]
+fn a_host_cannot_take_anothers_address_nor_block_every_subnet() {
+    let mut c = Cluster::with_nodes(2);
+    let mut liar = Cluster::description("n2");
+    liar.underlay4 = Cluster::description("n1").underlay4;
+    let describe = |c: &Cluster, d: &skein_api::NodeDescription| Command::Describe {
+        node: c.node("n2"),
+        description: Box::new(d.clone()),
+    };
+    let error = c.refused(describe(&c, &liar), "address_taken");
+    assert_eq!(error.message, "node n1 is ready and has this host's underlay address");
+    let mut greedy = Cluster::description("n2");
+    greedy.routes = vec!["0.0.0.0/1".parse().unwrap(), "128.0.0.0/1".parse().unwrap(), "10.0.0.0/24".parse().unwrap()];
+    c.ok(describe(&c, &greedy));
+    let kept = &c.model().nodes[&c.node("n2")].description.routes;
+    assert_eq!(*kept, ["10.0.0.0/24".parse().unwrap()]);
+    // A lost host's address is free for the host that was set up in its place.
+    c.lose("n1");
+    c.ok(describe(&c, &liar));
+}
