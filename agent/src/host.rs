@@ -1,7 +1,7 @@
 //! What this host is, for the cluster: the engine's word, the configuration, the underlay, and what does not work.
-//! Looked at again every [`LOOK`], troubles at once, and sent to the master when it changed.
+//! Looked at again every `LOOK`, troubles at once, and sent to the master when it changed.
 //!
-//! [`cgroup`]: limits to what is offered. [`troubles`]: what does not work.
+//! [`cgroup`]: limits to what is offered. `troubles`: what does not work.
 //!
 //! Tasks: [`Host::follow`] is one. Channels: a `watch` with the description; it reads those of [`Sources`].
 
@@ -131,7 +131,7 @@ impl Host {
         })
     }
 
-    /// Looks again and again, and tells when something changed: troubles at once, the rest within [`LOOK`].
+    /// Looks again and again, and tells when something changed: troubles at once, the rest within `LOOK`.
     pub async fn follow(
         self,
         mut sources: Sources,
@@ -192,7 +192,7 @@ mod tests {
         ledger::LedgerState,
     };
 
-    /// Well below [`LOOK`], and far more than a message takes.
+    /// Well below `LOOK`, and far more than a message takes.
     const AT_ONCE: Duration = Duration::from_secs(10);
 
     #[tokio::test]

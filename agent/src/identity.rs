@@ -26,6 +26,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use skein_api::{MASTER_NAME, grpc::agent_client::AgentClient};
+use skein_daemon::hex;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -231,14 +232,6 @@ pub fn pinned_tls(ca_sha256: &str) -> Result<ClientConfig, IdentityError> {
 struct Pinned {
     ca_sha256: String,
     provider: Arc<CryptoProvider>,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        write!(out, "{byte:02x}").expect("a String takes everything");
-        out
-    })
 }
 
 impl ServerCertVerifier for Pinned {

@@ -109,6 +109,14 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
+        write!(out, "{byte:02x}").expect("a String takes everything");
+        out
+    })
+}
+
 /// Says why the process ends, and gives its exit code.
 #[allow(clippy::print_stderr, reason = "the process ends with this message")]
 pub fn fail(error: &(dyn Error + 'static), hint: Option<&str>, code: u8) -> ExitCode {

@@ -14,6 +14,7 @@ use ring::{
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject};
 use skein_api::{ApiError, MASTER_NAME, TokenId};
+use skein_daemon::hex;
 use time::{Duration, OffsetDateTime};
 
 /// Lifetime of the CA: ten years.
@@ -160,14 +161,6 @@ impl Ca {
 /// SHA-256, hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(digest::digest(&digest::SHA256, bytes).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        write!(out, "{byte:02x}").expect("a String takes everything");
-        out
-    })
 }
 
 /// SHA-256 of the public key of a signing request, hex, after checking that the request is signed by that key.

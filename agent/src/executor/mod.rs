@@ -5,11 +5,11 @@
 //! not know the master's session, the kernel or the disk's format.
 //!
 //! Tasks: [`Executor::run`] is one, and owns in a [`JoinSet`] the engine's event stream and one task per action.
-//! Channels: ledger changes and [`ExecutorHandle::wake`] wake it, events come by an `mpsc` of [`EVENTS_BUFFERED`] (a
-//! full one holds the engine's stream back), words of progress by one of [`PROGRESS_BUFFERED`] (a full one drops them).
+//! Channels: ledger changes and [`ExecutorHandle::wake`] wake it, events come by an `mpsc` of `EVENTS_BUFFERED` (a
+//! full one holds the engine's stream back), words of progress by one of `PROGRESS_BUFFERED` (a full one drops them).
 //! Reports leave through [`Reports`], figures through a `watch` of [`ExecutorStatus`].
 //!
-//! A container whose inspection takes longer than [`INSPECT_TIMEOUT`] keeps its old view and is looked at by a task of
+//! A container whose inspection takes longer than `INSPECT_TIMEOUT` keeps its old view and is looked at by a task of
 //! its own (`looks`): an engine that hangs over one container must not hold up the others.
 //!
 //! It looks at single containers when an event or an action was about them, and at everything every

@@ -17,6 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
+use skein_daemon::hex;
 
 use super::medium::DirMedium;
 use super::record::{self, Head};
@@ -132,10 +133,6 @@ impl<W: Write> Hashed<W> {
         self.context.update(&line);
         self.inner.write_all(&line)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The record's checksum in the store, in hexadecimal.
