@@ -8,7 +8,7 @@
 //!
 //! A service manager that keeps nothing, or none at all, changes nothing else: sockets end with the agent then.
 //!
-//! No tasks, no channels. Messages are sent by whoever calls, each within [`SEND_TIMEOUT`]; a failure is logged and
+//! No tasks, no channels. Messages are sent by whoever calls, each within `SEND_TIMEOUT`; a failure is logged and
 //! costs the keeping of one socket, never the socket itself.
 
 use std::{

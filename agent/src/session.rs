@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Tasks: the loop of [`Session::run`]; one per open stream, all in a `JoinSet` that ends with the connection; one that
-//! applies assignments, so that a slow disk or kernel delays no heartbeat. Channels: messages out ([`OUT`]), assignments
-//! to apply ([`APPLY`]); both wait for room.
+//! applies assignments, so that a slow disk or kernel delays no heartbeat. Channels: messages out (`OUT`), assignments
+//! to apply (`APPLY`); both wait for room.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
