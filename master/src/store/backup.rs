@@ -29,8 +29,8 @@ use super::{
 const BACKUP_FORMAT: u32 = 1;
 /// Longest line: a value in base64 (4/3), kind and id as JSON (at most 6 bytes for one), and 256 bytes of names and numbers.
 const LINE_BYTES_MAX: usize = VALUE_BYTES_MAX.div_ceil(3) * 4 + 6 * (KIND_BYTES_MAX + ID_BYTES_MAX) + 256;
-/// How far a restored store's epoch lies beyond the backup's. Agents remember the highest epoch they have seen and refuse
-/// older masters; the terms since the backup are lost, but hardly a million.
+/// How far a restored store's epoch lies beyond the backup's: epochs must grow over a restore too, so that a write of a
+/// term since the backup is never taken for one of the present. Those terms are lost, but hardly a million.
 const RESTORE_EPOCH_STEP: u64 = 1_000_000;
 
 /// What is in a backup.
