@@ -44,6 +44,9 @@ const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 /// How long a removed node's connections last, for the word that it was removed.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// A handshake takes two round trips; a client that is slower holds a place that others need.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -151,20 +154,27 @@ impl Server {
         }
     }
 
+    /// The next connection; none when the server ends.
+    async fn next<T, F: Future<Output = io::Result<T>>>(&self, accept: impl Fn() -> F) -> Option<T> {
+        loop {
+            // Cancel-safe: a connection that is not taken stays in the listener's queue.
+            let accepted = tokio::select! {
+                () = self.shutdown.cancelled() => return None,
+                accepted = accept() => accepted,
+            };
+            match accepted {
+                Ok(connection) => return Some(connection),
+                // Out of descriptors, most likely: wait until some are free.
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
     /// Accepts mutual TLS on `listener`.
     pub fn listen_tls(&self, listener: TcpListener, acceptor: TlsAcceptor) {
         let server = self.clone();
         self.tasks.spawn(async move {
-            loop {
-                let accepted = tokio::select! {
-                    () = server.shutdown.cancelled() => break,
-                    accepted = listener.accept() => accepted,
-                };
-                let Ok((stream, peer)) = accepted else {
-                    // Out of descriptors, most likely: wait until some are free.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                };
+            while let Some((stream, peer)) = server.next(|| listener.accept()).await {
                 let Ok(place) = server.places.clone().try_acquire_owned() else {
                     tracing::warn!(%peer, "connection refused, all places are taken");
                     continue;
@@ -201,15 +211,7 @@ impl Server {
     pub fn listen_unix(&self, listener: UnixListener) {
         let server = self.clone();
         self.tasks.spawn(async move {
-            loop {
-                let accepted = tokio::select! {
-                    () = server.shutdown.cancelled() => break,
-                    accepted = listener.accept() => accepted,
-                };
-                let Ok((stream, _)) = accepted else {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                };
+            while let Some((stream, _)) = server.next(|| listener.accept()).await {
                 let uid = stream.peer_cred().map(|c| c.uid()).unwrap_or(u32::MAX);
                 server.tasks.clone().spawn(server.clone().serve(stream, Identity::Local(uid)));
             }

@@ -208,7 +208,9 @@ impl Core {
 
     /// The shell committed `changes` at `revision`.
     pub fn committed(&mut self, changes: &[Change], revision: u64) {
-        self.undo.clear();
+        // A large batch goes in several commits: what is still to come can still be taken back.
+        let done: BTreeSet<Key> = changes.iter().map(Change::key).collect();
+        self.undo.retain(|change| !done.contains(&change.key()));
         for change in changes {
             let Change::Upsert(object) = change else { continue };
             let mut object = object.clone();

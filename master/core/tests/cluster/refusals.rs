@@ -183,3 +183,43 @@ fn commands_about_what_is_not_there_or_not_so() {
     c.ok(Command::Describe { node: c.node("n1"), description: Box::new(Cluster::description("n1")) });
     assert_eq!(*c.model(), before);
 }
+
+#[test]
+fn what_could_not_be_stored_is_taken_back() {
+    let mut c = Cluster::with_nodes(2);
+    c.up(vec![service("a")]);
+    c.rest();
+    let before = c.model().clone();
+    let services = vec![service("a"), service("b").with(|s| replicas(s, 3)).with(|s| network(s, "s_net"))];
+    let command = up(services);
+    let ctx = c.context();
+    let decide = |c: &mut Cluster| {
+        c.core.execute(&command, &ctx).expect("it can be done");
+        c.core.settle(c.now, 7);
+        assert_ne!(*c.model(), before);
+    };
+    decide(&mut c);
+    c.core.rollback();
+    assert_eq!(*c.model(), before);
+    assert_eq!(c.core.check(), Vec::<String>::new());
+    assert!(c.core.take_staged().is_empty());
+    // The second of two commits fails: what the first stored stays.
+    decide(&mut c);
+    let staged = c.core.take_staged();
+    c.core.committed(&staged[..1], 99);
+    c.core.rollback();
+    let stored = staged[0].key();
+    let differ = |o: &master_core::model::Object| o.key() != stored;
+    let left: Vec<_> = c.model().objects().into_iter().filter(differ).collect();
+    assert_eq!(left, before.objects().into_iter().filter(differ).collect::<Vec<_>>());
+    assert_ne!(*c.model(), before);
+}
+
+#[test]
+fn an_object_that_no_store_takes_is_refused() {
+    let mut c = Cluster::with_nodes(1);
+    let mut large = service("a");
+    large.task.container.env.insert("LARGE".into(), Some("x".repeat(300 << 10)));
+    let error = c.refused(up(vec![large]), "too_large");
+    assert!(error.message.ends_with("would take more than 262144 bytes"), "{error}");
+}
