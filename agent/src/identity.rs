@@ -380,4 +380,19 @@ mod tests {
         let error = dir.membership().unwrap_err().to_string();
         assert!(error.contains("identity/node.json") && error.contains("EOF"), "{error}");
     }
+
+    #[test]
+    fn a_refused_certificate_says_what_to_do() {
+        let check = |error: CertificateError, expected: &str| {
+            // As it comes out of a connector: an I/O error around TLS's, which is not its source.
+            let error = io::Error::other(rustls::Error::InvalidCertificate(error));
+            let words = explain(&error);
+            assert!(words.contains(expected), "{words}");
+        };
+        check(CertificateError::UnknownIssuer, "not signed by the CA that the token names");
+        check(CertificateError::Expired, "the clock of this host or of the master is far off");
+        check(CertificateError::NotValidYet, "the clock of this host or of the master is far off");
+        check(CertificateError::Revoked, "Revoked");
+        assert_eq!(explain(&io::Error::from(io::ErrorKind::ConnectionRefused)), "connection refused");
+    }
 }
