@@ -162,7 +162,10 @@ fn invite(cluster: &Cluster<'_>, file: &std::path::Path) {
         format!("{skein} node drain h3"),
         format!("{skein} up -p {STACK} -f {} --dry-run", file.display()),
         format!("cargo xtask lab exec master --name {LAB} -- curl -s http://h1:8080/rows"),
-        format!("cargo xtask lab exec h2 --name {LAB} -- ip -d link show type vxlan"),
+        format!(
+            "cargo xtask lab exec h2 --name {LAB} -- \
+             sh -c 'for n in /run/skein/netns/*; do nsenter --net=$n ip -d link show type vxlan; done'"
+        ),
         format!("cargo xtask lab cut h1 h2 --name {LAB}; cargo xtask lab heal --name {LAB}"),
     ] {
         ui::note(&line);
