@@ -35,6 +35,11 @@ pub struct TestArgs {
 /// root and what the set-up installs: `kernel`, `lab_images`, `e2e_compose`. docs/testing.md tells authors.
 pub const ROOT_TEST_PREFIXES: &[&str] = &["kernel", "lab", "e2e", "engine", "overlay"];
 
+/// Seed of the property tests, a number; proptest reads it.
+const PROPTEST_SEED: &str = "PROPTEST_RNG_SEED";
+/// The seed unless the environment has one.
+const PROPTEST_SEED_DEFAULT: &str = "20261122";
+
 /// Variables that cargo sets for the program it runs. Passed on to another cargo they make build scripts run again
 /// that watch them (ring's does), and half the workspace with them.
 const CARGO_RUN_VARIABLES: &[&str] =
@@ -161,7 +166,12 @@ fn test_command(root: &Path, args: &TestArgs) -> anyhow::Result<Command> {
         ui::note("cargo-nextest is not installed: the tests run with cargo test, without time limits");
         libtest_args(args, &programs)
     };
-    Ok(cargo(root, &list.iter().map(String::as_str).collect::<Vec<_>>()))
+    let mut command = cargo(root, &list.iter().map(String::as_str).collect::<Vec<_>>());
+    // A commit that was green stays green; whoever looks for more chooses other seeds.
+    if std::env::var_os(PROPTEST_SEED).is_none() {
+        command.env(PROPTEST_SEED, PROPTEST_SEED_DEFAULT);
+    }
+    Ok(command)
 }
 
 /// A test program of a package: a file of its `tests` folder.

@@ -126,7 +126,15 @@ fn take(host: &mut Host, step: Step) {
                 host.container_mut(TASKS[t]).health = Some(if healthy { Health::Healthy } else { Health::Unhealthy });
             }
         }
-        Step::RemovedByHand(t) => host.observed.containers.retain(|_, c| c.task.as_str() != TASKS[t]),
+        Step::RemovedByHand(t) => {
+            let id = TaskId::new(TASKS[t]);
+            if !host.memory.tasks.contains_key(&id) {
+                // A known limit: the ledger was lost, and a hand was faster than the next plan. Nobody remembers the
+                // address then; it stays reserved until its network goes.
+                host.reserved.remove(&id);
+            }
+            host.observed.containers.retain(|_, c| c.task.as_str() != TASKS[t]);
+        }
         Step::StartedByHand(t) => {
             let now = host.now;
             if host.container(TASKS[t]).is_some_and(|c| !c.state.is_live()) {
