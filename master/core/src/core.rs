@@ -367,7 +367,7 @@ impl Core {
         self.liveness.status(node).state == NodeState::Ready
     }
 
-    /// Checks every invariant over the whole state; for tests, the simulation and `skein debug check`.
+    /// Checks every invariant over the whole state; for tests and `GET /v1/check`.
     pub fn check(&self) -> Vec<String> {
         crate::check::check(self)
     }

@@ -33,7 +33,6 @@ struct Queue {
     /// Keys of documents to look at again.
     dirty: BTreeSet<String>,
     full: bool,
-    acked: u64,
 }
 
 /// A set of documents to send.
@@ -95,13 +94,6 @@ impl Dispatch {
         }
         for key in network_keys(model, network, node) {
             self.mark(node, key);
-        }
-    }
-
-    /// The agent of `node` has everything up to `generation`.
-    pub(crate) fn acked(&mut self, node: &NodeId, generation: u64) {
-        if let Some(queue) = self.queues.get_mut(node) {
-            queue.acked = queue.acked.max(generation.min(queue.generation));
         }
     }
 
@@ -257,11 +249,6 @@ impl Core {
         let batch = Batch { full, base, generation, upserts, removes };
         self.readiness.told(node, &batch);
         Some(batch)
-    }
-
-    /// The generation that a node was last told, and the one that it has in its ledger for sure.
-    pub fn dispatch_position(&self, node: &NodeId) -> Option<(u64, u64)> {
-        self.dispatch.queues.get(node).map(|queue| (queue.generation, queue.acked))
     }
 
     fn all_keys(&self, node: &NodeId) -> BTreeSet<String> {

@@ -131,7 +131,6 @@ impl Core {
 
     /// The agent has everything up to `generation` in its ledger, and its network and names follow it.
     pub fn dispatch_acked(&mut self, node: &NodeId, generation: u64) {
-        self.dispatch.acked(node, generation);
         let released = self.readiness.acked(node, generation);
         self.tell_own_hosts(released);
     }
