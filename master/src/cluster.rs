@@ -10,11 +10,12 @@
 //! ([`QUEUE`]); a `watch` of the store's position out; one bounded `mpsc` per agent session, whose slow readers are simply told later and
 //! then everything at once, because what an agent is told is computed from the state when it can take it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use master_core::{
     Command, Context, Core, Now, Reply, Settings,
+    leader::{self, Leader},
     liveness::HEARTBEAT_MS,
     model::{Change, Kind, Object},
 };
@@ -53,7 +54,7 @@ const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// Name of the lead that a master takes.
 const LEAD: &str = "master";
 
-type Answer = oneshot::Sender<Result<Reply, ApiError>>;
+type Answer = oneshot::Sender<leader::Answer>;
 type Query = Box<dyn FnOnce(&Core) + Send>;
 
 /// What a session's agent is sent.
@@ -176,26 +177,21 @@ impl Handle {
     }
 }
 
-struct Session {
-    number: u64,
+/// How to reach an agent that has a session.
+struct Link {
     tx: SessionTx,
     cancel: CancellationToken,
 }
 
 /// The loop's state.
 pub struct Cluster {
-    core: Core,
+    leader: Leader<Link, Answer>,
     settings: Settings,
     store: Arc<dyn Store>,
     epoch: Epoch,
-    /// Names this loop's sequence of generations: a new one after each load, so that agents get everything anew.
-    chain: String,
     rx: mpsc::Receiver<Event>,
-    sessions: BTreeMap<NodeId, Session>,
-    sessions_opened: u64,
     connections: Connections,
     started: Instant,
-    read_only: Option<String>,
     /// While it is read-only: when the store is tried again.
     reopen_at: Instant,
     revision: u64,
@@ -239,23 +235,20 @@ impl Cluster {
         let (position, seen) = watch::channel(Position { revision, epoch: epoch.0, read_only: None });
         let (tx, rx) = mpsc::channel(QUEUE);
         let handle = Handle { tx, position: seen };
+        let leader = Leader::new(core, pki::random_hex(8));
         let mut cluster = Self {
-            core,
+            leader,
             settings,
             store,
             epoch,
-            chain: pki::random_hex(8),
             rx,
-            sessions: BTreeMap::new(),
-            sessions_opened: 0,
             connections,
             started,
-            read_only: None,
             reopen_at: started,
             revision,
             position,
         };
-        if cluster.core.model().cluster.is_none() {
+        if cluster.leader.core().model().cluster.is_none() {
             cluster.init().await?;
         }
         Ok((cluster, handle))
@@ -272,8 +265,10 @@ impl Cluster {
             ..Default::default()
         };
         let ctx = self.context(Origin { who: "local".into(), why: "first start".into() });
-        self.core.execute(&Command::InitCluster(Box::new(cluster)), &ctx)?;
-        self.commit().await.map_err(|e| anyhow::anyhow!(e.message))?;
+        let (reply, mut answer) = oneshot::channel();
+        self.leader.command(&Command::InitCluster(Box::new(cluster)), &ctx, reply);
+        self.finish().await;
+        answer.try_recv().map_err(|_| gone())??;
         tracing::info!("cluster made");
         Ok(())
     }
@@ -283,7 +278,7 @@ impl Cluster {
     /// # Errors
     /// When what the store has is not one.
     pub fn ca(&self) -> anyhow::Result<pki::Ca> {
-        let cluster = self.core.model().cluster.as_ref().expect("made by `start`");
+        let cluster = self.leader.core().model().cluster.as_ref().expect("made by `start`");
         Ok(pki::Ca::load(&cluster.ca_certificate_pem, &cluster.ca_key_pem)?)
     }
 
@@ -300,7 +295,7 @@ impl Cluster {
             // Cancel-safe: `recv_many` takes nothing when it is dropped before it is ready, a tick that is lost comes again.
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                _ = tick.tick() => self.core.tick(now(self.started)),
+                _ = tick.tick() => self.leader.tick(now(self.started)),
                 taken = self.rx.recv_many(&mut batch, BATCH_MAX) => {
                     if taken == 0 {
                         break;
@@ -310,8 +305,8 @@ impl Cluster {
             self.turn(std::mem::take(&mut batch)).await;
         }
         self.rx.close();
-        for session in self.sessions.values() {
-            session.cancel.cancel();
+        for link in self.leader.sessions() {
+            link.cancel.cancel();
         }
         if let Err(error) = self.store.resign(self.epoch).await {
             tracing::warn!(%error, "failed to give up the lead");
@@ -320,147 +315,103 @@ impl Cluster {
 
     /// One turn: decide all, commit once, let effects out.
     async fn turn(&mut self, batch: Vec<Event>) {
-        let (mut replies, mut queries, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut queries = Vec::new();
         for event in batch {
             match event {
                 Event::Command { command, origin, reply } => {
-                    let result = match &self.read_only {
-                        // What changes nothing needs no store: agents keep their sessions.
-                        Some(why) => match self.core.decide(&command, &self.context(origin)) {
-                            Ok((changes, reply)) if changes.is_empty() => Ok(reply),
-                            Ok(_) => Err(read_only(why)),
-                            Err(refusal) => Err(refusal),
-                        },
-                        None => self.execute(&command, origin),
-                    };
-                    if let (Command::NodeRemove { .. }, Ok(Reply::Node(node))) = (&*command, &result) {
-                        removed.push(node.clone());
-                    }
-                    replies.push((reply, result));
+                    let ctx = self.context(origin);
+                    self.leader.command(&command, &ctx, reply);
                 }
                 Event::Query(query) => queries.push(query),
                 Event::SessionOpen(session, reply) => self.session_open(*session, reply),
                 Event::SessionClosed { node, session } => {
-                    if self.sessions.get(&node).is_some_and(|s| s.number == session) {
-                        self.sessions.remove(&node);
+                    if self.leader.session_closed(&node, session) {
                         tracing::info!(%node, "session closed");
                     }
                 }
                 Event::Heartbeat { node, session, seq } => self.heartbeat(&node, session, seq),
-                Event::Acked { node, chain, generation } => {
-                    if chain == self.chain {
-                        self.core.dispatch_acked(&node, generation);
-                    }
-                }
+                Event::Acked { node, chain, generation } => self.leader.acked(&node, &chain, generation),
                 Event::OpenStream { node, message, reply } => {
                     // The asker may have gone; then nobody misses the answer.
                     let _ = reply.send(self.open_stream(&node, message));
                 }
             }
         }
-        if self.read_only.is_none() {
-            self.core.settle(now(self.started), pki::random_u64());
-        }
-        match self.commit().await {
-            Ok(()) => removed.iter().for_each(|node| self.dismiss(node)),
-            Err(error) => {
-                for (_, result) in &mut replies {
-                    // A refusal stands; what was to be changed was not.
-                    if result.is_ok() {
-                        *result = Err(error.clone());
-                    }
-                }
-            }
-        }
-        self.position.send_replace(Position {
-            revision: self.revision,
-            epoch: self.epoch.0,
-            read_only: self.read_only.clone(),
-        });
-        for (reply, result) in replies {
-            let _ = reply.send(result);
-        }
+        self.finish().await;
         for query in queries {
-            query(&self.core);
+            query(self.leader.core());
         }
-        for notice in self.core.take_notices() {
+        for notice in self.leader.take_notices() {
             tracing::warn!(notice, "network is not ready everywhere");
         }
         self.tell_agents();
     }
 
-    fn execute(&mut self, command: &Command, origin: Origin) -> Result<Reply, ApiError> {
-        let ctx = self.context(origin);
-        self.core.execute(command, &ctx)
-    }
-
-    /// A node is gone, durably: its agent is told, and every connection of it is cut.
-    fn dismiss(&mut self, node: &NodeId) {
-        if let Some(session) = self.sessions.remove(node) {
-            let body = grpc::master_message::Body::Removed(grpc::Removed { reason: "removed from the cluster".into() });
-            // If the agent cannot take it, the cut connection and the refused reconnect tell it.
-            let _ = session.tx.try_send(Ok(grpc::MasterMessage { body: Some(body) }));
+    /// Commits what the turn decided, then lets its answers out.
+    async fn finish(&mut self) {
+        self.commit().await;
+        self.position.send_replace(Position {
+            revision: self.revision,
+            epoch: self.epoch.0,
+            read_only: self.leader.read_only().map(str::to_owned),
+        });
+        for (node, link) in self.leader.dismissed() {
+            if let Some(link) = link {
+                let removed = grpc::Removed { reason: "removed from the cluster".into() };
+                // If the agent cannot take it, the cut connection and the refused reconnect tell it.
+                let _ = link.tx.try_send(message(grpc::master_message::Body::Removed(removed)));
+            }
+            self.connections.cut(node.as_str());
         }
-        self.connections.cut(node.as_str());
+        for (reply, answer) in self.leader.replies() {
+            let _ = reply.send(answer);
+        }
     }
 
     fn session_open(&mut self, session: SessionOpen, reply: oneshot::Sender<u64>) {
         let SessionOpen { node, tx, cancel, chain, generation } = session;
-        if !self.core.model().nodes.contains_key(&node) {
-            // It was removed while its connection was being made.
+        let link = Link { tx: tx.clone(), cancel: cancel.clone() };
+        let Some(opened) = self.leader.session_open(&node, link, &chain, generation, now(self.started)) else {
             cancel.cancel();
             let _ = reply.send(0);
             return;
-        }
-        self.sessions_opened += 1;
-        let number = self.sessions_opened;
-        if let Some(old) = self.sessions.insert(node.clone(), Session { number, tx, cancel }) {
-            // The same identity from two places: the newer one is the host, the other a half-open connection or a copy.
+        };
+        if let Some(old) = opened.replaced {
             old.cancel.cancel();
         }
-        let same_chain = chain == self.chain;
-        let current = self.core.dispatch_open(&node, same_chain, generation);
-        self.core.session_opened(&node, now(self.started));
-        if current {
-            // The agent's ledger is complete; it waits for this word before it removes what it does not know.
+        if opened.current {
             let assignments = grpc::Assignments { chain, base: generation, generation, ..Default::default() };
-            let body = grpc::master_message::Body::Assignments(assignments);
             // The queue is new: there is room.
-            let _ = self.sessions[&node].tx.try_send(Ok(grpc::MasterMessage { body: Some(body) }));
+            let _ = tx.try_send(message(grpc::master_message::Body::Assignments(assignments)));
         }
-        tracing::info!(%node, same_chain, generation, "session opened");
-        let _ = reply.send(number);
+        tracing::info!(%node, current = opened.current, generation, "session opened");
+        let _ = reply.send(opened.number);
     }
 
     fn heartbeat(&mut self, node: &NodeId, session: u64, seq: u64) {
-        let Some(known) = self.sessions.get(node).filter(|s| s.number == session) else { return };
-        self.core.heartbeat(node, now(self.started));
+        let Some(link) = self.leader.heartbeat(node, session, now(self.started)) else { return };
         let period_ms = u32::try_from(HEARTBEAT_MS).expect("five seconds");
         let ack = grpc::HeartbeatAck { seq, period_ms };
-        let body = grpc::master_message::Body::HeartbeatAck(ack);
         // A session that takes nothing is slow or dead; the next acknowledgement or its end tells.
-        let _ = known.tx.try_send(Ok(grpc::MasterMessage { body: Some(body) }));
+        let _ = link.tx.try_send(message(grpc::master_message::Body::HeartbeatAck(ack)));
     }
 
-    fn open_stream(&mut self, node: &NodeId, message: grpc::OpenStream) -> Result<(), ApiError> {
+    fn open_stream(&mut self, node: &NodeId, open: grpc::OpenStream) -> Result<(), ApiError> {
         let unreachable = || {
             ApiError::new("node_unreachable", format!("the agent of node {} is not connected", node.short()))
                 .with_hint("skein node ls")
         };
-        let session = self.sessions.get(node).ok_or_else(unreachable)?;
-        let body = grpc::master_message::Body::OpenStream(message);
-        session.tx.try_send(Ok(grpc::MasterMessage { body: Some(body) })).map_err(|_| unreachable())
+        let link = self.leader.session(node).ok_or_else(unreachable)?;
+        link.tx.try_send(message(grpc::master_message::Body::OpenStream(open))).map_err(|_| unreachable())
     }
 
-    /// Makes durable what was staged; on failure takes it back and follows the store.
-    async fn commit(&mut self) -> Result<(), ApiError> {
-        if self.read_only.is_some() {
-            if Instant::now() >= self.reopen_at {
-                self.recover().await;
-            }
-            return Ok(());
+    /// Makes durable what the turn decided; where the store refuses, memory goes back, then follows the store.
+    async fn commit(&mut self) {
+        if self.leader.read_only().is_some() && Instant::now() >= self.reopen_at {
+            self.recover().await;
+            return;
         }
-        let staged = self.core.take_staged();
+        let staged = self.leader.settle(now(self.started), pki::random_u64());
         let mut rest = staged.as_slice();
         while !rest.is_empty() {
             let (ops, taken) = transaction(rest);
@@ -469,22 +420,18 @@ impl Cluster {
             let outcome = self.store.txn(Txn { epoch: self.epoch, guards: Vec::new(), ops }).await;
             match outcome {
                 Ok(TxnOutcome::Committed(revision)) => {
-                    self.core.committed(changes, revision.0);
+                    self.leader.committed(changes, revision.0);
                     self.revision = revision.0;
                 }
                 other => {
                     let why = describe(&other, &self.store.health().borrow());
                     tracing::error!(reason = why, "store refused a commit, master is read-only");
-                    // Nobody may see what is not durable: memory goes back first, then follows the store.
-                    self.core.rollback();
-                    self.read_only = Some(why.clone());
+                    self.leader.refused(why);
                     self.recover().await;
-                    return Err(ApiError::new("not_stored", format!("the change was not made durable: {why}"))
-                        .with_hint("try again; skein info shows whether the store takes writes"));
+                    return;
                 }
             }
         }
-        Ok(())
     }
 
     /// Opens the store again and loads the state from it: memory must not hold what the store does not.
@@ -498,12 +445,8 @@ impl Cluster {
         match reopened.await {
             Ok((epoch, core, revision)) => {
                 tracing::info!(%epoch, "store opened again");
-                (self.epoch, self.core, self.read_only, self.revision) = (epoch, core, None, revision);
-                self.chain = pki::random_hex(8);
-                for node in self.sessions.keys() {
-                    self.core.dispatch_open(node, false, 0);
-                    self.core.session_opened(node, now(self.started));
-                }
+                (self.epoch, self.revision) = (epoch, revision);
+                self.leader.resumed(core, pki::random_hex(8), now(self.started));
             }
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "failed to open the store again");
@@ -514,23 +457,27 @@ impl Cluster {
 
     /// Sends each session what its agent does not know yet, as far as it can take it.
     fn tell_agents(&mut self) {
-        for node in self.core.dispatch_due() {
-            let Some(session) = self.sessions.get(&node) else { continue };
-            let Ok(permit) = session.tx.try_reserve() else { continue };
-            let Some(batch) = self.core.dispatch_take(&node) else { continue };
+        for node in self.leader.due() {
+            let Some(link) = self.leader.session(&node) else { continue };
+            let tx = link.tx.clone();
+            let Ok(permit) = tx.try_reserve() else { continue };
+            let Some(batch) = self.leader.batch(&node) else { continue };
             let upserts = batch.upserts.iter().map(document).collect();
             let assignments = grpc::Assignments {
-                chain: self.chain.clone(),
+                chain: self.leader.chain().to_owned(),
                 full: batch.full,
                 base: batch.base,
                 generation: batch.generation,
                 upserts,
                 removes: batch.removes,
             };
-            let body = grpc::master_message::Body::Assignments(assignments);
-            permit.send(Ok(grpc::MasterMessage { body: Some(body) }));
+            permit.send(message(grpc::master_message::Body::Assignments(assignments)));
         }
     }
+}
+
+fn message(body: grpc::master_message::Body) -> Result<grpc::MasterMessage, tonic::Status> {
+    Ok(grpc::MasterMessage { body: Some(body) })
 }
 
 fn document(assignment: &Assignment) -> grpc::Document {
@@ -575,10 +522,6 @@ fn describe(outcome: &Result<TxnOutcome, StoreError>, health: &StoreHealth) -> S
         (Ok(TxnOutcome::Unknown), _) => "the store does not know whether it kept it".to_owned(),
         (Err(error), _) => error.to_string(),
     }
-}
-
-fn read_only(why: &str) -> ApiError {
-    ApiError::new("read_only", format!("the master takes no changes: {why}")).with_hint("skein info")
 }
 
 fn now(started: Instant) -> Now {

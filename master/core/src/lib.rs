@@ -5,6 +5,7 @@
 //!
 //! - [`model`]: the objects and lookups over them
 //! - [`core`]: the verbs: execute, settle, take what was staged, take what agents are to be told
+//! - [`leader`]: a term of office: sessions, turns, what may be said when
 //! - `admit`, `workloads`, `networks`, `reports`: what each request changes
 //! - `orchestrator`: what follows from it: tasks, replacements, placement, removal
 //! - [`scheduler`]: filters and strategies over bitset indexes
@@ -17,6 +18,7 @@ mod check;
 pub mod command;
 pub mod core;
 pub mod dispatch;
+pub mod leader;
 pub mod liveness;
 mod lookup;
 mod meta;
