@@ -13,6 +13,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use agent_core::session::{Backoff, Pulse};
 use rand::Rng as _;
 use skein_api::{
     AGENT_PROTOCOL, Assignment, EndpointAssignment, NetworkAssignment, NodeDescription, PeerAssignment, StreamRequest,
@@ -53,18 +54,6 @@ const STREAMS_MAX: usize = 256;
 
 /// How long a master may take to read the last frames of a stream: its user may be slow.
 const LAST_FRAMES: Duration = Duration::from_secs(60);
-
-/// First and longest pause between attempts to connect.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-
-/// A session that lasted this long was well: the next pause is the first again.
-const WELL: Duration = Duration::from_secs(10);
-
-/// Until the first acknowledgement says otherwise.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-
-/// Heartbeats without an acknowledgement after which the session is given up: as many as the master allows.
-const SILENT_PERIODS: u32 = 3;
 
 /// How long the master may take to answer a single call.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
@@ -125,9 +114,12 @@ async fn within<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, B
     }
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 fn message(body: agent_message::Body) -> grpc::AgentMessage {
@@ -141,7 +133,7 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 impl Session {
     /// Keeps a session until `shutdown`, or until the node was removed.
     pub async fn run(self, shutdown: CancellationToken) -> Ended {
-        let mut pause = BACKOFF.0;
+        let mut backoff = Backoff::default();
         for attempt in 0_usize.. {
             let address = &self.membership.masters[attempt % self.membership.masters.len()];
             let began = Instant::now();
@@ -155,15 +147,11 @@ impl Session {
                 Broken::Removed(why) => return Ended::Removed(why),
                 Broken::Failed(why) => tracing::warn!(master = address, reason = why, "session ended"),
             }
-            if began.elapsed() >= WELL {
-                pause = BACKOFF.0;
-            }
-            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
+            let pause_ms = backoff.after(millis(began.elapsed()), rand::rng().random());
             tokio::select! {
                 () = shutdown.cancelled() => return Ended::Shutdown,
-                () = tokio::time::sleep(jittered) => {}
+                () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
             }
-            pause = (pause * 2).min(BACKOFF.1);
         }
         unreachable!("attempts are counted in a usize")
     }
@@ -324,7 +312,9 @@ impl Live<'_> {
         tokio::pin!(apply);
         let (mut reports, mut description) = (session.reports.changed(), session.description.clone());
         reports.mark_changed();
-        let (mut period, mut seq, mut silent_since) = (HEARTBEAT, 0, Instant::now());
+        let began = Instant::now();
+        let now_ms = || millis(began.elapsed());
+        let mut pulse = Pulse::new(now_ms());
         let beat = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(beat);
         let mut upkeep = tokio::time::interval(UPKEEP);
@@ -334,10 +324,10 @@ impl Live<'_> {
                 // While too much waits for disk and kernel nothing is read: the master then keeps what changed together.
                 received = inbound.message(), if apply_tx.capacity() > 0 => {
                     let Some(received) = received? else { return Ok(()) };
-                    silent_since = Instant::now();
+                    pulse.heard(now_ms());
                     match received.body {
                         Some(master_message::Body::HeartbeatAck(ack)) => {
-                            period = Duration::from_millis(ack.period_ms.clamp(100, 60_000).into());
+                            pulse.acknowledged(ack.period_ms.into());
                         }
                         Some(master_message::Body::Assignments(batch)) => {
                             apply_tx.try_send(batch).expect("there was room before the message was read");
@@ -354,15 +344,12 @@ impl Live<'_> {
                 }
                 result = &mut apply => return result,
                 () = &mut beat => {
-                    // Pings only show that the master's process lives; its loop has acknowledged nothing.
-                    if silent_since.elapsed() > period * SILENT_PERIODS && apply_tx.capacity() > 0 {
+                    if pulse.is_silent(now_ms()) && apply_tx.capacity() > 0 {
                         return Err(Broken::Failed("the master acknowledges no heartbeats".into()));
                     }
-                    seq += 1;
+                    let (seq, pause_ms) = pulse.beat(rand::rng().random());
                     self.send(agent_message::Body::Heartbeat(grpc::Heartbeat { seq })).await?;
-                    // Agents that a master's return brought back at once do not stay in step.
-                    let jittered = period.mul_f64(rand::rng().random_range(0.8..1.0));
-                    beat.as_mut().reset(Instant::now() + jittered);
+                    beat.as_mut().reset(Instant::now() + Duration::from_millis(pause_ms));
                 }
                 changed = reports.changed() => {
                     if changed.is_err() {

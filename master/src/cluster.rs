@@ -236,18 +236,8 @@ impl Cluster {
         let (tx, rx) = mpsc::channel(QUEUE);
         let handle = Handle { tx, position: seen };
         let leader = Leader::new(core, pki::random_hex(8));
-        let mut cluster = Self {
-            leader,
-            settings,
-            store,
-            epoch,
-            rx,
-            connections,
-            started,
-            reopen_at: started,
-            revision,
-            position,
-        };
+        let mut cluster =
+            Self { leader, settings, store, epoch, rx, connections, started, reopen_at: started, revision, position };
         if cluster.leader.core().model().cluster.is_none() {
             cluster.init().await?;
         }

@@ -28,7 +28,7 @@ use std::{
 };
 
 use agent_core::{
-    Action, ActionError, ActionKey, ActionKind, Desired, ImageUse, Memory, Observed, Outcome, TaskLocal, Updates,
+    Action, ActionError, ActionKey, Desired, ImageUse, Memory, Observed, Outcome, TaskLocal, Updates, admit::admit,
     reconcile,
 };
 use serde::de::DeserializeOwned;
@@ -57,12 +57,6 @@ use crate::{
 
 /// How often everything is looked at, event or not.
 pub const RESYNC_PERIOD: Duration = Duration::from_secs(30);
-/// Preparations (with their pulls) at a time: more only share the same disk and line.
-pub const CREATES_MAX: usize = 8;
-/// Stops at a time: they mostly wait for a grace period.
-pub const STOPS_MAX: usize = 64;
-/// Other actions at a time.
-pub const OTHERS_MAX: usize = 8;
 /// Events that wait: an engine that starts 100 containers at once makes about 300.
 const EVENTS_BUFFERED: usize = 512;
 /// Words of progress that wait.
@@ -361,7 +355,7 @@ impl<N: NetworkSide> Executor<N> {
         let settled = plan.is_empty() && self.running.is_empty();
         // A plan that only remembered or said something may have made room for another; its like is empty the next time.
         let look_again = !plan.is_empty() && plan.actions.is_empty() && plan.cancel.is_empty();
-        for action in plan.actions {
+        for action in admit(self.in_flight.values().map(|(a, _)| a.kind()), plan.actions) {
             self.begin(action, &assignments);
         }
         self.repair_ledger().await;
@@ -386,16 +380,6 @@ impl<N: NetworkSide> Executor<N> {
     }
 
     fn begin(&mut self, action: Action, assignments: &BTreeMap<String, Assignment>) {
-        let class = |kind| match kind {
-            ActionKind::CreateContainer => (0, CREATES_MAX),
-            ActionKind::StopContainer => (1, STOPS_MAX),
-            _ => (2, OTHERS_MAX),
-        };
-        let (mine, max) = class(action.kind());
-        // Those that find no room are in the next plan, which the end of any action brings about.
-        if self.in_flight.values().filter(|(a, _)| class(a.kind()).0 == mine).count() >= max {
-            return;
-        }
         let sight = self.sight(&action, assignments);
         let tools = self.tools.clone();
         tracing::debug!(?action, "action begins");

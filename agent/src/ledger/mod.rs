@@ -21,6 +21,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+pub use agent_core::{AssignmentChange, Head};
+use agent_core::{Assignments, Mismatch};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use skein_api::Assignment;
@@ -64,53 +66,8 @@ pub enum LedgerError {
         source: io::Error,
     },
     /// A change does not build on what is here: ask the master for everything.
-    #[error("failed to apply assignments {base} -> {generation} of chain {chain:?}: the ledger is at {at} of {have:?}")]
-    Gap {
-        /// Chain of the change.
-        chain: String,
-        /// Generation that it builds on.
-        base: u64,
-        /// Its own generation.
-        generation: u64,
-        /// The ledger's chain.
-        have: String,
-        /// The ledger's generation.
-        at: u64,
-    },
-    /// A change that is older than what is here.
-    #[error("failed to apply assignments of generation {generation}: the ledger is at {at} already")]
-    Stale {
-        /// Generation of the change.
-        generation: u64,
-        /// The ledger's generation.
-        at: u64,
-    },
-}
-
-/// Where the ledger stands in a master's sequence of assignments.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
-    /// The sequence; empty: none, everything is needed.
-    pub chain: String,
-    /// Position in it.
-    pub generation: u64,
-}
-
-/// A change of assignments, as a master sends it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AssignmentChange {
-    /// The sequence.
-    pub chain: String,
-    /// `upserts` is everything.
-    pub full: bool,
-    /// Generation that it builds on; without meaning when `full`.
-    pub base: u64,
-    /// Generation afterwards.
-    pub generation: u64,
-    /// New and changed documents.
-    pub upserts: Vec<Assignment>,
-    /// Keys of documents that are gone.
-    pub removes: Vec<String>,
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
 }
 
 /// Whether the disk holds what memory holds.
@@ -150,8 +107,7 @@ struct Shared {
 
 struct Inner {
     log: Log,
-    head: Head,
-    assignments: Arc<BTreeMap<String, Assignment>>,
+    assignments: Assignments,
     locals: BTreeMap<String, Value>,
     /// Size of the file after it was last written anew.
     live_bytes: u64,
@@ -172,22 +128,21 @@ impl Ledger {
             return Err(LedgerError::Locked { path: dir.to_owned() });
         }
         let Loaded { log, records, mut damage } = Log::open(&path).map_err(open_error)?;
-        let mut head = Head::default();
-        let mut assignments = BTreeMap::new();
+        let mut assignments = Assignments::default();
         let mut locals = BTreeMap::new();
         for bytes in &records {
             match serde_json::from_slice(bytes) {
-                Ok(Record::Assign(change)) => replay(&mut head, &mut assignments, change),
+                Ok(Record::Assign(change)) => assignments.apply(change),
                 Ok(Record::Local { puts }) => put_all(&mut locals, &puts),
                 // Its checksum is right, so another release wrote it. The master sends it again.
                 Err(error) => damage = damage.or_else(|| Some(format!("a record is of another release: {error}"))),
             }
         }
         if damage.is_some() {
-            head = Head::default();
+            assignments.distrust();
         }
         let live_bytes = log.len();
-        let inner = Inner { log, head, assignments: Arc::new(assignments), locals, live_bytes, damage };
+        let inner = Inner { log, assignments, locals, live_bytes, damage };
         Ok(Self {
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
@@ -206,12 +161,12 @@ impl Ledger {
 
     /// Where it stands: for `Hello`.
     pub fn head(&self) -> Head {
-        self.lock().head.clone()
+        self.lock().assignments.head().clone()
     }
 
     /// All assignments by key.
     pub fn assignments(&self) -> Arc<BTreeMap<String, Assignment>> {
-        self.lock().assignments.clone()
+        self.lock().assignments.documents().clone()
     }
 
     /// What was wrong with the file when it was opened.
@@ -250,32 +205,15 @@ impl Ledger {
     pub fn apply(&self, change: AssignmentChange) -> Result<(), LedgerError> {
         let full = change.full;
         let mut inner = self.lock();
-        if !full {
-            let head = &inner.head;
-            let known = change.chain == head.chain && !head.chain.is_empty();
-            if known && change.generation == head.generation {
-                drop(inner);
-                self.confirm();
-                return Ok(());
-            }
-            if known && change.generation < head.generation {
-                return Err(LedgerError::Stale { generation: change.generation, at: head.generation });
-            }
-            if !known || change.base != head.generation {
-                return Err(LedgerError::Gap {
-                    chain: change.chain,
-                    base: change.base,
-                    generation: change.generation,
-                    have: head.chain.clone(),
-                    at: head.generation,
-                });
-            }
+        if !inner.assignments.check(&change)? {
+            drop(inner);
+            self.confirm();
+            return Ok(());
         }
         let record = Record::Assign(change);
         let bytes = if full { Vec::new() } else { serde_json::to_vec(&record).expect("assignments are plain data") };
         let Record::Assign(change) = record else { unreachable!("made above") };
-        let Inner { head, assignments, .. } = &mut *inner;
-        replay(head, Arc::make_mut(assignments), change);
+        inner.assignments.apply(change);
         // A full set is everything anyway, and leaves everything before it dead.
         let written = if full { self.compact(&mut inner) } else { self.write(&mut inner, &bytes) };
         drop(inner);
@@ -287,8 +225,7 @@ impl Ledger {
     /// Forgets every assignment and every local document (`leave`). Blocks for one fsync.
     pub fn clear(&self) -> Result<(), LedgerError> {
         let mut inner = self.lock();
-        inner.head = Head::default();
-        inner.assignments = Arc::default();
+        inner.assignments = Assignments::default();
         inner.locals.clear();
         let written = self.compact(&mut inner);
         drop(inner);
@@ -344,7 +281,7 @@ impl Ledger {
         let mut payloads = Vec::new();
         let mut push = |record: &Record| payloads.push(serde_json::to_vec(record).expect("plain data"));
         // The head comes last: it is right only when everything before it is there.
-        let documents: Vec<&Assignment> = inner.assignments.values().collect();
+        let documents: Vec<&Assignment> = inner.assignments.documents().values().collect();
         push(&Record::Assign(AssignmentChange { full: true, ..Default::default() }));
         for chunk in documents.chunks(SNAPSHOT_CHUNK) {
             let upserts = chunk.iter().map(|a| (*a).clone()).collect();
@@ -355,7 +292,7 @@ impl Ledger {
             let puts = chunk.iter().map(|(k, v)| ((*k).clone(), Some((*v).clone()))).collect();
             push(&Record::Local { puts });
         }
-        let Head { chain, generation } = inner.head.clone();
+        let Head { chain, generation } = inner.assignments.head().clone();
         push(&Record::Assign(AssignmentChange { chain, generation, ..Default::default() }));
         let written = Log::rewrite(inner.log.path(), payloads.iter().map(Vec::as_slice)).map(|log| {
             inner.live_bytes = log.len();
@@ -382,17 +319,6 @@ impl Ledger {
         });
         written.map_err(|source| LedgerError::Write { path: inner.log.path().to_owned(), source })
     }
-}
-
-fn replay(head: &mut Head, assignments: &mut BTreeMap<String, Assignment>, change: AssignmentChange) {
-    if change.full {
-        assignments.clear();
-    }
-    for key in &change.removes {
-        assignments.remove(key);
-    }
-    assignments.extend(change.upserts.into_iter().map(|a| (a.key(), a)));
-    *head = Head { chain: change.chain, generation: change.generation };
 }
 
 fn put_all(locals: &mut BTreeMap<String, Value>, puts: &BTreeMap<String, Option<Value>>) {

@@ -60,14 +60,14 @@ fn changes_must_build_on_what_is_there() {
     let dir = tempfile::tempdir().expect("a directory");
     let ledger = Ledger::open(dir.path()).expect("opens");
     let gap = ledger.apply(change(4, vec![], &[]));
-    assert!(matches!(gap, Err(LedgerError::Gap { base: 4, at: 0, .. })), "{gap:?}");
+    assert!(matches!(gap, Err(LedgerError::Mismatch(Mismatch::Gap { base: 4, at: 0, .. }))), "{gap:?}");
     ledger.apply(change(0, vec![task("a", "1")], &[])).expect("full");
     ledger.apply(change(1, vec![], &[])).expect("next");
     ledger.apply(change(1, vec![], &[])).expect("the same again");
     let stale = ledger.apply(AssignmentChange { full: false, ..change(0, vec![], &[]) });
-    assert!(matches!(stale, Err(LedgerError::Stale { generation: 1, at: 2 })), "{stale:?}");
+    assert!(matches!(stale, Err(LedgerError::Mismatch(Mismatch::Stale { generation: 1, at: 2 }))), "{stale:?}");
     let other = ledger.apply(AssignmentChange { chain: "m2".into(), ..change(2, vec![], &[]) });
-    assert!(matches!(other, Err(LedgerError::Gap { .. })), "{other:?}");
+    assert!(matches!(other, Err(LedgerError::Mismatch(Mismatch::Gap { .. }))), "{other:?}");
     let full = AssignmentChange { chain: "m2".into(), full: true, generation: 1, ..Default::default() };
     ledger.apply(full).expect("another master's full set");
     assert_eq!((names(&ledger).len(), ledger.head().chain), (0, "m2".into()));

@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use agent_core::lease::{LEASE_PREFIX, Leases};
 use netlib::{HostConfig, HostIndex, Report, Scope};
 use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, TaskAddress, TaskId, address6};
 use skein_daemon::chain;
@@ -32,7 +33,6 @@ use super::{
     Message, OverlayConfig, OverlayCounters, OverlayError, Shared,
     claims::Claims,
     desired,
-    lease::{LEASE_PREFIX, Leases},
     store::{Change, LocalStore, StoreError},
 };
 use crate::{

@@ -8,11 +8,11 @@ use std::{
     net::IpAddr,
 };
 
+use agent_core::lease::Leases;
 use ipnet::{IpNet, Ipv4Net};
 use netlib::{Endpoint, EndpointId, HostIndex, HostState, NetworkState, Peer};
 use skein_api::{NetworkAssignment, NetworkId, PeerAssignment, address6, block6};
 
-use super::lease::Leases;
 use crate::plugin::PluginState;
 
 /// A peer that cannot be reached: it has no underlay address of the family that this host uses.
@@ -166,7 +166,7 @@ mod tests {
         let ours = assignment(1, "shop", false);
         let mut leases = Leases::default();
         let mac = "02:42:00:00:00:07";
-        let (used, _) = leases.request(&ours, crate::overlay::lease::AddressFamily::V4, None, Some(mac)).unwrap();
+        let (used, _) = leases.request(&ours, agent_core::lease::AddressFamily::V4, None, Some(mac)).unwrap();
         leases.reserve(&ours, &skein_api::TaskId::new("never started")).unwrap();
         let links = |documents: &[(&str, &str)]| {
             let documents = documents.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();

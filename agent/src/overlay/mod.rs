@@ -4,7 +4,6 @@
 //! engine and the master; both reach it through [`OverlayHandle`].
 //!
 //! * [`desired`]: assignments and endpoints → what the kernel shall have. Pure.
-//! * [`lease`]: addresses. Pure.
 //! * [`claims`]: ports of the host.
 //! * [`store`]: local state on disk.
 //! * `side`: what the executor wants of it.
@@ -17,7 +16,6 @@
 mod actor;
 pub mod claims;
 pub mod desired;
-pub mod lease;
 mod side;
 pub mod store;
 
@@ -32,6 +30,7 @@ use std::{
     time::Duration,
 };
 
+use agent_core::lease::LeaseError;
 use arc_swap::ArcSwap;
 use netlib::Proto;
 use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, TaskAddress, TaskId};
@@ -45,7 +44,6 @@ use tokio::{
 use self::{
     actor::Actor,
     claims::ClaimError,
-    lease::LeaseError,
     store::{DirStore, LocalStore, StoreError},
 };
 use crate::{

@@ -11,6 +11,7 @@ use std::{
     sync::Mutex,
 };
 
+pub use agent_core::lease::Change;
 use thiserror::Error;
 
 /// Largest document, bytes: an endpoint with 200 published ports takes 20 KB.
@@ -18,24 +19,6 @@ pub const DOCUMENT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Longest key, bytes: escaped at worst threefold and with its ending it stays within a file name's 255.
 pub const KEY_BYTES_MAX: usize = 80;
-
-/// One change of the local state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// The document under this key is now this JSON.
-    Put(String, String),
-    /// There is no document under this key.
-    Delete(String),
-}
-
-impl Change {
-    /// Key of the document.
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Put(key, _) | Self::Delete(key) => key,
-        }
-    }
-}
 
 /// A failure of the disk below the local state. The memory's state goes on.
 #[derive(Debug, Error)]

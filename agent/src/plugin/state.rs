@@ -20,6 +20,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use agent_core::lease::{AddressFamily, Change, Holder, LeaseError, Leases};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlib::{Endpoint, Mac, Proto, PublishedPort};
 use serde::{Deserialize, Serialize};
@@ -27,10 +28,6 @@ use skein_api::{NetworkAssignment, NetworkId, TaskId, address6};
 use thiserror::Error;
 
 use super::wire::{InterfaceName, JoinReply, PortBinding, Reply, ReplyInterface, Request, StaticRoute};
-use crate::overlay::{
-    lease::{AddressFamily, Holder, LeaseError, Leases},
-    store::Change,
-};
 
 /// Keys of engine networks in the local state: `plugin/network/<engine's id>`.
 pub const NETWORK_PREFIX: &str = "plugin/network/";

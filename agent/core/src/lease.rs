@@ -24,7 +24,23 @@ use serde::{Deserialize, Serialize};
 use skein_api::{NetworkAssignment, NetworkId, TaskId};
 use thiserror::Error;
 
-use super::store::Change;
+/// One change of the documents that the network side keeps on this host's disk, by key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The document under this key is now this JSON.
+    Put(String, String),
+    /// There is no document under this key.
+    Delete(String),
+}
+
+impl Change {
+    /// Key of the document.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(key, _) | Self::Delete(key) => key,
+        }
+    }
+}
 
 /// Keys of leases in the local state: `lease/<network>/<address>`.
 pub const LEASE_PREFIX: &str = "lease/";
@@ -358,13 +374,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dns::zone::tests::network;
 
     /// A network whose first /29 is this host's: .2 to .7 for containers.
     fn small() -> NetworkAssignment {
-        let mut n = network(1, "small", false);
-        n.blocks = vec!["10.1.0.0/29".parse().unwrap()];
-        n
+        NetworkAssignment {
+            id: NetworkId::new("small"),
+            name: "small".into(),
+            vni: 1,
+            subnet4: "10.1.0.0/16".parse().unwrap(),
+            subnet6: "fd00:0:0:1::/64".parse().unwrap(),
+            gateway4: "10.1.0.1".parse().unwrap(),
+            gateway6: "fd00:0:0:1::1".parse().unwrap(),
+            mtu: 1450,
+            internal: false,
+            attachable: false,
+            host_index: 1,
+            blocks: vec!["10.1.0.0/29".parse().unwrap()],
+        }
     }
 
     fn task(n: u8) -> TaskId {
