@@ -11,6 +11,7 @@ mod cluster;
 mod error;
 pub mod frame;
 mod ids;
+pub mod mutant;
 mod network;
 mod node;
 mod spec;

@@ -21,9 +21,15 @@ pub struct Desired<'a> {
 }
 
 impl<'a> Desired<'a> {
+    /// Documents of one kind in the order of their ids: most documents of a host are peers and endpoints, which a plan
+    /// does not look at. O(log n + those of the kind). `0` follows `/` in ASCII.
+    fn of_kind(&self, kind: &str) -> impl Iterator<Item = &'a Assignment> + use<'a> {
+        self.assignments.range(format!("{kind}/")..format!("{kind}0")).map(|(_, document)| document)
+    }
+
     /// Tasks in the order of their ids.
     pub fn tasks(&self) -> impl Iterator<Item = &'a TaskAssignment> + use<'a> {
-        self.assignments.values().filter_map(|a| match a {
+        self.of_kind("task").filter_map(|a| match a {
             Assignment::Task(t) => Some(&**t),
             _ => None,
         })
@@ -31,7 +37,7 @@ impl<'a> Desired<'a> {
 
     /// Networks in the order of their ids.
     pub fn networks(&self) -> impl Iterator<Item = &'a NetworkAssignment> + use<'a> {
-        self.assignments.values().filter_map(|a| match a {
+        self.of_kind("network").filter_map(|a| match a {
             Assignment::Network(n) => Some(n),
             _ => None,
         })

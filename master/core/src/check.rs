@@ -1,10 +1,14 @@
 //! The invariants of the state, checked over all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use skein_api::{NetworkId, Task, TaskState};
+use skein_api::{Block, NetworkId, NodeId, Task, TaskState};
 
-use crate::{core::Core, model::Object, placement::placed};
+use crate::{
+    core::Core,
+    model::{Change, Object},
+    placement::placed,
+};
 
 /// Every broken invariant, one line each; empty when all is well.
 pub(crate) fn check(core: &Core) -> Vec<String> {
@@ -12,8 +16,54 @@ pub(crate) fn check(core: &Core) -> Vec<String> {
     unique_numbers(core, &mut broken);
     blocks(core, &mut broken);
     tasks(core, &mut broken);
+    for node in core.model().nodes.keys() {
+        capacity(core, node, &mut broken);
+    }
     rebuilt_index(core, &mut broken);
     broken
+}
+
+/// The invariants of what `changes` touched, in the state after them.
+pub(crate) fn check_touched(core: &Core, changes: &[Change]) -> Vec<String> {
+    let mut broken = Vec::new();
+    let mut nodes = BTreeSet::new();
+    for change in changes {
+        match change {
+            Change::Upsert(Object::Task(task)) => {
+                // What was committed may have been changed again since, by the next turn.
+                let Some(task) = core.model().tasks.get(&task.id) else { continue };
+                one_task(core, task, &mut broken);
+                nodes.extend(task.node.clone());
+            }
+            Change::Upsert(Object::Block(block)) => one_block(core, block, &mut broken),
+            _ => {}
+        }
+    }
+    for node in &nodes {
+        capacity(core, node, &mut broken);
+    }
+    broken
+}
+
+/// What the tasks on a node hold together is there, and no two of them have one port.
+fn capacity(core: &Core, node: &NodeId, broken: &mut Vec<String>) {
+    let Some(host) = core.model().nodes.get(node) else { return };
+    let offered = host.description.offered;
+    let (mut nano_cpus, mut mem_bytes) = (0_u64, 0_u64);
+    let mut ports = BTreeSet::new();
+    for placed in core.model().node_tasks(node).filter_map(|task| placed(core.model(), task)) {
+        nano_cpus = nano_cpus.saturating_add(placed.reservations.nano_cpus);
+        mem_bytes = mem_bytes.saturating_add(placed.reservations.mem_bytes);
+        for port in placed.ports.iter().filter(|p| p.host_port != 0 && p.host_ip.is_none()) {
+            if !ports.insert((port.protocol, port.host_port)) {
+                broken.push(format!("port {} of node {} has two owners", port.host_port, host.name));
+            }
+        }
+    }
+    if nano_cpus > offered.nano_cpus || mem_bytes > offered.mem_bytes {
+        let held = format!("{nano_cpus} nano-CPUs and {mem_bytes} bytes are held");
+        broken.push(format!("node {} offers {offered:?}, {held}", host.name));
+    }
 }
 
 fn unique<K: Ord + std::fmt::Debug>(what: &str, items: impl Iterator<Item = (K, String)>, broken: &mut Vec<String>) {
@@ -49,19 +99,28 @@ fn unique_numbers(core: &Core, broken: &mut Vec<String>) {
 fn blocks(core: &Core, broken: &mut Vec<String>) {
     let model = core.model();
     for block in model.blocks.values() {
-        match model.networks.get(&block.network) {
-            None => broken.push(format!("block {} belongs to no network", block.block4)),
-            Some(n) if !n.subnet4.contains(&block.block4) => {
-                broken.push(format!("block {} is outside {}", block.block4, n.subnet4));
-            }
-            Some(_) => {}
-        }
-        if !model.nodes.contains_key(&block.node) {
-            broken.push(format!("block {} belongs to no node", block.block4));
-        }
+        one_block(core, block, broken);
     }
     let owners = model.blocks.values().map(|b| ((b.network.clone(), b.block4), b.node.to_string()));
     unique("block", owners, broken);
+}
+
+/// A block that is still there belongs to a network and to a node.
+fn one_block(core: &Core, block: &Block, broken: &mut Vec<String>) {
+    let model = core.model();
+    if !model.blocks.contains_key(&(block.network.clone(), block.index)) {
+        return;
+    }
+    match model.networks.get(&block.network) {
+        None => broken.push(format!("block {} belongs to no network", block.block4)),
+        Some(n) if !n.subnet4.contains(&block.block4) => {
+            broken.push(format!("block {} is outside {}", block.block4, n.subnet4));
+        }
+        Some(_) => {}
+    }
+    if !model.nodes.contains_key(&block.node) {
+        broken.push(format!("block {} belongs to no node", block.block4));
+    }
 }
 
 fn tasks(core: &Core, broken: &mut Vec<String>) {
@@ -72,17 +131,22 @@ fn tasks(core: &Core, broken: &mut Vec<String>) {
     let alone = model.tasks.values().filter(|t| t.service.is_none() && t.desired_state != TaskState::Remove);
     unique("container task name", alone.map(|t| (t.name.clone(), t.id.to_string())), broken);
     for task in model.tasks.values() {
-        task_invariants(core, task, broken);
-        let pending = task.node.is_none() && live(&task);
-        if pending != core.pending.contains(&task.id) {
-            broken.push(format!("task {} is wrongly among the pending ones, or is missing there", task.id));
-        }
-        if placed(model, task).as_ref() != core.scheduler().task(&task.id) {
-            broken.push(format!("the scheduler knows something else of task {}", task.id));
-        }
+        one_task(core, task, broken);
     }
     let known = core.pending.iter().filter(|id| !model.tasks.contains_key(id));
     broken.extend(known.map(|id| format!("task {id} is pending and not there")));
+}
+
+/// A task as the model, the list of pending ones and the scheduler have it.
+fn one_task(core: &Core, task: &Task, broken: &mut Vec<String>) {
+    task_invariants(core, task, broken);
+    let live = !task.status.state.is_terminal() && task.desired_state == TaskState::Running;
+    if (task.node.is_none() && live) != core.pending.contains(&task.id) {
+        broken.push(format!("task {} is wrongly among the pending ones, or is missing there", task.id));
+    }
+    if placed(core.model(), task).as_ref() != core.scheduler().task(&task.id) {
+        broken.push(format!("the scheduler knows something else of task {}", task.id));
+    }
 }
 
 fn task_invariants(core: &Core, task: &Task, broken: &mut Vec<String>) {
@@ -124,7 +188,7 @@ fn rebuilt_index(core: &Core, broken: &mut Vec<String>) {
     let mut objects: Vec<Object> = core.model().objects();
     objects.sort_by_key(Object::key);
     for object in objects {
-        rebuilt.apply(&crate::model::Change::Upsert(object));
+        rebuilt.apply(&Change::Upsert(object));
     }
     if rebuilt != *core.model() {
         broken.push("the model's indexes differ from ones built anew".to_owned());

@@ -371,6 +371,12 @@ impl Core {
     pub fn check(&self) -> Vec<String> {
         crate::check::check(self)
     }
+
+    /// Checks the invariants of what `changes` touched; O(changes, and the tasks of their nodes). The state is the one
+    /// after them.
+    pub fn check_touched(&self, changes: &[Change]) -> Vec<String> {
+        crate::check::check_touched(self, changes)
+    }
 }
 
 fn set_revision(object: &mut Object, revision: u64) {

@@ -118,9 +118,14 @@ impl Dispatch {
             _ => None,
         };
         let new = model.tasks.get(id);
+        // Most changes of a task are reports of how far its start has come, which no other host needs to hear.
+        let same_endpoint = old.zip(new).is_some_and(|(old, new)| same_endpoint(old, new));
         for task in old.into_iter().chain(new) {
             if let Some(node) = &task.node {
                 self.mark(node, format!("task/{id}"));
+            }
+            if same_endpoint {
+                continue;
             }
             for network in model.task_networks(task) {
                 self.mark_members(model, &network, &format!("endpoint/{network}/{id}"), None);
@@ -199,6 +204,21 @@ impl Dispatch {
     }
 }
 
+/// Whether two states of a task give the same endpoint documents: what `Core::endpoint_document` looks at.
+fn same_endpoint(old: &Task, new: &Task) -> bool {
+    let ended = |t: &Task| t.status.state.is_terminal();
+    (ended(old), is_served(old), &old.node, &old.name, &old.service)
+        == (ended(new), is_served(new), &new.node, &new.name, &new.service)
+        && old.status.addresses == new.status.addresses
+        && old.spec == new.spec
+}
+
+/// Whether names lead to it: it runs, shall run, and nothing says that it is unwell.
+fn is_served(task: &Task) -> bool {
+    let running = task.status.state == TaskState::Running && task.desired_state == TaskState::Running;
+    running && task.status.health.is_none_or(|h| h == Health::Healthy)
+}
+
 /// Keys of all documents of a network that `node` may have, as a member.
 fn network_keys(model: &Model, network: &NetworkId, node: &NodeId) -> BTreeSet<String> {
     let mut keys = BTreeSet::from([format!("network/{network}")]);
@@ -249,6 +269,11 @@ impl Core {
         let batch = Batch { full, base, generation, upserts, removes };
         self.readiness.told(node, &batch);
         Some(batch)
+    }
+
+    /// Everything that `node` is to know now, by key: what a full batch would have.
+    pub fn full_documents(&self, node: &NodeId) -> BTreeMap<String, Assignment> {
+        self.all_keys(node).into_iter().filter_map(|key| Some((key.clone(), self.document(node, &key)?))).collect()
     }
 
     fn all_keys(&self, node: &NodeId) -> BTreeSet<String> {
@@ -370,7 +395,6 @@ impl Core {
             names.sort();
             names.dedup();
         }
-        let running = task.status.state == TaskState::Running && task.desired_state == TaskState::Running;
         Some(EndpointAssignment {
             network: network.id.clone(),
             task: task.id.clone(),
@@ -379,7 +403,7 @@ impl Core {
             shared_names,
             v4: address.v4,
             v6: address.v6,
-            healthy: running && task.status.health.is_none_or(|h| h == Health::Healthy),
+            healthy: is_served(task),
         })
     }
 }

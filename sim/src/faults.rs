@@ -1,0 +1,399 @@
+//! What goes wrong, and when: a schedule that follows from the seed and can be thinned out, and how each fault is done.
+
+use std::fmt;
+
+use crate::{
+    engine::Moods,
+    master::CrashAt,
+    net::{AGENT_SILENCE_MS, End, MASTER_SILENCE_MS},
+    queue::Millis,
+    random::Random,
+    world::{Event, World},
+};
+
+/// Which faults a run may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// None: what costs time here costs it always.
+    Calm,
+    /// A random choice of all kinds, with random rates: another for each seed.
+    Swarm,
+    /// Crashes, pauses and restarts of masters, agents, engines and hosts.
+    Processes,
+    /// Partitions in one or both directions, half-open connections, delay and loss.
+    Network,
+    /// Clocks that jump by up to a year and drift.
+    Clocks,
+    /// Disks that are full, damaged, or go back to an earlier state.
+    Disks,
+    /// Engines that are slow, fail, lie and restart.
+    Engines,
+    /// 30, 60 and 100 % of the hosts lose the master at once.
+    Storm,
+}
+
+/// Some hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hosts {
+    Few(Vec<u32>),
+    /// So many of a hundred, chosen by a salt.
+    Share { percent: u64, salt: u64 },
+}
+
+impl Hosts {
+    fn list(&self, hosts: u32) -> Vec<u32> {
+        match self {
+            Self::Few(few) => few.clone(),
+            Self::Share { percent, salt } => {
+                let chosen = |host: &u32| Random::new(*salt, u64::from(*host)).below(100) < *percent;
+                (0..hosts).filter(chosen).collect()
+            }
+        }
+    }
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    MasterCrash(Option<CrashAt>),
+    MasterPause,
+    MasterDiskFull,
+    MasterDiskSlow(u64),
+    MasterUnknown(bool),
+    MasterRestore,
+    MasterClock(i64),
+    AgentCrash(Hosts),
+    AgentPause(Hosts),
+    HostReboot(Hosts),
+    EngineRestart(Hosts),
+    EngineMoods(Hosts, Moods),
+    ContainersDie(Hosts),
+    LedgerFull(Hosts),
+    /// The ledger is damaged: its good beginning is used.
+    LedgerDamaged(Hosts),
+    LedgerLost(Hosts),
+    Clock(Hosts, i64),
+    Partition { hosts: Hosts, up: bool, down: bool },
+    SlowNetwork { hosts: Hosts, delay_ms: u64, loss: u64 },
+    MassDisconnect(Hosts),
+}
+
+/// A fault with its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) at_ms: Millis,
+    pub(crate) for_ms: Millis,
+    pub(crate) kind: Kind,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} s, for {} ms: {:?}", self.at_ms / 1_000, self.for_ms, self.kind)
+    }
+}
+
+/// Kinds of faults as profiles choose them.
+const KINDS: u64 = 20;
+/// Which of them each profile has.
+fn kinds(profile: Profile) -> &'static [u64] {
+    match profile {
+        Profile::Calm => &[],
+        Profile::Swarm => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19],
+        Profile::Processes => &[0, 0, 1, 5, 7, 7, 8, 9, 10],
+        Profile::Network => &[17, 17, 18],
+        Profile::Clocks => &[6, 16, 16],
+        Profile::Disks => &[2, 3, 4, 5, 13, 14, 15],
+        Profile::Engines => &[10, 11, 11, 12],
+        Profile::Storm => &[19],
+    }
+}
+
+/// Mean pause between two faults.
+const EVERY_MS: u64 = 12_000;
+/// A year, and the other jumps of clocks.
+const JUMPS_MS: [i64; 6] =
+    [-31_536_000_000, 31_536_000_000, -3_600_000, 3_600_000, -2_000, 2_000];
+
+/// The schedule of a run: follows from seed, profile, size and length alone.
+pub(crate) fn schedule(seed: u64, profile: Profile, hosts: u32, until_ms: Millis) -> Vec<Fault> {
+    let mut rng = Random::new(seed, 3);
+    let all = kinds(profile);
+    if all.is_empty() {
+        return Vec::new();
+    }
+    // Swarm testing: most seeds have a few kinds only, so that one does not hide another.
+    let chosen: Vec<u64> = if profile == Profile::Swarm {
+        let share = rng.within(150, 1_000);
+        let mut some: Vec<u64> = all.iter().copied().filter(|_| rng.per_mille(share)).collect();
+        if some.is_empty() {
+            some.push(rng.below(KINDS));
+        }
+        some
+    } else {
+        all.to_vec()
+    };
+    let every = rng.within(EVERY_MS / 3, EVERY_MS * 2);
+    let mut faults = Vec::new();
+    // The cluster comes up first; half of the runs begin in the middle of it.
+    let mut at_ms = if rng.per_mille(500) { 4_000 } else { 45_000 };
+    loop {
+        at_ms += rng.pause(every);
+        if at_ms >= until_ms {
+            return faults;
+        }
+        let kind = *rng.pick(&chosen);
+        let (kind, for_ms) = fault(&mut rng, kind, hosts);
+        let for_ms = for_ms.min(until_ms - at_ms);
+        faults.push(Fault { at_ms, for_ms, kind });
+    }
+}
+
+fn few(rng: &mut Random, hosts: u32) -> Hosts {
+    let count = match rng.below(10) {
+        0..=5 => 1,
+        6..=8 => rng.within(2, 6),
+        _ => rng.within(1, u64::from(hosts) / 8 + 1),
+    };
+    Hosts::Few((0..count).map(|_| u32::try_from(rng.below(u64::from(hosts))).expect("a host")).collect())
+}
+
+fn fault(rng: &mut Random, kind: u64, hosts: u32) -> (Kind, Millis) {
+    let short = rng.within(100, 8_000);
+    let long = rng.within(1_000, 60_000);
+    let any = if rng.per_mille(600) { short } else { long };
+    let jump = *rng.pick(&JUMPS_MS);
+    match kind {
+        0 => {
+            let points = [
+                None,
+                None,
+                Some(CrashAt::BeforeCommit),
+                Some(CrashAt::AfterCommit),
+                Some(CrashAt::AfterReplies),
+                Some(CrashAt::AmongAgents),
+            ];
+            (Kind::MasterCrash(*rng.pick(&points)), any)
+        }
+        1 => (Kind::MasterPause, any),
+        2 => (Kind::MasterDiskFull, any),
+        3 => (Kind::MasterDiskSlow(rng.within(20, 1_500)), any),
+        4 => (Kind::MasterUnknown(rng.per_mille(500)), 0),
+        5 => (Kind::MasterRestore, short),
+        6 => (Kind::MasterClock(jump), long),
+        7 => (Kind::AgentCrash(few(rng, hosts)), any),
+        8 => (Kind::AgentPause(few(rng, hosts)), any),
+        9 => (Kind::HostReboot(few(rng, hosts)), rng.within(5_000, 60_000)),
+        10 => (Kind::EngineRestart(few(rng, hosts)), any),
+        11 => {
+            let moods = Moods {
+                fails: rng.below(600),
+                times_out: rng.below(300),
+                slow: rng.within(1, 20),
+                mute: rng.per_mille(300),
+            };
+            (Kind::EngineMoods(few(rng, hosts), moods), long)
+        }
+        12 => (Kind::ContainersDie(few(rng, hosts)), 0),
+        13 => (Kind::LedgerFull(few(rng, hosts)), long),
+        14 => (Kind::LedgerDamaged(few(rng, hosts)), short),
+        15 => (Kind::LedgerLost(few(rng, hosts)), short),
+        16 => (Kind::Clock(few(rng, hosts), jump), long),
+        17 => {
+            let (up, down) = *rng.pick(&[(true, true), (true, true), (true, false), (false, true)]);
+            (Kind::Partition { hosts: few(rng, hosts), up, down }, any)
+        }
+        18 => {
+            let delay_ms = rng.within(20, 3_000);
+            (Kind::SlowNetwork { hosts: few(rng, hosts), delay_ms, loss: rng.below(200) }, long)
+        }
+        _ => {
+            let percent = *rng.pick(&[30, 60, 100]);
+            (Kind::MassDisconnect(Hosts::Share { percent, salt: rng.bits() }), rng.within(5_000, 90_000))
+        }
+    }
+}
+
+impl World {
+    /// A fault of the schedule begins.
+    pub(crate) fn fault_begins(&mut self, at: u32) {
+        let fault = self.faults[at as usize].clone();
+        self.stats.faults += 1;
+        self.trace.mix(&[self.now_ms, 5, u64::from(at)]);
+        self.trace.line(self.now_ms, || format!("fault {at}: {:?} for {} ms", fault.kind, fault.for_ms));
+        let hosts = self.hosts.len() as u32;
+        match &fault.kind {
+            Kind::MasterCrash(None) => {
+                self.master.held_down += 1;
+                self.master_crash();
+            }
+            Kind::MasterCrash(point) => self.master.crash_at = *point,
+            Kind::MasterPause => self.master.paused_until = self.now_ms + fault.for_ms,
+            Kind::MasterDiskFull => self.master.moods.full = true,
+            Kind::MasterDiskSlow(ms) => self.master.moods.slow_ms = *ms,
+            Kind::MasterUnknown(kept) => self.master.moods.unknown = Some(*kept),
+            Kind::MasterRestore => self.restore(),
+            Kind::MasterClock(by) => self.master.clock.offset_ms += by,
+            Kind::AgentCrash(some) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].held_down += 1;
+                    self.agent_crash(host);
+                }
+            }
+            Kind::AgentPause(some) => {
+                for host in some.list(hosts) {
+                    self.agent_pause(host, fault.for_ms);
+                }
+            }
+            Kind::HostReboot(some) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].held_down += 1;
+                    self.host_off(host);
+                }
+            }
+            Kind::EngineRestart(some) => some.list(hosts).into_iter().for_each(|host| self.engine_stop(host)),
+            Kind::EngineMoods(some, moods) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].engine.moods = *moods;
+                }
+            }
+            Kind::ContainersDie(some) => some.list(hosts).into_iter().for_each(|host| self.containers_die(host)),
+            Kind::LedgerFull(some) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].disk_moods.full = true;
+                    self.hosts[host as usize].part();
+                }
+            }
+            Kind::LedgerDamaged(some) | Kind::LedgerLost(some) => {
+                let lost = matches!(fault.kind, Kind::LedgerLost(_));
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].held_down += 1;
+                    self.agent_crash(host);
+                    self.damage_ledger(host, lost);
+                }
+            }
+            Kind::Clock(some, by) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].clock.offset_ms += by;
+                }
+            }
+            Kind::Partition { hosts: some, up, down } => {
+                some.list(hosts).into_iter().for_each(|host| self.cut(host, *up, *down));
+            }
+            Kind::SlowNetwork { hosts: some, delay_ms, loss } => {
+                for host in some.list(hosts) {
+                    let link = &mut self.hosts[host as usize].link;
+                    (link.delay_ms, link.loss) = (*delay_ms, *loss);
+                }
+            }
+            Kind::MassDisconnect(some) => {
+                self.checker.disconnect_begins();
+                some.list(hosts).into_iter().for_each(|host| self.cut(host, true, true));
+            }
+        }
+        self.queue.push(self.now_ms + fault.for_ms, Event::FaultEnds(at));
+    }
+
+    /// It is over.
+    pub(crate) fn fault_ends(&mut self, at: u32) {
+        let fault = self.faults[at as usize].clone();
+        let hosts = self.hosts.len() as u32;
+        self.trace.line(self.now_ms, || format!("fault {at} ends"));
+        match &fault.kind {
+            Kind::MasterCrash(None) | Kind::MasterRestore => {
+                self.master.held_down -= 1;
+                self.master_start();
+            }
+            // A point that no turn reached is left out.
+            Kind::MasterCrash(_) => self.master.crash_at = None,
+            Kind::MasterPause => self.master_resumes(),
+            Kind::MasterDiskFull => self.master.moods.full = false,
+            Kind::MasterDiskSlow(_) => self.master.moods.slow_ms = 0,
+            Kind::MasterUnknown(_) | Kind::ContainersDie(_) => {}
+            Kind::MasterClock(by) => self.master.clock.offset_ms -= by,
+            Kind::AgentCrash(some) | Kind::LedgerDamaged(some) | Kind::LedgerLost(some) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].held_down -= 1;
+                    self.agent_start(host);
+                }
+            }
+            Kind::AgentPause(_) => {}
+            Kind::HostReboot(some) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].held_down -= 1;
+                    self.host_on(host);
+                }
+            }
+            Kind::EngineRestart(some) => some.list(hosts).into_iter().for_each(|host| self.engine_start(host)),
+            Kind::EngineMoods(some, _) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].engine.moods = Moods::default();
+                }
+            }
+            Kind::LedgerFull(some) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].disk_moods.full = false;
+                }
+            }
+            Kind::Clock(some, by) => {
+                for host in some.list(hosts) {
+                    self.hosts[host as usize].clock.offset_ms -= by;
+                }
+            }
+            Kind::Partition { hosts: some, up, down } => {
+                some.list(hosts).into_iter().for_each(|host| self.heal(host, *up, *down));
+            }
+            Kind::SlowNetwork { hosts: some, .. } => {
+                for host in some.list(hosts) {
+                    let link = &mut self.hosts[host as usize].link;
+                    (link.delay_ms, link.loss) = (0, 0);
+                }
+            }
+            Kind::MassDisconnect(some) => {
+                some.list(hosts).into_iter().for_each(|host| self.heal(host, true, true));
+                let broken = self.checker.disconnect_ends();
+                if let Some(broken) = broken {
+                    self.broken(broken);
+                }
+            }
+        }
+    }
+
+    /// The store goes back to a backup; without one the master only starts anew.
+    fn restore(&mut self) {
+        self.master.held_down += 1;
+        self.master_crash();
+        if let Some((store, revision)) = self.master.backup.clone() {
+            (self.master.store, self.master.revision) = (store, revision);
+            self.users_forget();
+            self.checker.restored(self.now_ms, &self.master.store);
+        }
+    }
+
+    /// Packets of a host stop in these directions; keep-alives notice later, each end for itself.
+    fn cut(&mut self, host: u32, up: bool, down: bool) {
+        let link = &mut self.hosts[host as usize].link;
+        link.cut_up += u32::from(up);
+        link.cut_down += u32::from(down);
+        // A keep-alive needs both ways.
+        for conn in self.conns.of_host(host) {
+            for (end, after) in [(End::Agent, AGENT_SILENCE_MS), (End::Master, MASTER_SILENCE_MS)] {
+                self.queue.push(self.now_ms + after, Event::Silent { conn, end });
+            }
+        }
+        self.hosts[host as usize].cut_since.get_or_insert(self.now_ms);
+    }
+
+    fn heal(&mut self, host: u32, up: bool, down: bool) {
+        let link = &mut self.hosts[host as usize].link;
+        link.cut_up -= u32::from(up);
+        link.cut_down -= u32::from(down);
+        if link.cut_up == 0 && link.cut_down == 0 {
+            self.hosts[host as usize].cut_since = None;
+        }
+        // Retransmissions come some time after the network is back.
+        for conn in self.conns.of_host(host) {
+            let later = self.now_ms + self.net_rng.within(10, 1_500);
+            self.rearm(conn, later);
+        }
+    }
+}
