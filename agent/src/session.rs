@@ -267,6 +267,10 @@ impl Session {
     }
 }
 
+fn tasks(reported: grpc::Reported) -> Vec<TaskId> {
+    reported.task_ids.into_iter().map(TaskId::new).collect()
+}
+
 fn split<'a>(
     assignments: impl Iterator<Item = &'a Assignment>,
 ) -> (Vec<NetworkAssignment>, Vec<PeerAssignment>, Vec<EndpointAssignment>) {
@@ -334,10 +338,8 @@ impl Live<'_> {
                         }
                         Some(master_message::Body::OpenStream(open)) => self.open_stream(open),
                         Some(master_message::Body::Removed(removed)) => return Err(Broken::Removed(removed.reason)),
-                        Some(master_message::Body::Reported(reported)) => {
-                            let tasks: Vec<TaskId> = reported.task_ids.into_iter().map(TaskId::new).collect();
-                            session.reports.reported(&tasks);
-                        }
+                        Some(master_message::Body::Reported(reported)) => session.reports.reported(&tasks(reported)),
+                        Some(master_message::Body::Refused(reported)) => session.reports.refused(&tasks(reported)),
                         // A newer master's message that this protocol version may pass over.
                         None => {}
                     }
@@ -349,6 +351,8 @@ impl Live<'_> {
                     }
                     let (seq, pause_ms) = pulse.beat(rand::rng().random());
                     self.send(agent_message::Body::Heartbeat(grpc::Heartbeat { seq })).await?;
+                    // Those that the master could not take.
+                    self.send_reports().await?;
                     beat.as_mut().reset(Instant::now() + Duration::from_millis(pause_ms));
                 }
                 changed = reports.changed() => {

@@ -268,16 +268,17 @@ impl Reader {
         }
         let task_ids = reports.iter().map(|r| r.task.to_string()).collect();
         let origin = Origin { who: format!("node:{node}"), why: "task report".into() };
-        match self.cluster.command(cluster::reports(node, reports), origin).await {
-            Ok(_) => {
-                let body = grpc::master_message::Body::Reported(grpc::Reported { task_ids });
-                // An agent that cannot be told sends them again, which changes nothing.
-                let _ = self.tx.send(Ok(grpc::MasterMessage { body: Some(body) })).await;
-                Ok(())
+        let reported = grpc::Reported { task_ids };
+        let body = match self.cluster.command(cluster::reports(node, reports), origin).await {
+            Ok(_) => grpc::master_message::Body::Reported(reported),
+            // Not durable: the agent keeps them, and sends them again in this session.
+            Err(error) if error.code == "read_only" || error.code == "not_stored" => {
+                grpc::master_message::Body::Refused(reported)
             }
-            // Not durable: the agent keeps them and sends them again.
-            Err(error) if error.code == "read_only" || error.code == "not_stored" => Ok(()),
-            Err(error) => Err(status(error)),
-        }
+            Err(error) => return Err(status(error)),
+        };
+        // An agent that cannot be told sends them again, which changes nothing.
+        let _ = self.tx.send(Ok(grpc::MasterMessage { body: Some(body) })).await;
+        Ok(())
     }
 }

@@ -226,13 +226,12 @@ impl World {
         let sample = self.net_rng.per_mille(16);
         let h = &mut self.hosts[host as usize];
         h.repair();
-        let mute = h.engine.moods.mute;
         let Some(agent) = &mut h.agent else { return };
-        if agent.settled && !mute && !agent.look && !sample {
+        if agent.settled && !h.engine.missed && !agent.look && !sample {
             // `reconcile` is a function of what has not changed; some are asked all the same.
             return;
         }
-        let was_settled = agent.settled && !mute && agent.observed.containers == h.engine.containers;
+        let was_settled = agent.settled && !h.engine.missed && !agent.look && agent.round_at.is_none();
         agent.look = true;
         let acted = self.round(host);
         if was_settled && acted {
@@ -495,9 +494,8 @@ impl World {
                     self.agent_event_at(host, now_ms + took, AgentEvent::Applied(number));
                 }
             }
-            ToAgent::Reported(tasks) => {
-                agent.outbox.reported(tasks.iter());
-            }
+            ToAgent::Reported(tasks) => agent.outbox.reported(tasks.iter()),
+            ToAgent::Refused(tasks) => agent.outbox.refused(tasks.iter()),
         }
     }
 
@@ -529,6 +527,8 @@ impl World {
         let conn = session.conn;
         self.send_up(conn, ToMaster::Heartbeat);
         self.stats.heartbeats += 1;
+        // Reports that the master could not take go with it.
+        self.flush(host);
         self.agent_event_at(host, now_ms + pause, AgentEvent::Beat(number));
     }
 
@@ -560,7 +560,9 @@ impl World {
             self.agent_event_at(host, self.now_ms + took, AgentEvent::Applied(number));
         }
         self.starts_go_on(host);
-        self.round_at(host, self.now_ms);
+        if self.hosts[host as usize].agent.as_ref().is_some_and(|a| !a.settled) {
+            self.round_at(host, self.now_ms);
+        }
     }
 
     /// Starts that waited for their names, which may have come.

@@ -43,9 +43,12 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
-    /// A state is durable.
-    pub(crate) fn committed(&mut self, changes: &[Change], _now_ms: Millis) {
+    /// A state is durable, whether or not the master knows.
+    pub(crate) fn committed(&mut self, changes: &[Change]) {
         for change in changes {
+            if let Change::Delete(Key { kind: Kind::Task, id }) = change {
+                self.reached.remove(&TaskId::new(id));
+            }
             if let Change::Upsert(Object::Task(task)) = change
                 && task.status.state == TaskState::Orphaned
                 && self.reached.get(&task.id).is_none_or(|(_, state)| *state != TaskState::Orphaned)
@@ -189,6 +192,9 @@ impl World {
         if self.users.iter().any(User::is_open) {
             return Some("a user waits for an answer".into());
         }
+        if core.has_timers() {
+            return Some("a service waits for its next attempt".into());
+        }
         for task in core.model().tasks.values() {
             let (state, desired) = (task.status.state, task.desired_state);
             let settled = match desired {
@@ -196,10 +202,10 @@ impl World {
                     state == TaskState::Pending && !task.status.message.is_empty()
                 }
                 TaskState::Running => state >= TaskState::Running && state != TaskState::Orphaned,
-                // Orphaned for good: its node was removed.
+                // Orphaned for good where no host has that identity: it was removed, or a backup knows it again.
                 TaskState::Shutdown => {
-                    let gone = task.node.as_ref().is_none_or(|n| !core.model().nodes.contains_key(n));
-                    state.is_terminal() && (state != TaskState::Orphaned || gone)
+                    let here = self.hosts.iter().any(|h| h.disk.node.is_some() && h.disk.node == task.node);
+                    state.is_terminal() && (state != TaskState::Orphaned || !here)
                 }
                 _ => false,
             };
@@ -239,16 +245,11 @@ fn unsettled_host(host: &crate::host::Host, core: &Core) -> Option<String> {
     if !agent.session.as_ref().is_some_and(|s| s.live) {
         return Some(format!("{name} has no session"));
     }
-    let mut asked = core.full_documents(node);
-    if let Some(missing) = asked.iter().find(|(k, d)| agent.assignments.documents().get(*k) != Some(d)) {
-        return Some(format!("{name} does not know {}", missing.0));
-    }
-    asked.retain(|k, _| !agent.assignments.documents().contains_key(k));
-    if agent.assignments.documents().len() != core.full_documents(node).len() {
-        return Some(format!("{name} has documents that it should not have"));
-    }
     if let Some(report) = agent.outbox.pending().next() {
         return Some(format!("{name} has a report that nobody confirmed: {report:?}"));
+    }
+    if let Some(at) = agent.round_at {
+        return Some(format!("{name} is to look again at {} s", at / 1_000));
     }
     if !agent.ops.is_empty() {
         return Some(format!("{name} still acts: {:?}", agent.ops.values().next().map(|op| &op.action)));
@@ -260,6 +261,13 @@ fn unsettled_host(host: &crate::host::Host, core: &Core) -> Option<String> {
         if here != wanted {
             return Some(format!("{name} runs task {} {here} times and reports {:?}", task.name, task.status.state));
         }
+    }
+    let asked = core.full_documents(node);
+    if asked != **agent.assignments.documents() {
+        let known = agent.assignments.documents();
+        let missing = asked.iter().find(|(k, d)| known.get(*k) != Some(d)).map(|(k, _)| k);
+        let surplus = known.keys().find(|k| !asked.contains_key(*k));
+        return Some(format!("{name} should know {missing:?} and should not know {surplus:?}"));
     }
     let stranger = running.keys().find(|id| core.model().tasks.get(id).is_none_or(|t| t.node.as_ref() != Some(node)));
     stranger.map(|id| format!("{name} runs a container of task {id}, which is not its own"))

@@ -30,6 +30,8 @@ pub(crate) struct Engine {
     pub(crate) images: BTreeSet<String>,
     /// Containers that its events told of since they were last taken.
     touched: BTreeSet<String>,
+    /// Events got lost since everything was last looked at.
+    pub(crate) missed: bool,
     serial: u64,
 }
 
@@ -44,7 +46,9 @@ impl Engine {
     }
 
     fn touch(&mut self, id: &str) {
-        if !self.moods.mute {
+        if self.moods.mute {
+            self.missed = true;
+        } else {
             self.touched.insert(id.to_owned());
         }
     }

@@ -107,6 +107,8 @@ pub(crate) struct Agent {
     pub(crate) backoff: Backoff,
     /// The time of the earliest round that an event will bring.
     pub(crate) round_at: Option<Millis>,
+    /// A full set of assignments came: the master may not know what was last said.
+    pub(crate) say_all: bool,
     /// The last plan was empty, nothing is in flight, and nothing was touched since.
     pub(crate) settled: bool,
     /// It is stopped (SIGSTOP) until this time.
@@ -152,11 +154,8 @@ impl Host {
         let Disk { assignments, tasks, .. } = &self.disk;
         let memory = Memory { tasks: tasks.clone(), ..Memory::default() };
         let mut outbox = Outbox::default();
-        for (task, local) in &memory.tasks {
-            if assignments.documents().contains_key(&format!("task/{task}")) {
-                outbox.put(local.report(task));
-            }
-        }
+        let desired = Desired { assignments: assignments.documents(), confirmed: false };
+        memory.reports(&desired).into_iter().for_each(|report| outbox.put_again(report));
         self.agent = Some(Agent {
             assignments: assignments.clone(),
             durable: true,
@@ -171,6 +170,7 @@ impl Host {
             sessions: 0,
             backoff: Backoff::default(),
             round_at: None,
+            say_all: false,
             settled: false,
             paused_until: 0,
         });
@@ -205,17 +205,24 @@ impl Host {
         self.agent.take()
     }
 
-    /// Takes the first waiting batch in: the acknowledgement when it is durable, `Err` when the session is to end.
+    /// Takes the first waiting batch in: the acknowledgement when it is durable, `Err` when the session is to end. A batch
+    /// that no plan looks at (peers, endpoints) leaves an agent at rest.
     pub(crate) fn apply(&mut self) -> Result<Option<agent_core::Head>, String> {
         let Some(agent) = &mut self.agent else { return Ok(None) };
         let Some(change) = agent.session.as_mut().and_then(|s| s.applying.pop_front()) else { return Ok(None) };
         let fits = skein_api::mutant!("gap-accepted") || agent.assignments.check(&change).map_err(|e| e.to_string())?;
+        let planned = |key: &str| key.starts_with("task/") || key.starts_with("network/");
+        let matters = change.full
+            || change.removes.iter().any(|key| planned(key))
+            || change.upserts.iter().any(|a| matches!(a, Assignment::Task(_) | Assignment::Network(_)));
+        agent.settled &= agent.confirmed && !matters;
         agent.confirmed = true;
-        agent.settled = false;
         let head = agent_core::Head { chain: change.chain.clone(), generation: change.generation };
+        let full = change.full;
         if fits {
             agent.assignments.apply(change);
         }
+        agent.say_all |= full;
         self.repair();
         Ok(self.agent.as_ref().is_some_and(|a| a.durable).then_some(head))
     }
@@ -246,6 +253,9 @@ impl Host {
             };
             let plan = reconcile(&desired, &agent.observed, wall, &agent.memory, &Settings::default());
             agent.memory.apply(&plan);
+            if std::mem::take(&mut agent.say_all) {
+                agent.memory.reports(&desired).into_iter().for_each(|report| agent.outbox.put_again(report));
+            }
             for report in &plan.reports {
                 agent.outbox.put(report.clone());
             }
@@ -278,6 +288,7 @@ impl Host {
         let Some(agent) = &mut self.agent else { return };
         let touched = self.engine.take_events();
         if std::mem::take(&mut agent.look) {
+            self.engine.missed = false;
             agent.observed.containers.clone_from(&self.engine.containers);
             agent.observed.networks.clone_from(&self.engine.networks);
             return;

@@ -324,7 +324,7 @@ impl World {
         let lost = skein_api::mutant!("lost-fsync") && self.master.rng.per_mille(20);
         if (committing.refused.is_none() && !lost && unknown.is_none()) || unknown == Some(true) {
             self.master.write(&committing.changes[committing.done..end]);
-            self.checker.committed(&committing.changes[committing.done..end], self.now_ms);
+            self.checker.committed(&committing.changes[committing.done..end]);
         }
         let revision = self.master.revision;
         let now_ms = self.now_ms;
@@ -597,7 +597,10 @@ impl World {
                 self.reader_goes_on(conn);
             }
             // Not durable: the agent keeps them and sends them again.
-            Err(error) if error.code == "read_only" || error.code == "not_stored" => self.reader_goes_on(conn),
+            Err(error) if error.code == "read_only" || error.code == "not_stored" => {
+                self.send_down(conn, ToAgent::Refused(tasks));
+                self.reader_goes_on(conn);
+            }
             // The agent sees why, then the end.
             Err(_) => self.master_sees_end(conn),
         }

@@ -39,6 +39,7 @@ pub(crate) enum ToAgent {
     HeartbeatAck,
     Assignments(Box<AssignmentChange>),
     Reported(Rc<[TaskId]>),
+    Refused(Rc<[TaskId]>),
     Removed,
     End,
 }

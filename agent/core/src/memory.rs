@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use skein_api::{TaskAddress, TaskId, TaskReport, TaskState, TaskStatus, UnixMillis};
 
-use crate::{Action, ActionKey, ActionKind, Plan};
+use crate::{Action, ActionKey, ActionKind, Desired, Plan};
 
 /// First pause after a failed action.
 pub const FAILURE_PAUSE_MIN_MS: u64 = 1_000;
@@ -142,6 +142,12 @@ pub fn failure_pause_ms(count: u32) -> u64 {
 }
 
 impl Memory {
+    /// The last word about each task that is assigned: for a master that may not know it.
+    pub fn reports(&self, desired: &Desired<'_>) -> Vec<TaskReport> {
+        let assigned = self.tasks.iter().filter(|(task, _)| desired.task(task).is_some());
+        assigned.map(|(task, local)| local.report(task)).collect()
+    }
+
     /// Remembers what a plan says. Call it before the plan's actions begin.
     pub fn apply(&mut self, plan: &Plan) {
         self.update(&plan.updates);

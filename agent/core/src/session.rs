@@ -4,7 +4,7 @@
 //! ```text
 //! report ─put─> unsent ─unsent()─> on its way ─reported()─> forgotten
 //!                 ^                    │
-//!                 └── a newer word, or a new session
+//!                 └── a newer word, refused(), a new session, another term of the master
 //! ```
 //!
 //! Must not know the connection or the clock: time is an argument, in milliseconds of a clock that never goes back.
@@ -129,6 +129,14 @@ impl Outbox {
         true
     }
 
+    /// The word about a task once more, whatever was said before: another term of the master may not know it.
+    pub fn put_again(&mut self, report: TaskReport) {
+        match self.pending.get_mut(&report.task) {
+            Some(old) => (old.report, old.sent) = (report, false),
+            None => drop(self.put(report)),
+        }
+    }
+
     /// A session begins: everything that the master has not confirmed is to be sent again.
     pub fn begin_session(&mut self) {
         for pending in self.pending.values_mut() {
@@ -158,6 +166,16 @@ impl Outbox {
             if entry.sent && entry.outstanding == 0 {
                 self.pending.remove(task);
             }
+        }
+    }
+
+    /// The master could not make one report of each of these tasks durable: they are to be sent again. When is for the
+    /// caller to choose; with every heartbeat is often enough.
+    pub fn refused<'a>(&mut self, tasks: impl IntoIterator<Item = &'a TaskId>) {
+        for task in tasks {
+            let Some(entry) = self.pending.get_mut(task) else { continue };
+            entry.outstanding = entry.outstanding.saturating_sub(1);
+            entry.sent = false;
         }
     }
 
@@ -213,6 +231,25 @@ mod tests {
         assert_eq!(pending(&outbox).len(), 1);
         outbox.reported(&[TaskId::new("a")]);
         assert_eq!(pending(&outbox).len(), 0);
+    }
+
+    #[test]
+    fn what_was_refused_is_sent_again() {
+        let mut outbox = Outbox::default();
+        outbox.put(report("a", TaskState::Running));
+        outbox.unsent(10);
+        outbox.refused(&[TaskId::new("a"), TaskId::new("unknown")]);
+        assert_eq!(outbox.unsent(10), [report("a", TaskState::Running)]);
+        outbox.reported(&[TaskId::new("a")]);
+        assert_eq!(pending(&outbox), []);
+        // Another term of the master: said once more, and no answer to what was said before costs it.
+        outbox.put(report("a", TaskState::Complete));
+        outbox.unsent(10);
+        outbox.put_again(report("a", TaskState::Complete));
+        outbox.reported(&[TaskId::new("a")]);
+        assert_eq!(outbox.unsent(10), [report("a", TaskState::Complete)]);
+        outbox.reported(&[TaskId::new("a")]);
+        assert_eq!(pending(&outbox), []);
     }
 
     #[test]

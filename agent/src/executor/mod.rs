@@ -140,6 +140,8 @@ pub struct Executor<N> {
     /// What the ends of actions changed in the memory; written with the next plan.
     unwritten: BTreeMap<String, Option<Value>>,
     stale: bool,
+    /// Full sets of assignments after which everything was reported again.
+    full_sets: u64,
     next_repair: Instant,
 }
 
@@ -162,11 +164,8 @@ impl<N: NetworkSide> Executor<N> {
             ..Default::default()
         };
         let assignments = ledger.assignments();
-        for (task, local) in &memory.tasks {
-            if assignments.contains_key(&format!("task/{task}")) {
-                reports.put(local.report(task));
-            }
-        }
+        let desired = Desired { assignments: &assignments, confirmed: false };
+        reports.put_again(memory.reports(&desired));
         let tools = Tools { engine, network, ports: PortChooser::default(), progress_tx };
         let executor = Self {
             tools: Arc::new(tools),
@@ -186,6 +185,7 @@ impl<N: NetworkSide> Executor<N> {
             unwritten: BTreeMap::new(),
             unreadable,
             stale: true,
+            full_sets: 0,
             next_repair: Instant::now(),
         };
         (executor, handle)
@@ -331,7 +331,7 @@ impl<N: NetworkSide> Executor<N> {
         {
             self.observed.in_flight.remove(&key);
         }
-        let assignments = self.ledger.assignments();
+        let (assignments, full_sets) = self.ledger.assignments_and_full_sets();
         let desired = Desired { assignments: &assignments, confirmed: self.ledger.is_confirmed() };
         let now = now();
         let plan = reconcile(&desired, &self.observed, now, &self.memory, &self.settings);
@@ -340,6 +340,9 @@ impl<N: NetworkSide> Executor<N> {
         unwritten.extend(puts(&plan.updates, &self.memory));
         self.persist(unwritten).await;
         self.memory.apply(&plan);
+        if std::mem::replace(&mut self.full_sets, full_sets) != full_sets {
+            self.reports.put_again(self.memory.reports(&desired));
+        }
         for report in &plan.reports {
             tracing::info!(
                 task = %report.task, run = report.run, state = ?report.status.state, message = report.status.message,

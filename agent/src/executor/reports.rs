@@ -34,6 +34,19 @@ impl Reports {
         }
     }
 
+    /// See [`Outbox::put_again`].
+    pub(super) fn put_again(&self, reports: impl IntoIterator<Item = TaskReport>) {
+        let mut outbox = self.lock();
+        reports.into_iter().for_each(|report| outbox.put_again(report));
+        drop(outbox);
+        self.shared.changed.send_modify(|n| *n += 1);
+    }
+
+    /// See [`Outbox::refused`].
+    pub fn refused<'a>(&self, tasks: impl IntoIterator<Item = &'a TaskId>) {
+        self.lock().refused(tasks);
+    }
+
     /// Moves whenever there is something to send.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()

@@ -108,6 +108,8 @@ struct Shared {
 struct Inner {
     log: Log,
     assignments: Assignments,
+    /// Full sets that were taken since it was opened.
+    full_sets: u64,
     locals: BTreeMap<String, Value>,
     /// Size of the file after it was last written anew.
     live_bytes: u64,
@@ -142,7 +144,7 @@ impl Ledger {
             assignments.distrust();
         }
         let live_bytes = log.len();
-        let inner = Inner { log, assignments, locals, live_bytes, damage };
+        let inner = Inner { log, assignments, full_sets: 0, locals, live_bytes, damage };
         Ok(Self {
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
@@ -167,6 +169,13 @@ impl Ledger {
     /// All assignments by key.
     pub fn assignments(&self) -> Arc<BTreeMap<String, Assignment>> {
         self.lock().assignments.documents().clone()
+    }
+
+    /// All assignments by key, with how often everything was taken since this ledger was opened. A full set means that
+    /// the master may not know what this host last said: another term of office, a restored backup.
+    pub fn assignments_and_full_sets(&self) -> (Arc<BTreeMap<String, Assignment>>, u64) {
+        let inner = self.lock();
+        (inner.assignments.documents().clone(), inner.full_sets)
     }
 
     /// What was wrong with the file when it was opened.
@@ -214,6 +223,7 @@ impl Ledger {
         let bytes = if full { Vec::new() } else { serde_json::to_vec(&record).expect("assignments are plain data") };
         let Record::Assign(change) = record else { unreachable!("made above") };
         inner.assignments.apply(change);
+        inner.full_sets += u64::from(full);
         // A full set is everything anyway, and leaves everything before it dead.
         let written = if full { self.compact(&mut inner) } else { self.write(&mut inner, &bytes) };
         drop(inner);

@@ -352,6 +352,11 @@ impl Core {
         }
     }
 
+    /// Whether some service waits for a pause before its next attempt.
+    pub fn has_timers(&self) -> bool {
+        !self.timers.is_empty()
+    }
+
     /// Liveness of a node.
     pub fn node_status(&self, node: &NodeId) -> NodeStatus {
         self.liveness.status(node)
