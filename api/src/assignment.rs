@@ -61,6 +61,8 @@ pub struct TaskAssignment {
     pub desired_state: TaskState,
     /// Which start of a container task this is about.
     pub run: u64,
+    /// This run has ended, as the host itself reported: one that does not remember it must not run it again.
+    pub over: bool,
 }
 
 /// A network to have on this host.

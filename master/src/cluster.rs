@@ -332,7 +332,7 @@ impl Cluster {
             query(self.leader.core());
         }
         for notice in self.leader.take_notices() {
-            tracing::warn!(notice, "network is not ready everywhere");
+            tracing::warn!(notice, "operator should know");
         }
         self.tell_agents();
     }

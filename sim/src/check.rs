@@ -259,7 +259,12 @@ fn unsettled_host(host: &crate::host::Host, core: &Core) -> Option<String> {
         let here = running.get(&task.id).copied().unwrap_or(0);
         let wanted = usize::from(task.status.state == TaskState::Running);
         if here != wanted {
-            return Some(format!("{name} runs task {} {here} times and reports {:?}", task.name, task.status.state));
+            let known = agent.memory.tasks.get(&task.id).map(|l| (l.run, l.status.state, &l.status.message));
+            let (run, state) = (task.run, task.status.state);
+            return Some(format!(
+                "{name} runs task {} {here} times, run {run} is {state:?}, the agent knows {known:?}",
+                task.name
+            ));
         }
     }
     let asked = core.full_documents(node);

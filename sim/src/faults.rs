@@ -37,7 +37,10 @@ pub enum Profile {
 pub(crate) enum Hosts {
     Few(Vec<u32>),
     /// So many of a hundred, chosen by a salt.
-    Share { percent: u64, salt: u64 },
+    Share {
+        percent: u64,
+        salt: u64,
+    },
 }
 
 impl Hosts {
@@ -73,8 +76,16 @@ pub(crate) enum Kind {
     LedgerDamaged(Hosts),
     LedgerLost(Hosts),
     Clock(Hosts, i64),
-    Partition { hosts: Hosts, up: bool, down: bool },
-    SlowNetwork { hosts: Hosts, delay_ms: u64, loss: u64 },
+    Partition {
+        hosts: Hosts,
+        up: bool,
+        down: bool,
+    },
+    SlowNetwork {
+        hosts: Hosts,
+        delay_ms: u64,
+        loss: u64,
+    },
     MassDisconnect(Hosts),
 }
 
@@ -111,8 +122,7 @@ fn kinds(profile: Profile) -> &'static [u64] {
 /// Mean pause between two faults.
 const EVERY_MS: u64 = 12_000;
 /// A year, and the other jumps of clocks.
-const JUMPS_MS: [i64; 6] =
-    [-31_536_000_000, 31_536_000_000, -3_600_000, 3_600_000, -2_000, 2_000];
+const JUMPS_MS: [i64; 6] = [-31_536_000_000, 31_536_000_000, -3_600_000, 3_600_000, -2_000, 2_000];
 
 /// The schedule of a run: follows from seed, profile, size and length alone.
 pub(crate) fn schedule(seed: u64, profile: Profile, hosts: u32, until_ms: Millis) -> Vec<Fault> {

@@ -324,7 +324,8 @@ impl Host {
         let networks = self.assignment(task).map(|t| t.networks.clone()).unwrap_or_default();
         let mut addresses = Vec::new();
         for id in networks {
-            let network = self.disk.networks.get(&id).ok_or_else(|| later(format!("network {id} is not known")))?.clone();
+            let network =
+                self.disk.networks.get(&id).ok_or_else(|| later(format!("network {id} is not known")))?.clone();
             let (v4, _) = self.disk.leases.reserve(&network, task).map_err(|e| later(e.to_string()))?;
             let v6 = Some(address6(network.subnet6, network.subnet4, v4));
             addresses.push(TaskAddress { network: id, v4: Some(v4), v6 });

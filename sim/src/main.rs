@@ -76,7 +76,10 @@ struct Args {
 impl Args {
     fn config(&self, seed: u64) -> Config {
         let agents = match self.agents_max {
-            Some(max) => self.agents + u32::try_from(seed.wrapping_mul(0x9e37_79b9) % u64::from(max - self.agents + 1)).unwrap_or(0),
+            Some(max) => {
+                self.agents
+                    + u32::try_from(seed.wrapping_mul(0x9e37_79b9) % u64::from(max - self.agents + 1)).unwrap_or(0)
+            }
             None => self.agents,
         };
         Config {

@@ -571,11 +571,15 @@ impl World {
             Asker::Nobody => {}
             Asker::User(user) => self.user_hears(user, answer),
             Asker::Join(conn) => {
-                if let Ok(Reply::Node(node)) = answer {
-                    if let Some(c) = self.conns.get(conn) {
-                        c.node = node.clone();
+                match answer {
+                    Ok(Reply::Node(node)) => {
+                        if let Some(c) = self.conns.get(conn) {
+                            c.node = node.clone();
+                        }
+                        self.send_down(conn, ToAgent::Joined(node));
                     }
-                    self.send_down(conn, ToAgent::Joined(node));
+                    Ok(_) => self.broken("a join answers with a node".into()),
+                    Err(refusal) => self.join_refused(conn, &refusal),
                 }
                 self.close(conn, End::Master);
             }
@@ -588,6 +592,20 @@ impl World {
             },
             Asker::Reports(conn, tasks) => self.reported(conn, tasks, answer),
         }
+    }
+
+    /// A host may not join: its operator does what the hint says.
+    fn join_refused(&mut self, conn: ConnId, refusal: &ApiError) {
+        let Some(host) = self.conns.get(conn).map(|c| c.host) else { return };
+        let command = match refusal.code.as_str() {
+            // A node that a backup brought back, and that this host was before.
+            "name_taken" => Command::NodeRemove { node: self.hosts[host as usize].name.clone(), force: true },
+            // The master's clock was a year ahead for a while.
+            "token_unknown" | "token_expired" => crate::users::token(),
+            _ => return,
+        };
+        let origin = Origin { who: "operator".into(), why: refusal.message.clone() };
+        self.master_take_later(Incoming::Command { command: Box::new(command), origin, asker: Asker::Nobody });
     }
 
     fn reported(&mut self, conn: ConnId, tasks: Rc<[TaskId]>, answer: Result<Reply, ApiError>) {

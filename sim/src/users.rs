@@ -46,11 +46,18 @@ pub(crate) struct Known {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Deployer { stack: usize, networked: bool },
+    Deployer {
+        stack: usize,
+        networked: bool,
+    },
     Operator,
-    Runner { names: u64 },
+    Runner {
+        names: u64,
+    },
     /// Containers that come and go as in a recorded trace.
-    Replayer { next: usize },
+    Replayer {
+        next: usize,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -341,8 +348,7 @@ impl World {
         self.users[at].kind = Kind::Replayer { next: next + 1 };
         let mut create = ContainerCreate { name: format!("vm-{next}"), ..ContainerCreate::default() };
         create.spec.container.image = format!("job:{}", arrival.lasts_ms);
-        create.spec.resources.reservations =
-            Resources { nano_cpus: arrival.nano_cpus, mem_bytes: arrival.mem_bytes };
+        create.spec.resources.reservations = Resources { nano_cpus: arrival.nano_cpus, mem_bytes: arrival.mem_bytes };
         create.spec.restart.condition = RestartCondition::None;
         Some(Request { command: Command::ContainerCreate(Box::new(create)), outcome: None })
     }
@@ -354,15 +360,19 @@ impl World {
             ula_global_id: 0x12_3456_789a,
             ..master_core::model::Cluster::default()
         };
-        let token = Command::TokenCreate {
-            id: skein_api::TokenId::new(TOKEN),
-            secret_sha256: SECRET.into(),
-            request: skein_api::TokenCreate { ttl_s: 365 * 24 * 3_600, uses: u32::MAX, ..Default::default() },
-        };
-        for command in [Command::InitCluster(Box::new(cluster)), token] {
+        for command in [Command::InitCluster(Box::new(cluster)), token()] {
             let origin = Origin { who: "local".into(), why: "first start".into() };
             self.master_take(Incoming::Command { command: Box::new(command), origin, asker: Asker::Nobody });
         }
+    }
+}
+
+/// The request for the token that every host joins with.
+pub(crate) fn token() -> Command {
+    Command::TokenCreate {
+        id: skein_api::TokenId::new(TOKEN),
+        secret_sha256: SECRET.into(),
+        request: skein_api::TokenCreate { ttl_s: 365 * 24 * 3_600, uses: u32::MAX, ..Default::default() },
     }
 }
 
@@ -406,11 +416,13 @@ fn service(rng: &mut Random, stack: &str, index: usize, networked: bool, replica
         }
         1 if global && !networked => spec.mode = ServiceMode::Global,
         2 => spec.task.placement.constraints = vec![format!("node.labels.zone!={}", rng.pick(&["a", "b"]))],
-        3 | 4 => spec.task.container.healthcheck = Some(Healthcheck { test: vec!["true".into()], ..Default::default() }),
-        5 if index > 0 => spec.depends_on = vec![Dependency {
-            service: format!("{stack}_w0"),
-            condition: DependencyCondition::ServiceStarted,
-        }],
+        3 | 4 => {
+            spec.task.container.healthcheck = Some(Healthcheck { test: vec!["true".into()], ..Default::default() })
+        }
+        5 if index > 0 => {
+            spec.depends_on =
+                vec![Dependency { service: format!("{stack}_w0"), condition: DependencyCondition::ServiceStarted }]
+        }
         6 => spec.task.placement.max_replicas_per_node = 2,
         _ => {}
     }

@@ -267,7 +267,10 @@ impl World {
             match missing {
                 None => return None,
                 Some(missing) if next >= until_ms => {
-                    return Some(Verdict::Liveness(format!("{} s after the last fault, {missing}", CONVERGE_MS / 1_000)));
+                    return Some(Verdict::Liveness(format!(
+                        "{} s after the last fault, {missing}",
+                        CONVERGE_MS / 1_000
+                    )));
                 }
                 Some(_) => {}
             }

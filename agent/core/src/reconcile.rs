@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use skein_api::{DEFAULT_STOP_GRACE_MS, Health, NetworkId, TaskAssignment, TaskId, TaskState, TaskStatus, UnixMillis};
 
 use crate::{
-    Action, ActionKey, ActionKind, Container, ContainerState, Desired, Failure, Memory, Observed, Plan, Settings,
-    StopReason, TaskLocal,
+    Action, ActionKey, ActionKind, Container, ContainerState, Desired, FAILURE_PAUSE_MAX_MS, Failure, Memory, Observed,
+    Plan, Settings, StopReason, TaskLocal,
     collect::{self, Ended},
     restart::{self, Restart},
     state,
@@ -57,6 +57,21 @@ pub fn reconcile(
     plan
 }
 
+/// What is remembered of a task that nothing is remembered of.
+fn first_local(assignment: &TaskAssignment, container: Option<&Container>) -> TaskLocal {
+    let mut local = TaskLocal {
+        run: assignment.run,
+        assigned_run: assignment.run,
+        reserved: container.is_some() && !assignment.networks.is_empty(),
+        ..TaskLocal::default()
+    };
+    if assignment.over && container.is_none() {
+        local.status.state = TaskState::Shutdown;
+        local.status.message = "has ended, and its container is gone".to_owned();
+    }
+    local
+}
+
 /// What frees something comes before what needs something.
 fn rank(kind: ActionKind) -> u8 {
     match kind {
@@ -86,7 +101,10 @@ impl Context<'_> {
             return false;
         }
         match self.memory.failures.get(key) {
-            Some(failure) if failure.not_before > self.now => {
+            // A pause that is longer than any was set before the clock went back: it is over.
+            Some(failure)
+                if failure.not_before > self.now && failure.not_before <= self.now.plus_ms(FAILURE_PAUSE_MAX_MS) =>
+            {
                 plan.wake(failure.not_before);
                 false
             }
@@ -107,18 +125,20 @@ impl Context<'_> {
         let containers: &[&Container] = self.by_task.get(&assignment.id).map_or(&[], |c| c);
         let container = containers.first().copied();
         let known = self.memory.tasks.get(&assignment.id);
+        // Removed, and wanted again: a master that was restored from a backup does not know that it had it removed.
+        let removed = |local: &&TaskLocal| local.status.state == TaskState::Remove;
+        let back = known.filter(removed).is_some() && assignment.desired_state != TaskState::Remove;
         let mut task = Task {
             cx: self,
             assignment,
             container,
-            local: known.cloned().unwrap_or_else(|| TaskLocal {
-                run: assignment.run,
-                assigned_run: assignment.run,
-                reserved: container.is_some() && !assignment.networks.is_empty(),
-                ..Default::default()
-            }),
+            local: known.filter(|_| !back).cloned().unwrap_or_else(|| first_local(assignment, container)),
         };
         let was_terminal = task.local.status.state.is_terminal();
+        if !task.is_service() && assignment.over && task.live() && !was_terminal && task.local.run == assignment.run {
+            // What runs here is not the run that the master knows as ended: it was restored from a backup.
+            task.local.run += 1;
+        }
         let status = task.observe();
         task.local.status = state::step(&task.local.status, status, self.now);
         if !was_terminal && task.local.status.state.is_terminal() {
@@ -245,7 +265,11 @@ impl Task<'_> {
     }
 
     fn wants_running(&self) -> bool {
-        !matches!(self.assignment.desired_state, TaskState::Remove) && !self.assignment.desired_state.is_terminal()
+        // One-shot: a service task that the master knows as ended has a successor, whatever brought this one back.
+        let replaced = self.is_service() && self.assignment.over;
+        !replaced
+            && !matches!(self.assignment.desired_state, TaskState::Remove)
+            && !self.assignment.desired_state.is_terminal()
     }
 
     fn in_flight(&self) -> Option<ActionKind> {

@@ -40,6 +40,10 @@ pub fn decide(policy: &RestartPolicy, local: &TaskLocal, now: UnixMillis) -> Res
     if !wanted {
         return Restart::Never;
     }
+    if local.status.since > now {
+        // The clock went back: nobody knows how long ago it ended, and waiting for that time could take a year.
+        return Restart::Now;
+    }
     let mut at = local.status.since.plus_ms(policy.delay_ms.max(back_off_ms(local.quick_ends)));
     if let Some(max) = policy.max_attempts {
         if policy.window_ms == 0 {
@@ -52,7 +56,8 @@ pub fn decide(policy: &RestartPolicy, local: &TaskLocal, now: UnixMillis) -> Res
                 return Restart::Never;
             }
             // The attempt that must have left the window before there is room for another.
-            if let Some(oldest) = local.restarted_at.len().checked_sub(max).map(|i| local.restarted_at[i]) {
+            let oldest = local.restarted_at.len().checked_sub(max).map(|i| local.restarted_at[i]);
+            if let Some(oldest) = oldest.filter(|oldest| *oldest <= now) {
                 at = at.max(oldest.plus_ms(policy.window_ms));
             }
         }
@@ -126,6 +131,16 @@ mod tests {
         check(policy, &quick, 0, Restart::At(UnixMillis(PAUSE_MAX_MS)));
         let third = TaskLocal { quick_ends: 3, ..ended(TaskState::Failed, 0) };
         check(RestartPolicy { delay_ms: 0, ..Default::default() }, &third, 0, Restart::At(UnixMillis(400)));
+    }
+
+    #[test]
+    fn a_clock_that_went_back_holds_nothing_up() {
+        let policy = RestartPolicy { delay_ms: 5_000, max_attempts: Some(1), window_ms: 1_000, ..Default::default() };
+        let year = 31_536_000_000;
+        let local = TaskLocal { restarted_at: vec![UnixMillis(year)], ..ended(TaskState::Failed, year) };
+        check(policy, &local, 1_000, Restart::Now);
+        let local = TaskLocal { restarted_at: vec![UnixMillis(year)], ..ended(TaskState::Failed, 1_000) };
+        check(policy, &local, 2_000, Restart::At(UnixMillis(6_000)));
     }
 
     #[test]

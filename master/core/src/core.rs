@@ -15,12 +15,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skein_api::{ApiError, Node, NodeId, NodeState, NodeStatus, ServiceId, Strategy, TaskId, TaskState, UnixMillis};
+use skein_api::{ApiError, Node, NodeId, NodeState, NodeStatus, ServiceId, Strategy, TaskId, TaskState};
 
 use crate::{
     command::{Command, Context, Decision, Now, Reply},
     dispatch::Dispatch,
     liveness::Liveness,
+    loss::Loss,
     model::{Change, Key, Kind, Model, Object},
     placement,
     readiness::Readiness,
@@ -60,6 +61,7 @@ pub struct Core {
     pub(crate) model: Model,
     pub(crate) scheduler: Scheduler,
     pub(crate) liveness: Liveness,
+    pub(crate) loss: Loss,
     pub(crate) dispatch: Dispatch,
     pub(crate) readiness: Readiness,
     staged: Vec<Change>,
@@ -73,8 +75,11 @@ pub struct Core {
     pub(crate) wake_pending: bool,
     /// Tasks to look at for removal.
     pub(crate) reap: BTreeSet<TaskId>,
-    /// When services with a pause before their next attempt are due, by wall clock.
-    pub(crate) timers: BTreeSet<(UnixMillis, ServiceId)>,
+    /// When services with a pause before their next attempt are due, by monotonic clock: wall clocks jump.
+    pub(crate) timers: BTreeSet<(u64, ServiceId)>,
+    /// Tasks that ended and whose successor waits, with when it is due by monotonic clock. Set once per task: the time of
+    /// its end is the word of its host's clock, and may be ahead of ours for as long as it likes.
+    pub(crate) pauses: BTreeMap<TaskId, u64>,
     /// Global services that miss a task on some node; tried again together with the pending tasks.
     pub(crate) starved: BTreeSet<ServiceId>,
     /// Nodes or networks came, or blocks were freed: networks for plain `docker run` may miss some host.
@@ -96,6 +101,7 @@ impl Core {
             model: Model::default(),
             scheduler: Scheduler::default(),
             liveness: Liveness::default(),
+            loss: Loss::new(now.mono_ms),
             dispatch: Dispatch::default(),
             readiness: Readiness::default(),
             staged: Vec::new(),
@@ -105,6 +111,7 @@ impl Core {
             wake_pending: true,
             reap: BTreeSet::new(),
             timers: BTreeSet::new(),
+            pauses: BTreeMap::new(),
             starved: BTreeSet::new(),
             grow: true,
             sweep: true,
@@ -225,8 +232,16 @@ impl Core {
         let key = change.key();
         match key.kind {
             Kind::Node => {
-                self.grow |= before.is_none();
-                self.note_node(&NodeId::new(&key.id));
+                let id = NodeId::new(&key.id);
+                self.note_node(&id);
+                if before.is_none() {
+                    self.grow = true;
+                    // One that a rollback brings back: its tasks hold again what they held there.
+                    let placed = self.model.node_tasks(&id).filter_map(|t| placement::placed(&self.model, t));
+                    for placed in placed.collect::<Vec<_>>() {
+                        self.scheduler.apply_task(placed);
+                    }
+                }
             }
             Kind::Task => {
                 self.note_task(&TaskId::new(&key.id), before.as_ref());
@@ -254,6 +269,7 @@ impl Core {
             }
             None => {
                 self.liveness.remove(id);
+                self.loss.forget(id);
                 self.scheduler.remove_node(id);
                 self.dispatch.remove_node(id);
                 self.readiness_without(id);
@@ -283,6 +299,7 @@ impl Core {
         let Some(task) = self.model.tasks.get(id) else {
             self.dirty_services.extend(old.and_then(|t| t.service.clone()));
             self.pending.remove(id);
+            self.pauses.remove(id);
             self.scheduler.remove_task(id);
             (self.wake_pending, self.sweep) = (true, true);
             return;
@@ -330,9 +347,10 @@ impl Core {
         for node in self.liveness.overdue(now) {
             self.refresh_liveness(&node, now);
         }
+        self.give_up_nodes(now);
         self.readiness_tick(now);
         while let Some((due, service)) = self.timers.first().cloned() {
-            if due > now.wall {
+            if due > now.mono_ms {
                 break;
             }
             self.timers.pop_first();
@@ -345,10 +363,27 @@ impl Core {
         self.now = now;
         if self.liveness.refresh(node, now) && self.model.nodes.contains_key(node) {
             // In no agent's documents: names of a lost host's containers go with their tasks.
-            self.note_node(node);
-            if !self.is_ready(node) {
+            if self.is_ready(node) {
+                self.loss.forget(node);
+            } else {
+                self.loss.silent(node, now.mono_ms);
                 self.readiness_without(node);
             }
+            self.note_node(node);
+        }
+    }
+
+    /// Silent nodes are given up as far as it is allowed at once; their services look for other places then.
+    fn give_up_nodes(&mut self, now: Now) {
+        let (gone, waiting) = self.loss.give_up(self.model.nodes.len() as u64, now.mono_ms);
+        for node in &gone {
+            self.mark_node_services(node);
+        }
+        if let Some(waiting) = waiting {
+            self.readiness.notice(format!(
+                "many nodes are silent at once: the tasks of {waiting} of them are replaced one node after the other, in \
+                 case they come back; `skein node rm --force` gives one up at once"
+            ));
         }
     }
 

@@ -120,8 +120,9 @@ impl Dispatch {
         let new = model.tasks.get(id);
         // Most changes of a task are reports of how far its start has come, which no other host needs to hear.
         let same_endpoint = old.zip(new).is_some_and(|(old, new)| same_endpoint(old, new));
+        let same_assignment = old.zip(new).is_some_and(|(old, new)| same_assignment(old, new));
         for task in old.into_iter().chain(new) {
-            if let Some(node) = &task.node {
+            if let (Some(node), false) = (&task.node, same_assignment) {
                 self.mark(node, format!("task/{id}"));
             }
             if same_endpoint {
@@ -202,6 +203,20 @@ impl Dispatch {
             self.mark_members(model, network, &format!("network/{network}"), None);
         }
     }
+}
+
+/// Whether two states of a task give the same document for its own host: what `Core::task_document` looks at.
+fn same_assignment(old: &Task, new: &Task) -> bool {
+    (&old.node, &old.name, &old.service, &old.stack, old.slot, old.run)
+        == (&new.node, &new.name, &new.service, &new.stack, new.slot, new.run)
+        && (old.desired_state, is_over(old)) == (new.desired_state, is_over(new))
+        && old.spec == new.spec
+}
+
+/// Whether the task's present run has ended, as its host reported. An agent that knows nothing of it (a lost ledger, a
+/// restored backup) must not run it again.
+fn is_over(task: &Task) -> bool {
+    task.status.state.is_terminal() && task.status.state != TaskState::Orphaned
 }
 
 /// Whether two states of a task give the same endpoint documents: what `Core::endpoint_document` looks at.
@@ -332,6 +347,7 @@ impl Core {
             volumes_from: from.collect(),
             desired_state: task.desired_state,
             run: task.run,
+            over: is_over(task),
         }
     }
 

@@ -11,7 +11,7 @@
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
-//! - [`liveness`]: who is heard of
+//! - [`liveness`]: who is heard of; `loss`: which of the silent ones are given up, and how fast
 
 mod admit;
 mod check;
@@ -21,6 +21,7 @@ pub mod dispatch;
 pub mod leader;
 pub mod liveness;
 mod lookup;
+mod loss;
 mod meta;
 pub mod model;
 mod networks;

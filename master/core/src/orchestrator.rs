@@ -70,8 +70,8 @@ enum Next {
     Done,
     /// A new task now, counting so many attempts since then.
     Now(u32, UnixMillis),
-    /// A new task at this time.
-    At(UnixMillis),
+    /// A new task after so many milliseconds.
+    After(u64),
 }
 
 /// One thing to do for a service.
@@ -79,8 +79,8 @@ enum Next {
 enum Step {
     /// A task shall get to this state.
     Desire(TaskId, TaskState, &'static str),
-    /// Look at the service again at this time.
-    Wait(UnixMillis),
+    /// The successor of this task comes after so many milliseconds.
+    Wait(TaskId, u64),
     /// A new task for the slot, counting so many attempts since then.
     Make(Slot, u32, UnixMillis),
 }
@@ -151,7 +151,8 @@ impl Core {
         for step in self.plan_tasks(&service, now) {
             match step {
                 Step::Desire(task, desired, why) => self.desire(&task, desired, why, now),
-                Step::Wait(due) => {
+                Step::Wait(last, pause_ms) => {
+                    let due = *self.pauses.entry(last).or_insert(now.mono_ms + pause_ms);
                     self.timers.insert((due, service.id.clone()));
                 }
                 Step::Make(slot, attempt, since) => self.make_task(&service, &slot, attempt, since, now, rng),
@@ -160,8 +161,7 @@ impl Core {
     }
 
     fn is_lost(&self, task: &Task) -> bool {
-        let down = |node: &NodeId| self.node_status(node).state == NodeState::Down;
-        !task.status.state.is_terminal() && task.node.as_ref().is_some_and(down)
+        !task.status.state.is_terminal() && task.node.as_ref().is_some_and(|node| self.loss.is_given_up(node))
     }
 
     /// A task of a service whose node is lost counts as ended; its container may run on, the master cannot know.
@@ -227,9 +227,10 @@ impl Core {
             return;
         }
         let last = tasks.iter().copied().max_by_key(|t| age(t));
-        match next_attempt(service, last, now.wall) {
+        let waited = last.and_then(|t| self.pauses.get(&t.id)).is_some_and(|due| *due <= now.mono_ms);
+        match next_attempt(service, last, now.wall, waited) {
             Next::Done => {}
-            Next::At(due) => steps.push(Step::Wait(due)),
+            Next::After(pause_ms) => steps.extend(last.map(|t| Step::Wait(t.id.clone(), pause_ms))),
             Next::Now(attempt, since) => steps.push(Step::Make(slot, attempt, since)),
         }
     }
@@ -462,8 +463,8 @@ impl Core {
     }
 }
 
-/// What follows the last task of a slot.
-fn next_attempt(service: &Service, last: Option<&Task>, now: UnixMillis) -> Next {
+/// What follows the last task of a slot; `waited`: the pause after it is over.
+fn next_attempt(service: &Service, last: Option<&Task>, now: UnixMillis, waited: bool) -> Next {
     let Some(last) = last else { return Next::Now(0, now) };
     if last.spec_generation != service.meta.generation {
         return Next::Now(0, now);
@@ -486,8 +487,8 @@ fn next_attempt(service: &Service, last: Option<&Task>, now: UnixMillis) -> Next
     }
     let growth = attempts.saturating_sub(EVEN_ATTEMPTS).min(6);
     let delay_ms = policy.delay_ms.saturating_mul(1 << growth).min(RESTART_DELAY_MS_MAX.max(policy.delay_ms));
-    let due = last.status.since.min(now).plus_ms(delay_ms);
-    if due > now { Next::At(due) } else { Next::Now(attempts + 1, since) }
+    let left_ms = delay_ms.saturating_sub(now.since_ms(last.status.since));
+    if waited || left_ms == 0 { Next::Now(attempts + 1, since) } else { Next::After(left_ms) }
 }
 
 #[cfg(test)]
@@ -512,7 +513,7 @@ mod tests {
             status: TaskStatus { state, since: ended, ..TaskStatus::default() },
             ..Task::default()
         };
-        assert_eq!(next_attempt(&service, Some(&last), now), expected, "{state:?} {attempt} {ended_ago_ms}");
+        assert_eq!(next_attempt(&service, Some(&last), now, false), expected, "{state:?} {attempt} {ended_ago_ms}");
     }
 
     #[test]
@@ -524,9 +525,9 @@ mod tests {
         let twice = RestartPolicy { max_attempts: Some(2), ..any };
         check(any, TaskState::Failed, 0, 5_000, Next::Now(1, zero));
         check(any, TaskState::Complete, 0, 5_000, Next::Now(1, zero));
-        check(any, TaskState::Failed, 0, 1_000, Next::At(UnixMillis(now.0 + 4_000)));
-        check(any, TaskState::Failed, 5, 5_000, Next::At(UnixMillis(now.0 + 15_000)));
-        check(any, TaskState::Failed, 90, 0, Next::At(UnixMillis(now.0 + 60_000)));
+        check(any, TaskState::Failed, 0, 1_000, Next::After(4_000));
+        check(any, TaskState::Failed, 5, 5_000, Next::After(15_000));
+        check(any, TaskState::Failed, 90, 0, Next::After(60_000));
         check(none, TaskState::Failed, 0, 9_000, Next::Done);
         check(on_failure, TaskState::Complete, 0, 9_000, Next::Done);
         check(on_failure, TaskState::Rejected, 0, 9_000, Next::Now(1, zero));

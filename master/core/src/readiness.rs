@@ -61,6 +61,13 @@ impl Readiness {
         out
     }
 
+    /// Something that the operator should know; of many at once the first are kept.
+    pub(crate) fn notice(&mut self, words: String) {
+        if self.notices.len() < NOTICES_MAX {
+            self.notices.push(words);
+        }
+    }
+
     pub(crate) fn holds(&self, task: &TaskId, network: &NetworkId) -> bool {
         !self.held.is_empty() && self.held.contains_key(&(task.clone(), network.clone()))
     }
@@ -156,13 +163,10 @@ impl Core {
             let name = |n: &NodeId| self.model.nodes.get(n).map_or_else(|| n.to_string(), |n| n.name.clone());
             let laggards: Vec<String> = held.missing.keys().map(name).collect();
             let task = self.model.tasks.get(&key.0).map_or_else(|| key.0.to_string(), |t| t.name.clone());
-            if self.readiness.notices.len() < NOTICES_MAX {
-                let seconds = WAIT_MS / 1_000;
-                let laggards = laggards.join(", ");
-                self.readiness.notices.push(format!(
-                    "task {task} starts although {laggards} did not acknowledge its address within {seconds} s"
-                ));
-            }
+            let (seconds, laggards) = (WAIT_MS / 1_000, laggards.join(", "));
+            self.readiness.notice(format!(
+                "task {task} starts although {laggards} did not acknowledge its address within {seconds} s"
+            ));
             released_now.push(released(&key, &held));
         }
         self.tell_own_hosts(released_now);
