@@ -471,6 +471,7 @@ impl World {
             ToAgent::End => self.end_session(host),
             ToAgent::Removed => self.removed(host),
             ToAgent::Joined(node) => {
+                self.trace.line(now_ms, || format!("h{host}: is node {node}"));
                 h.disk.node = Some(node);
                 agent.session = None;
                 self.close(conn, End::Agent);

@@ -442,6 +442,11 @@ impl World {
             upserts: batch.upserts,
             removes: batch.removes,
         };
+        self.trace.line(self.now_ms, || {
+            let keys: Vec<String> = change.upserts.iter().map(skein_api::Assignment::key).collect();
+            let (chain, base, generation) = (&change.chain, change.base, change.generation);
+            format!("node {node} is told {chain} {base} -> {generation}: {keys:?}, without {:?}", change.removes)
+        });
         self.send_down(conn, ToAgent::Assignments(Box::new(change)));
     }
 

@@ -188,10 +188,14 @@ impl<S, R> Leader<S, R> {
         self.read_only = Some(why);
     }
 
-    /// The store is open again and was read into `core`; a new chain begins, and every session is told everything.
+    /// The store is open again and was read into `core`; a new chain begins, and every session is told everything. A node
+    /// whose removal was kept although the store did not know is dismissed.
     pub fn resumed(&mut self, core: Core, chain: String, now: Now) {
         (self.core, self.chain, self.read_only) = (core, chain, None);
         for node in self.sessions.keys() {
+            if !self.core.model().nodes.contains_key(node) {
+                self.removed.push(node.clone());
+            }
             self.core.dispatch_open(node, false, 0);
             self.core.session_opened(node, now);
         }
