@@ -181,7 +181,11 @@ fn required(name: &str, colon: bool, reason: &str) -> String {
     format!("the required variable {name} {what}{reason}")
 }
 
-/// Replaces the variables in all values of a tree. Each variable that became nothing is a warning, once.
+/// Problems of one kind that are kept: more than anybody reads, and the place of each is looked for in the whole file.
+const PROBLEMS_MAX: usize = 100;
+
+/// Replaces the variables in all values of a tree. Each variable that became nothing is a warning, once, up to
+/// [`PROBLEMS_MAX`] of them; so are errors.
 pub fn interpolate_tree(
     node: &mut Node,
     sources: &Sources,
@@ -195,13 +199,14 @@ pub fn interpolate_tree(
             Ok(done) => {
                 *text = done.text;
                 for (name, dollar) in done.blank {
-                    if warned.insert(name.clone()) {
+                    if warned.len() < PROBLEMS_MAX && warned.insert(name.clone()) {
                         let pos = dollar_pos(sources, node.pos, dollar);
                         let message = format!("the variable {name} is not set; nothing is put in its place");
                         warnings.push(Problem::at(pos, message));
                     }
                 }
             }
+            Err(_) if errors.len() >= PROBLEMS_MAX => {}
             Err(bad) => errors.push(Problem::at(dollar_pos(sources, node.pos, bad.dollar), bad.message)),
         },
         Value::Scalar { .. } => {}

@@ -102,7 +102,8 @@ fn place(out: &mut String, pos: Pos, sources: &Sources, note: &str) {
         return;
     };
     let _ = writeln!(out, "  at {name}:{}:{}{note}", pos.line, pos.column);
-    let shown: String = line.chars().take(LINE_CHARS_MAX).map(|c| if c == '\t' { ' ' } else { c }).collect::<String>();
+    let shown: String =
+        line.chars().take(LINE_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
     let gutter = pos.line.to_string();
     let _ = writeln!(out, "  {gutter} | {}", shown.trim_end());
     if pos.column <= LINE_CHARS_MAX {

@@ -4,7 +4,10 @@
 //! text that the user wrote (`22:22` is no number, `1.0` stays `1.0`) and whether they were quoted; what a scalar means
 //! is decided by who reads it. Must not know compose.
 
-use std::{collections::HashMap, iter::Peekable};
+use std::{
+    collections::{HashMap, HashSet},
+    iter::Peekable,
+};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
@@ -13,6 +16,10 @@ use super::problem::{Pos, Problem};
 /// Most nodes of a tree after aliases are followed: a file of a thousand services has some 50,000; a "billion laughs"
 /// file has more.
 pub const NODES_MAX: usize = 500_000;
+
+/// Most bytes that anchors and aliases copy: a file of a thousand services has less than 1 MB in all. Values alone are
+/// no bound, since one of them may be as long as the file.
+pub const COPIES_BYTES_MAX: usize = 16 << 20;
 
 /// Deepest nesting; the deepest useful path of a compose file has 8 levels.
 pub const DEPTH_MAX: usize = 64;
@@ -83,6 +90,14 @@ impl Node {
             Value::Map(entries) => entries.iter().map(|(_, v)| 1 + v.count()).sum(),
         }
     }
+
+    fn text_bytes(&self) -> usize {
+        match &self.value {
+            Value::Scalar { text, .. } => text.len(),
+            Value::List(items) => items.iter().map(Self::text_bytes).sum(),
+            Value::Map(entries) => entries.iter().map(|(key, v)| key.text.len() + v.text_bytes()).sum(),
+        }
+    }
 }
 
 /// Reads the one document of a file. An empty file is `None`.
@@ -93,7 +108,7 @@ impl Node {
 pub fn parse(text: &str, file: usize) -> Result<Option<Node>, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut builder =
-        Builder { parser: Parser::new_from_str(text).peekable(), file, anchors: HashMap::new(), nodes: 0 };
+        Builder { parser: Parser::new_from_str(text).peekable(), file, anchors: HashMap::new(), nodes: 0, copied: 0 };
     let mut root = None;
     loop {
         let (event, span) = builder.next()?;
@@ -114,6 +129,7 @@ struct Builder<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::S
     file: usize,
     anchors: HashMap<usize, Node>,
     nodes: usize,
+    copied: usize,
 }
 
 impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>> Builder<'t, I> {
@@ -143,6 +159,17 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>
         Ok(())
     }
 
+    /// A copy for an anchor or an alias, within the limits of both: a value is copied for each anchor around it.
+    fn copy(&mut self, node: &Node, pos: Pos) -> Result<Node, Problem> {
+        self.add(node.count(), pos)?;
+        self.copied += node.text_bytes();
+        if self.copied > COPIES_BYTES_MAX {
+            let message = format!("the file's anchors and aliases copy more than {COPIES_BYTES_MAX} bytes");
+            return Err(Problem::at(pos, message));
+        }
+        Ok(node.clone())
+    }
+
     fn node(&mut self, event: Event<'t>, span: Span, depth: usize) -> Result<Node, Problem> {
         let pos = self.pos(span);
         if depth > DEPTH_MAX {
@@ -151,11 +178,12 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>
         self.add(1, pos)?;
         let (value, anchor) = match event {
             Event::Alias(id) => {
-                let Some(target) = self.anchors.get(&id).cloned() else {
+                let Some(target) = self.anchors.remove(&id) else {
                     return Err(Problem::at(pos, "this alias refers to a value that contains it"));
                 };
-                self.add(target.count(), pos)?;
-                return Ok(target);
+                let copy = self.copy(&target, pos);
+                self.anchors.insert(id, target);
+                return copy;
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.check_tag(tag.as_deref(), pos)?;
@@ -175,7 +203,8 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>
         };
         let node = Node { pos, value };
         if anchor != 0 {
-            self.anchors.insert(anchor, node.clone());
+            let copy = self.copy(&node, pos)?;
+            self.anchors.insert(anchor, copy);
         }
         Ok(node)
     }
@@ -233,6 +262,7 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>
 
     /// Adds what `<<` brings: a key that is there already wins, an earlier mapping wins over a later one.
     fn merge(&mut self, entries: &mut Vec<(Key, Node)>, merged: Node) -> Result<(), Problem> {
+        let mut seen: HashSet<String> = entries.iter().map(|(key, _)| key.text.clone()).collect();
         let pos = merged.pos;
         let sources = match merged.value {
             Value::List(items) => items,
@@ -247,7 +277,7 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), saphyr_parser::ScanError>>
                 ));
             };
             for (key, value) in more {
-                if !entries.iter().any(|(k, _)| k.text == key.text) {
+                if seen.insert(key.text.clone()) {
                     entries.push((key, value));
                 }
             }
