@@ -33,6 +33,12 @@ pub const TCP_MAX_BYTES: u16 = u16::MAX;
 /// Length of the fixed header, bytes (RFC 1035, 4.1.1).
 const HEADER_BYTES: usize = 12;
 
+/// Least length of a question, bytes: the root's name, type, class (RFC 1035, 4.1.2).
+const QUESTION_BYTES_MIN: usize = 5;
+
+/// Least length of a record, bytes: the root's name, type, class, time to live, length (RFC 1035, 4.1.3).
+const RECORD_BYTES_MIN: usize = 11;
+
 /// Who asks, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Asker<'a> {
@@ -68,6 +74,18 @@ pub struct Question {
     pub edns: bool,
 }
 
+/// Reads a message. The library makes room for as many questions and records as the header announces: 65,535 of each in
+/// a packet of 12 bytes would take tens of megabytes. So the header must not announce more than the packet can hold.
+fn read(packet: &[u8]) -> Option<Message> {
+    let count = |at: usize| packet.get(at..at + 2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])));
+    let records = count(6)? + count(8)? + count(10)?;
+    let least = HEADER_BYTES + count(4)? * QUESTION_BYTES_MIN + records * RECORD_BYTES_MIN;
+    if packet.len() < least {
+        return None;
+    }
+    Message::from_vec(packet).ok()
+}
+
 /// Decides about one packet. `rotation` turns the order of the addresses of a shared name.
 pub fn decide(zone: &Zone, asker: Asker<'_>, packet: &[u8], rotation: usize) -> Outcome {
     // QR is the highest bit of the third byte (RFC 1035, 4.1.1).
@@ -75,7 +93,7 @@ pub fn decide(zone: &Zone, asker: Asker<'_>, packet: &[u8], rotation: usize) -> 
         return Outcome::Drop;
     }
     let id = u16::from_be_bytes([packet[0], packet[1]]);
-    let Ok(message) = Message::from_vec(packet) else {
+    let Some(message) = read(packet) else {
         return reply(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr), UDP_MIN_BYTES);
     };
     let max_bytes = match asker.tcp {
@@ -195,7 +213,7 @@ pub fn relay(question: &Question, upstream_id: u16, mut packet: Vec<u8>) -> Opti
     if packet.len() < HEADER_BYTES || packet[..2] != upstream_id.to_be_bytes() {
         return None;
     }
-    let message = Message::from_vec(&packet).ok()?;
+    let message = read(&packet)?;
     let ours = message.metadata.message_type == MessageType::Response
         && matches!(message.queries.as_slice(), [q] if q.name() == question.query.name()
             && q.query_type() == question.query.query_type() && q.query_class() == question.query.query_class());
