@@ -20,7 +20,7 @@ use std::{
 };
 
 /// First bytes of the file; the last one is the format's number.
-const MAGIC: &[u8; 8] = b"SKLEDGR1";
+pub(super) const MAGIC: &[u8; 8] = b"SKLEDGR1";
 /// Bytes before a record's payload.
 const HEADER: usize = 8;
 /// Largest payload, bytes. A full set of assignments with 100,000 documents of 500 bytes takes 50 MB.
@@ -137,7 +137,7 @@ impl Log {
     }
 }
 
-fn encode(payload: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn encode(payload: &[u8]) -> io::Result<Vec<u8>> {
     if payload.len() > RECORD_BYTES_MAX {
         return Err(io::Error::other(format!("a record of {} bytes is too large", payload.len())));
     }
@@ -149,7 +149,7 @@ fn encode(payload: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// The good records, how many bytes they take, and the damage behind them, if it is not just a torn write.
-fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, u64, Option<String>) {
+pub(super) fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, u64, Option<String>) {
     let mut records = Vec::new();
     if bytes.len() < MAGIC.len() || bytes[..MAGIC.len()] != MAGIC[..] {
         return (records, 0, Some("it does not begin as a ledger of this format".into()));
@@ -162,7 +162,8 @@ fn parse(bytes: &[u8]) -> (Vec<Vec<u8>>, u64, Option<String>) {
         }
         let word = |i: usize| u32::from_le_bytes([rest[i], rest[i + 1], rest[i + 2], rest[i + 3]]);
         let (len, crc) = (word(0) as usize, word(4));
-        if len > RECORD_BYTES_MAX {
+        // An empty record is never written, and eight zeros would be one.
+        if len == 0 || len > RECORD_BYTES_MAX {
             return (records, at as u64, Some(format!("the record at byte {at} has an impossible length")));
         }
         let Some(payload) = rest.get(HEADER..HEADER + len) else { return (records, at as u64, None) };

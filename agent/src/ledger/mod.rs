@@ -129,20 +129,8 @@ impl Ledger {
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(LedgerError::Locked { path: dir.to_owned() });
         }
-        let Loaded { log, records, mut damage } = Log::open(&path).map_err(open_error)?;
-        let mut assignments = Assignments::default();
-        let mut locals = BTreeMap::new();
-        for bytes in &records {
-            match serde_json::from_slice(bytes) {
-                Ok(Record::Assign(change)) => assignments.apply(change),
-                Ok(Record::Local { puts }) => put_all(&mut locals, &puts),
-                // Its checksum is right, so another release wrote it. The master sends it again.
-                Err(error) => damage = damage.or_else(|| Some(format!("a record is of another release: {error}"))),
-            }
-        }
-        if damage.is_some() {
-            assignments.distrust();
-        }
+        let Loaded { log, records, damage } = Log::open(&path).map_err(open_error)?;
+        let Replayed { assignments, locals, damage } = replay_all(&records, damage);
         let live_bytes = log.len();
         let inner = Inner { log, assignments, full_sets: 0, locals, live_bytes, damage };
         Ok(Self {
@@ -331,6 +319,32 @@ impl Ledger {
     }
 }
 
+/// What the records of a file come to.
+#[derive(Default)]
+struct Replayed {
+    assignments: Assignments,
+    locals: BTreeMap<String, Value>,
+    damage: Option<String>,
+}
+
+fn replay_all(records: &[Vec<u8>], damage: Option<String>) -> Replayed {
+    let mut all = Replayed { damage, ..Replayed::default() };
+    for bytes in records {
+        match serde_json::from_slice(bytes) {
+            Ok(Record::Assign(change)) => all.assignments.apply(change),
+            Ok(Record::Local { puts }) => put_all(&mut all.locals, &puts),
+            // Its checksum is right, so another release wrote it. The master sends it again.
+            Err(error) => {
+                all.damage = all.damage.or_else(|| Some(format!("a record is of another release: {error}")));
+            }
+        }
+    }
+    if all.damage.is_some() {
+        all.assignments.distrust();
+    }
+    all
+}
+
 fn put_all(locals: &mut BTreeMap<String, Value>, puts: &BTreeMap<String, Option<Value>>) {
     for (key, value) in puts {
         match value {
@@ -345,5 +359,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;
