@@ -154,7 +154,7 @@ impl Engine {
     }
 }
 
-fn read(
+pub(super) fn read(
     answer: ContainerInspectResponse,
     cluster: &str,
     networks: &BTreeMap<NetworkId, EngineNetwork>,

@@ -36,15 +36,18 @@ fn split_reference(image: &str) -> (String, String) {
 
 /// Bytes of the layers that are still coming.
 #[derive(Default)]
-struct Progress(BTreeMap<String, (i64, i64)>);
+pub(super) struct Progress(BTreeMap<String, (i64, i64)>);
 
 impl Progress {
-    fn take(&mut self, layer: Option<String>, current: Option<i64>, total: Option<i64>) -> Option<String> {
+    pub(super) fn take(&mut self, layer: Option<String>, current: Option<i64>, total: Option<i64>) -> Option<String> {
         let (layer, current, total) = (layer?, current?, total.filter(|t| *t > 0)?);
         if self.0.len() < LAYERS_MAX || self.0.contains_key(&layer) {
             self.0.insert(layer, (current, total));
         }
-        let (done, all) = self.0.values().fold((0, 0), |(d, a), (c, t)| (d + c, a + t));
+        let (done, all) = self.0.values().fold((0_i64, 0_i64), |(d, a), (c, t)| {
+            // An engine may say anything.
+            (d.saturating_add(*c), a.saturating_add(*t))
+        });
         Some(format!("{} of {} MB", done / 1_000_000, all.div_euclid(1_000_000).max(1)))
     }
 }

@@ -12,6 +12,8 @@ mod containers;
 pub mod create;
 mod error;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod images;
 pub mod labels;
 mod networks;
@@ -23,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use bollard::{API_DEFAULT_VERSION, Docker, errors::Error as Bollard};
+use bollard::{API_DEFAULT_VERSION, Docker, errors::Error as Bollard, models::SystemInfo};
 use skein_api::NodeDescription;
 use tokio::sync::watch;
 
@@ -199,29 +201,7 @@ impl Engine {
     pub async fn describe(&self) -> Result<NodeDescription, EngineError> {
         let client = self.client().await?;
         let info = client.info().await.map_err(|e| self.failed("describe", "the engine", e))?;
-        let plugins = info.plugins.unwrap_or_default();
-        let label = |l: String| match l.split_once('=') {
-            Some((key, value)) => (key.to_owned(), value.to_owned()),
-            None => (l, String::new()),
-        };
-        let positive = |n: Option<i64>| u64::try_from(n.unwrap_or(0)).unwrap_or(0);
-        Ok(NodeDescription {
-            hostname: info.name.unwrap_or_default(),
-            capacity: skein_api::Resources {
-                nano_cpus: positive(info.ncpu) * 1_000_000_000,
-                mem_bytes: positive(info.mem_total),
-            },
-            os: info.os_type.unwrap_or_default(),
-            arch: info.architecture.unwrap_or_default(),
-            operating_system: info.operating_system.unwrap_or_default(),
-            kernel: info.kernel_version.unwrap_or_default(),
-            engine_version: info.server_version.unwrap_or_default(),
-            engine_labels: info.labels.unwrap_or_default().into_iter().map(label).collect(),
-            storage_driver: info.driver.unwrap_or_default(),
-            volume_plugins: plugins.volume.unwrap_or_default(),
-            network_plugins: plugins.network.unwrap_or_default(),
-            ..Default::default()
-        })
+        Ok(read_info(info))
     }
 
     /// Who makes its cgroups (Docker Engine API, `GET /info`).
@@ -241,5 +221,31 @@ impl Engine {
     pub async fn ping(&self) -> Result<(), EngineError> {
         let client = self.client().await?;
         client.ping().await.map(|_| self.say(EngineState::Ready)).map_err(|e| self.failed("ping", "the engine", e))
+    }
+}
+
+fn read_info(info: SystemInfo) -> NodeDescription {
+    let plugins = info.plugins.unwrap_or_default();
+    let label = |l: String| match l.split_once('=') {
+        Some((key, value)) => (key.to_owned(), value.to_owned()),
+        None => (l, String::new()),
+    };
+    let positive = |n: Option<i64>| u64::try_from(n.unwrap_or(0)).unwrap_or(0);
+    NodeDescription {
+        hostname: info.name.unwrap_or_default(),
+        capacity: skein_api::Resources {
+            nano_cpus: positive(info.ncpu).saturating_mul(1_000_000_000),
+            mem_bytes: positive(info.mem_total),
+        },
+        os: info.os_type.unwrap_or_default(),
+        arch: info.architecture.unwrap_or_default(),
+        operating_system: info.operating_system.unwrap_or_default(),
+        kernel: info.kernel_version.unwrap_or_default(),
+        engine_version: info.server_version.unwrap_or_default(),
+        engine_labels: info.labels.unwrap_or_default().into_iter().map(label).collect(),
+        storage_driver: info.driver.unwrap_or_default(),
+        volume_plugins: plugins.volume.unwrap_or_default(),
+        network_plugins: plugins.network.unwrap_or_default(),
+        ..Default::default()
     }
 }
