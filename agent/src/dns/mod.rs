@@ -13,6 +13,8 @@
 //! at once instead of asking again. Over a bound or without a resolver: SERVFAIL at once, since a resolver that times
 //! out costs its clients ten seconds.
 
+#[cfg(test)]
+mod fuzz;
 pub mod message;
 pub mod server;
 pub mod upstream;

@@ -666,4 +666,6 @@ fn to_json<T: Serialize>(value: &T) -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use super::*;
 use crate::dns::zone::tests::network;
 
 /// The machine with its disk: every request is decided, its changes applied to `disk`.
-struct World {
+pub(super) struct World {
     known: BTreeMap<NetworkId, NetworkAssignment>,
     leases: Leases,
     state: PluginState,
@@ -12,7 +12,7 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut services_only = network(3, "services", false);
         services_only.attachable = false;
         let networks = [network(1, "shop", false), network(2, "back", true), services_only];
@@ -24,7 +24,7 @@ impl World {
         world
     }
 
-    fn ask(&mut self, request: Request) -> Result<Outcome, Refusal> {
+    pub(super) fn ask(&mut self, request: Request) -> Result<Outcome, Refusal> {
         let before = (self.state.clone(), self.leases.clone());
         let result = self.state.handle(&self.known, &mut self.leases, request);
         match &result {
