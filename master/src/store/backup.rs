@@ -33,6 +33,9 @@ const LINE_BYTES_MAX: usize = VALUE_BYTES_MAX.div_ceil(3) * 4 + 6 * (KIND_BYTES_
 /// term since the backup is never taken for one of the present. Those terms are lost, but hardly a million.
 const RESTORE_EPOCH_STEP: u64 = 1_000_000;
 
+/// The last epoch that a backup may have: one beyond it leaves no room for the step.
+const EPOCH_MAX: u64 = u64::MAX - RESTORE_EPOCH_STEP;
+
 /// What is in a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackupSummary {
@@ -136,7 +139,7 @@ impl<W: Write> Hashed<W> {
 }
 
 /// The record's checksum in the store, in hexadecimal.
-fn sum(key: &Key, revision: u64, value: &[u8]) -> String {
+pub(super) fn sum(key: &Key, revision: u64, value: &[u8]) -> String {
     let (bytes, _) = record::encode_record(&record::encode_key(key), revision, value);
     hex(&bytes[..8])
 }
@@ -157,6 +160,9 @@ pub fn read_backup(reader: impl Read) -> Result<Snapshot, StoreError> {
             written_by: header.written_by,
             this_build: env!("CARGO_PKG_VERSION"),
         });
+    }
+    if header.epoch > EPOCH_MAX {
+        return Err(lines.bad(format!("epoch {} is not 0 to {EPOCH_MAX}", header.epoch)));
     }
     let mut records: Vec<Record> = Vec::new();
     for _ in 0..header.records {

@@ -13,8 +13,8 @@ use super::facts::{NodeAttr, TaskAttr};
 pub const EXPRESSION_CHARS_MAX: usize = 1_024;
 
 /// Memory of one compiled regex. Matching is linear in value × program (no backtracking), so this bounds time too:
-/// a few thousand states.
-const REGEX_BYTES_MAX: usize = 256 * 1_024;
+/// some 1,500 states, more than the longest expression without counted repetitions takes.
+pub(super) const REGEX_BYTES_MAX: usize = 64 * 1_024;
 
 /// Nesting of one regex; the parser recurses this deep.
 const REGEX_NESTING_MAX: u32 = 32;

@@ -25,6 +25,8 @@ mod eval;
 mod explain;
 mod expr;
 mod facts;
+#[cfg(test)]
+mod fuzz;
 mod index;
 pub mod naive;
 mod rank;
