@@ -61,7 +61,7 @@ fn addresses(tuple: &[u8]) -> Option<(IpAddr, IpAddr)> {
 
 /// The request that removes an entry, if it was translated to one of `targets`: then the answers come from there, while
 /// the questions went elsewhere.
-fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Request> {
+pub(super) fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Request> {
     let (head, attrs) = entry.split_at_checked(NFGENMSG_BYTES)?;
     let (orig, reply) = (attribute(attrs, CTA_TUPLE_ORIG)?, attribute(attrs, CTA_TUPLE_REPLY)?);
     let (_, asked) = addresses(orig)?;

@@ -6,6 +6,8 @@
 //! Everything here blocks, bounded by time limits. No tasks, no channels (the private module `watch` has both).
 
 mod conntrack;
+#[cfg(test)]
+mod fuzz;
 mod messages;
 mod netns;
 mod socket;

@@ -69,15 +69,15 @@ impl Request {
 type Messages = Vec<(u16, Vec<u8>)>;
 
 /// One message from the kernel.
-struct Reply<'a> {
-    kind: u16,
+pub(super) struct Reply<'a> {
+    pub(super) kind: u16,
     flags: u16,
     seq: u32,
-    body: &'a [u8],
+    pub(super) body: &'a [u8],
 }
 
 /// Splits a datagram into messages; stops at the first that is cut off.
-fn replies(mut datagram: &[u8]) -> impl Iterator<Item = Reply<'_>> {
+pub(super) fn replies(mut datagram: &[u8]) -> impl Iterator<Item = Reply<'_>> {
     std::iter::from_fn(move || {
         let word = |at: usize| datagram.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
         let len = word(0)? as usize;
@@ -91,12 +91,12 @@ fn replies(mut datagram: &[u8]) -> impl Iterator<Item = Reply<'_>> {
 }
 
 /// The result in an NLMSG_ERROR or NLMSG_DONE: zero is an acknowledgement. The kernel's words come along if it has any.
-fn outcome(reply: &Reply<'_>) -> io::Result<()> {
+pub(super) fn outcome(reply: &Reply<'_>) -> io::Result<()> {
     let code = reply.body.get(..4).map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
     if code >= 0 {
         return Ok(());
     }
-    let plain = io::Error::from_raw_os_error(-code);
+    let plain = io::Error::from_raw_os_error(code.saturating_neg());
     // NETLINK_CAP_ACK: of the request only its header (16 bytes) stands between code and attributes.
     let mut attrs = reply.body.get(4 + HEADER_BYTES..).unwrap_or(&[]);
     while let Some(head) = attrs.get(..4) {

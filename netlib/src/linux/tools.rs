@@ -169,7 +169,7 @@ fn objects(json: &Value) -> io::Result<&Vec<Value>> {
     objects.ok_or_else(|| io::Error::other("nft answered without a list of objects"))
 }
 
-fn parse_table(json: &Value) -> io::Result<TableView> {
+pub(super) fn parse_table(json: &Value) -> io::Result<TableView> {
     let text = |object: &Value, key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut view = TableView::default();
     for object in objects(json)? {
@@ -211,7 +211,7 @@ pub(super) fn docker_user_read() -> BTreeMap<Family, BTreeSet<Direction>> {
     found
 }
 
-fn parse_docker_user(listing: &str) -> BTreeSet<Direction> {
+pub(super) fn parse_docker_user(listing: &str) -> BTreeSet<Direction> {
     let mut found = BTreeSet::new();
     for line in listing.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
