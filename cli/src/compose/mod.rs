@@ -8,6 +8,8 @@
 
 mod deploy;
 pub mod dotenv;
+#[cfg(test)]
+mod fuzz;
 pub mod interpolate;
 pub mod keys;
 mod merge;
