@@ -10,6 +10,8 @@ pub mod client;
 mod cluster;
 mod error;
 pub mod frame;
+#[cfg(test)]
+mod fuzz;
 mod ids;
 pub mod mutant;
 mod network;
