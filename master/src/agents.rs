@@ -3,6 +3,9 @@
 //! Each call takes its identity from the connection ([`ConnInfo`]) and checks it against the state: a removed node's
 //! certificate is refused from the moment of its removal, however long it would be valid.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::sync::Arc;
 
 use master_core::{Command, Reply};

@@ -10,6 +10,8 @@ pub mod agents;
 pub mod broker;
 pub mod cluster;
 pub mod config;
+#[cfg(test)]
+mod fuzz;
 pub mod http;
 pub mod pki;
 pub mod server;

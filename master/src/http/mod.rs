@@ -3,6 +3,8 @@
 //! Parses and checks who asks; knows nothing of what a command means. Only users (by certificate) and the local operator
 //! (by the unix socket) get in; agents have their own protocol on the same port.
 
+#[cfg(test)]
+mod fuzz;
 mod streams;
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};

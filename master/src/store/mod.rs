@@ -23,6 +23,8 @@ pub mod backup;
 mod db;
 pub mod embedded;
 mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod medium;
 mod record;
 pub mod watch;
