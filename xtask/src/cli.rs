@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{demo, lab, setup, test, tidy, ui};
+use crate::{demo, fuzz, lab, setup, test, tidy, ui};
 
 /// Automation of this repository
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ struct Cli {
 enum Command {
     /// Run the main job: a cluster of three hosts on this machine, an application and its database
     Demo(demo::DemoArgs),
+    /// Feed parsers with bad input for long: list the targets, or run one or all of them
+    Fuzz(fuzz::FuzzArgs),
     /// Several hosts with an engine each, on this machine
     Lab(lab::cli::LabArgs),
     /// Install what the lab, the tests and the demo need from the distribution's packages
@@ -43,6 +45,7 @@ struct SetupArgs {
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Lab(args) => lab::cli::main(args).map(|()| ExitCode::SUCCESS),
         Command::Setup(args) => setup::ensure(args.yes).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),

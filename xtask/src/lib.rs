@@ -4,6 +4,7 @@
 //! - [`cli`]: the commands of `cargo xtask`; the one place where they are wired
 //! - [`cluster`]: a real cluster in a lab
 //! - [`demo`]: the main job, shown and verified
+//! - [`fuzz`]: bad input for parsers, for as long as asked
 //! - [`lab`]: several hosts with an engine each, on this machine
 //! - [`setup`]: what a host needs, and its installation
 //! - [`test`](mod@test): what CI runs, in order
@@ -13,6 +14,7 @@
 pub mod cli;
 pub mod cluster;
 pub mod demo;
+pub mod fuzz;
 pub mod lab;
 pub mod setup;
 pub mod test;

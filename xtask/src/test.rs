@@ -276,7 +276,7 @@ pub(crate) fn metadata(root: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// The same cargo that runs this program, in the root of the repository.
-fn cargo(root: &Path, args: &[&str]) -> Command {
+pub(crate) fn cargo(root: &Path, args: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(program);
     command.current_dir(root).args(args).stdin(Stdio::null());
