@@ -91,6 +91,9 @@ pub(crate) enum Command {
     },
     /// Show the master and the cluster as a whole
     Info,
+    /// Looks behind the scenes, for when something is wrong with the cluster itself
+    #[command(subcommand)]
+    Debug(DebugCommand),
     /// Client certificates for remote users
     #[command(subcommand)]
     Cert(CertCommand),
@@ -107,6 +110,12 @@ pub(crate) enum Command {
         /// Shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DebugCommand {
+    /// Have the master check the invariants of its whole state
+    Check,
 }
 
 /// Which compose files, and what stack they make.

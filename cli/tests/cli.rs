@@ -462,3 +462,21 @@ async fn troubles_of_nodes_are_shown() {
     assert!(rows[2].ends_with("disk full; no engine"), "{out}");
     assert!(master.run(&["node", "inspect", "b"]).await.1.contains("disk full"));
 }
+
+#[tokio::test]
+async fn debug_check_says_that_all_is_well_or_what_is_not() {
+    let info = ok(json!({"revision": 7, "nodes": {"ready": 2, "down": 1}, "tasks": {"running": 5}}));
+    let well = Master::start(script(&[("GET /v1/check", ok(json!([]))), ("GET /v1/info", info.clone())]));
+    let (code, out, err) = well.run(&["debug", "check"]).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "all invariants hold: 3 nodes, 5 tasks, revision 7\n", ""));
+    let (code, out, _) = well.run(&["debug", "check", "-o", "json"]).await;
+    assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (0, json!([])));
+
+    let lines = json!(["vni has two owners: a and b", "block 10.0.0.0/24 belongs to no node"]);
+    let broken = Master::start(script(&[("GET /v1/check", ok(lines.clone())), ("GET /v1/info", info)]));
+    let (code, out, err) = broken.run(&["debug", "check"]).await;
+    assert_eq!((code, out.as_str()), (1, "vni has two owners: a and b\nblock 10.0.0.0/24 belongs to no node\n"));
+    assert!(err.contains("2 invariants") && err.contains("hint: save the state"), "{err}");
+    let (code, out, _) = broken.run(&["debug", "check", "-o", "json"]).await;
+    assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (1, lines));
+}

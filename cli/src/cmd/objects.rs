@@ -1,4 +1,4 @@
-//! `skein node|service|network|volume|stack|token|cert|explain|events|info|backup`: one or two calls each.
+//! `skein node|service|network|volume|stack|token|cert|explain|events|info|debug|backup`: one or two calls each.
 
 use std::path::Path;
 
@@ -10,7 +10,8 @@ use skein_api::{
 use super::{App, each, labels, node_names};
 use crate::{
     args::{
-        CertCommand, Command, NetworkCommand, NodeCommand, ServiceCommand, StackCommand, TokenCommand, VolumeCommand,
+        CertCommand, Command, DebugCommand, NetworkCommand, NodeCommand, ServiceCommand, StackCommand, TokenCommand,
+        VolumeCommand,
     },
     context::{make_private_dir, write_private},
     fail::{Failure, code},
@@ -33,6 +34,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Failure> {
         Command::Explain { name } => explain(app, &name).await.map(|()| 0),
         Command::Events { from } => events(app, from).await.map(|()| 0),
         Command::Info => info(app).await.map(|()| 0),
+        Command::Debug(DebugCommand::Check) => check(app).await,
         Command::Backup { file } => {
             let bytes = app.client("skein backup")?.backup().await?;
             write_private(&file, &bytes, false)?;
@@ -390,6 +392,27 @@ async fn info(app: &App) -> Result<(), Failure> {
         text.push_str(&format!("read-only: {why}\n"));
     }
     app.out.text(&text)
+}
+
+/// Every broken invariant is a line; then the command fails.
+async fn check(app: &App) -> Result<u8, Failure> {
+    let client = app.client("skein debug check")?;
+    let broken = client.check().await?;
+    if app.out.json {
+        app.out.value(&broken)?;
+    } else if broken.is_empty() {
+        let info = client.info().await?;
+        let count = |map: &std::collections::BTreeMap<String, u64>| map.values().sum::<u64>();
+        let (nodes, tasks, revision) = (count(&info.nodes), count(&info.tasks), info.revision);
+        app.out.line(&format!("all invariants hold: {nodes} nodes, {tasks} tasks, revision {revision}"))?;
+    } else {
+        broken.iter().try_for_each(|line| app.out.line(line))?;
+    }
+    if broken.is_empty() {
+        return Ok(0);
+    }
+    let hint = "save the state with `skein backup FILE` on the master's host, and report it";
+    Err(Failure::new(code::FAILED, format!("{} invariants of the master's state are broken", broken.len()), Some(hint)))
 }
 
 #[cfg(test)]

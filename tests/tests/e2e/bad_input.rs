@@ -521,6 +521,7 @@ fn disk_full(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     for name in &kept {
         checks.ensure("acknowledged before the disk was full", names.contains(&name.as_str()), name);
     }
+    checks.words("the invariants", &cluster.skein(&["debug", "check"])?, &["all invariants hold"]);
     cluster.process("master", "skein-master")?.kill()?;
     host.run(&["umount", &data]).map(drop)
 }
