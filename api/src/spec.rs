@@ -209,6 +209,9 @@ pub enum Protocol {
     Udp,
 }
 
+/// Most ports that one task publishes: more would make maps of the host's rules that take the kernel seconds to replace.
+pub const PORTS_MAX: usize = 4_096;
+
 /// A port of the container on the host that runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortPublish {

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use netlib::Proto;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use skein_api::PORTS_MAX;
 use thiserror::Error;
 
 /// Generic option of an engine network that names ours.
@@ -26,9 +27,6 @@ const ADDRESS_TYPE: &str = "RequestAddressType";
 const GATEWAY: &str = "com.docker.network.gateway";
 /// The MAC of the endpoint that an address is for (libnetwork `netlabel.MacAddress`), since we say that we want it.
 const MAC: &str = "com.docker.network.endpoint.macaddress";
-
-/// Port bindings in one request: more would make maps that take the kernel seconds to replace.
-pub const PORTS_MAX: usize = 4096;
 
 /// One port that the engine wants published.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

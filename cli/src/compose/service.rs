@@ -5,7 +5,9 @@
 
 use std::{io, path::Path};
 
-use skein_api::{ContainerSpec, DependencyCondition, Healthcheck, Link, NetworkAttachment, ServiceSpec, VolumesFrom};
+use skein_api::{
+    ContainerSpec, DependencyCondition, Healthcheck, Link, NetworkAttachment, PORTS_MAX, ServiceSpec, VolumesFrom,
+};
 
 use super::{
     deploy, dotenv, keys, mounts,
@@ -290,13 +292,21 @@ fn env_files(cx: &mut Cx, f: &Fields<'_>, around: &Surroundings<'_>) -> Vec<Entr
 fn ports(cx: &mut Cx, f: &Fields<'_>) -> Vec<skein_api::PortPublish> {
     let Some((node, path)) = f.get("ports") else { return Vec::new() };
     let mut out: Vec<skein_api::PortPublish> = Vec::new();
+    // Each is compared with those before it, also where it is one of them.
+    let mut given = 0;
     for (i, item) in cx.list(node, &path).iter().enumerate() {
         let path = format!("{path}[{i}]");
         let ports = match &item.value {
             Value::Map(_) => port_long(cx, item, &path),
             _ => cx.parsed(item, &path, values::ports_short),
         };
-        for port in ports.unwrap_or_default() {
+        let ports = ports.unwrap_or_default();
+        given += ports.len();
+        if given > PORTS_MAX {
+            cx.error(item.pos, format!("{path}: a service publishes at most {PORTS_MAX} ports"));
+            break;
+        }
+        for port in ports {
             let clash = |p: &&skein_api::PortPublish| {
                 p.host_port != 0
                     && (p.host_port, p.protocol) == (port.host_port, port.protocol)

@@ -267,6 +267,7 @@ fn port_keys() {
         "ports: ['80:x']",
         &["1:9 services.web.ports[0]: expected a port of 1 to 65535 or a range of them, found \"x\""],
     );
+    refused("ports: [\"1-65535:1-65535\"]", &["1:9 services.web.ports[0]: a service publishes at most 4096 ports"]);
     refused("ports: [80:80, 80:81]", &["1:16 services.web.ports[1]: the host's port 80 is published twice"]);
     refused("ports: [{published: 80}]", &["1:9 services.web.ports[0]: expected the key \"target\""]);
     refused(

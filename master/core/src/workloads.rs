@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use skein_api::{
-    ApiError, ContainerCreate, MountKind, Network, NetworkAttachment, NetworkSpec, PlanAction, PlanItem, Service,
-    ServiceId, ServiceMode, ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState,
+    ApiError, ContainerCreate, MountKind, Network, NetworkAttachment, NetworkSpec, PORTS_MAX, PlanAction, PlanItem,
+    Service, ServiceId, ServiceMode, ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState,
     TaskStatus, Volume,
 };
 
@@ -149,6 +149,9 @@ impl Core {
         let bad = |message: String| ApiError::new("bad_request", message);
         if spec.container.image.is_empty() {
             return Err(bad(format!("{name} has no image")));
+        }
+        if spec.ports.len() > PORTS_MAX {
+            return Err(bad(format!("{name} publishes {} ports, at most {PORTS_MAX} are possible", spec.ports.len())));
         }
         let mut attached = BTreeSet::new();
         for NetworkAttachment { network: wanted, .. } in &spec.networks {

@@ -81,6 +81,11 @@ fn services_that_cannot_be() {
             "bad_request",
             "s_a publishes port 80 twice",
         ),
+        (
+            vec![service("a").with(|s| s.task.ports = (1..=4_097).map(crate::harness::port).collect())],
+            "bad_request",
+            "s_a publishes 4097 ports, at most 4096 are possible",
+        ),
         (vec![service("a").with(|s| network(s, "no"))], "not_found", "external network no is not there"),
         (
             vec![service("a").with(|s| {
