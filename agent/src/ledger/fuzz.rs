@@ -55,7 +55,10 @@ fn ledger_files() {
             assert_eq!(parse(&input[..good]), (records.clone(), good as u64, None));
         }
         let all = replay_all(&records, damage);
-        assert!(all.damage.is_none() || *all.assignments.head() == Head::default(), "a damaged ledger claims no generation");
+        assert!(
+            all.damage.is_none() || *all.assignments.head() == Head::default(),
+            "a damaged ledger claims no generation"
+        );
         assert!(all.assignments.documents().iter().all(|(key, assignment)| *key == assignment.key()));
         Verdict::from(all.damage.is_none() && !records.is_empty())
     });
