@@ -12,7 +12,9 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xtask::lab::{
-    DataRoot, Host, Lab, LabSpec, MASTER, PLUGIN_SOCKET, STATE_ROOT, Spawn, Status, UNDERLAY_INTERFACE, all_labs, down,
+    DataRoot, Host, Impairment, Lab, LabSpec, MASTER, PLUGIN_SOCKET, STATE_ROOT, Spawn, Status, UNDERLAY_INTERFACE,
+    all_labs, down,
+    probe::{Place, Probe},
     wait_for,
 };
 
@@ -172,6 +174,84 @@ fn a_limit_holds_in_both_directions() -> Result<()> {
 }
 
 #[test]
+fn a_relay_delays_loses_doubles_and_reorders() -> Result<()> {
+    let lab = Lab::up(LabSpec::new(name("relay"), 0).host("a", false).host("b", false))?;
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    let ms = Duration::from_millis;
+    // A packet each millisecond for as long as `look` takes, and what the relay has counted meanwhile.
+    let probe = || Probe::packets(&Place::host(a), &Place::host(b), (b.ipv4(), 49_007).into(), ms(1));
+    let after = |probe: Probe, packets: usize| -> Result<_> {
+        wait_for("packets", SOON, || Ok((probe.report().sent >= packets).then_some(())))?;
+        Ok(probe.stop())
+    };
+    let plain = after(probe()?, 500)?;
+    assert_eq!((plain.lost, plain.slowest < ms(50)), (0, true), "{plain}");
+    assert_eq!(lab.relay_state("a")?, None);
+
+    let how = Impairment { delay: ms(60), jitter: ms(20), loss: 0.1, duplicate: 0.1, reorder: 0.1, rate: None };
+    lab.relay("a", Impairment::default(), 7)?;
+    // Each knows the other's address before addresses are asked for in vain.
+    check_pings(&lab, &[("a", "b", true)]);
+    lab.relay("a", how, 7)?;
+    let report = after(probe()?, 1_000)?;
+    // There and back: 19 % are lost, and of the others some are delayed by 80 ms in both directions.
+    assert!((130..260).contains(&(report.lost * 1_000 / report.sent)), "{report}");
+    assert!((ms(120)..ms(400)).contains(&report.slowest), "{report}");
+    let relay = lab.relay_state("a")?.context("there is one")?;
+    assert_eq!(relay.impairment, how);
+    let counted = relay.counters;
+    assert!(counted.passed > 1_500 && counted.overflowed == 0, "{counted:?}");
+    for (what, share) in [("lost", counted.lost), ("doubled", counted.duplicated), ("overtook", counted.overtook)] {
+        assert!((70..130).contains(&(share * 1_000 / (counted.passed + counted.lost))), "{what}: {counted:?}");
+    }
+
+    // Changed while packets pass, without another loss.
+    lab.relay("a", Impairment { delay: ms(20), ..Impairment::default() }, 7)?;
+    let changing = probe()?;
+    wait_for("packets", SOON, || Ok((changing.report().answered >= 200).then_some(())))?;
+    lab.relay("a", Impairment::default(), 7)?;
+    let report = after(changing, 600)?;
+    assert!(report.lost == 0 && report.slowest >= ms(40), "{report}");
+    assert_eq!(lab.relay_state("a")?.context("the same one")?.process, relay.process);
+
+    // Bulk: no checksum is missing and no segment too long.
+    let server = b.spawn(Spawn::new("iperf3").arg("-s"))?;
+    wait_for("iperf3 listening", SOON, || {
+        Ok(b.run(&["ss", "-Hltn", "sport", "=", "5201"])?.contains("LISTEN").then_some(()))
+    })?;
+    let bulk = a.run(&["iperf3", "-J", "-t", "1", "-c", &b.ipv4().to_string()])?;
+    let bulk: serde_json::Value = serde_json::from_str(&bulk)?;
+    let rate = bulk["end"]["sum_received"]["bits_per_second"].as_f64().context("a rate")?;
+    assert!(rate > 20e6, "{rate} bit/s");
+    server.kill()?;
+
+    // Cuts hold; a limit cannot be together with a relay; nothing is left when it is gone.
+    lab.cut("a", "b")?;
+    check_pings(&lab, &[("a", "b", false), ("a", MASTER, true)]);
+    lab.heal()?;
+    assert!(lab.relay("a", Impairment { loss: 2.0, ..how }, 7).is_err());
+    lab.limit("b", Some(20_000_000))?;
+    let error = format!("{:#}", lab.relay("b", how, 7).expect_err("it has a limit"));
+    assert!(error.contains("lab limit b none"), "{error}");
+    lab.limit("b", None)?;
+    lab.unrelay("a")?;
+    lab.unrelay("a").context("one that is gone already")?;
+    assert_eq!(lab.relay_state("a")?, None);
+    check_pings(&lab, &[("a", "b", true), ("b", "a", true)]);
+    assert!(!relay.process.is_alive());
+    // One that died is said so, and put right.
+    lab.relay("b", how, 7)?;
+    let died = lab.relay_state("b")?.context("there is one")?.process;
+    kill(Pid::from_raw(died.pid), Signal::SIGKILL)?;
+    wait_for("the relay gone", SOON, || Ok((!died.is_alive()).then_some(())))?;
+    let error = format!("{:#}", lab.relay_state("b").expect_err("it is dead"));
+    assert!(error.contains("lab relay b off"), "{error}");
+    lab.unrelay("b")?;
+    check_pings(&lab, &[("a", "b", true), ("b", "a", true)]);
+    Ok(())
+}
+
+#[test]
 fn labs_live_side_by_side() -> Result<()> {
     let one = lab("one", 1)?;
     let two = lab("two", 1)?;
@@ -267,6 +347,7 @@ fn down_removes_what_a_crash_left_and_nothing_else() -> Result<()> {
     let other = self::lab("alive", 1)?;
     lab.keep();
     lab.image("busybox")?;
+    lab.relay("h1", Impairment::default(), 0)?;
     let mut pids = vec![];
     for host in lab.engines() {
         host.docker(&["run", "-d", "--restart", "always", "-v", "data:/data", "busybox", "sleep", "1000"])?;

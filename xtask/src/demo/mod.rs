@@ -4,7 +4,6 @@
 //! Says what it does as it does it, then what runs where, then what it verified. Owns the story; how a lab or a cluster
 //! is made is theirs.
 
-mod load;
 mod verify;
 
 use std::{

@@ -6,10 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::load::{Load, Tally, http};
 use crate::{
     cluster::{Cluster, PATIENCE},
-    lab::{Host, Lab, wait_for},
+    lab::{
+        Lab,
+        probe::{Place, Probe, Report, Request},
+        wait_for,
+    },
 };
 
 /// Port that the compose file publishes.
@@ -48,8 +51,8 @@ pub(super) fn all(lab: &Lab, cluster: &Cluster<'_>) -> Vec<Check> {
 }
 
 impl Demo<'_> {
-    fn client(&self) -> &Host {
-        self.cluster.master()
+    fn client(&self) -> Place {
+        Place::host(self.cluster.master())
     }
 
     /// The application's published port, on the host that runs it.
@@ -62,7 +65,7 @@ impl Demo<'_> {
     fn row(&self) -> Result<String> {
         let text = format!("written by process {}", std::process::id());
         let body = serde_json::json!({ "text": text }).to_string();
-        let answer: Value = serde_json::from_str(&http(self.client(), self.app()?, "POST", "/rows", &body)?)?;
+        let answer: Value = serde_json::from_str(&Request::post("/rows", body).send(&self.client(), self.app()?)?)?;
         let id = answer["id"].as_i64().with_context(|| format!("the application gave no id: {answer}"))?;
         let query = format!("select text from demo_rows where id = {id}");
         let found = self.cluster.skein(&["exec", "shop_db.1", "--", "psql", "-U", "postgres", "-tAc", &query])?;
@@ -83,7 +86,7 @@ impl Demo<'_> {
         let vxlan = host.capture("udp port 4789")?;
         let bare = host.capture("tcp port 5432")?;
         for _ in 0..PACKETS {
-            http(self.client(), self.app()?, "GET", "/rows", "")?;
+            Request::get("/rows").send(&self.client(), self.app()?)?;
         }
         vxlan.wait_for(PACKETS, PATIENCE)?;
         let lines = vxlan.lines()?;
@@ -106,12 +109,13 @@ impl Demo<'_> {
     /// Disturbs the cluster under load and expects that nobody noticed.
     fn undisturbed(&self, disturb: impl FnOnce() -> Result<()>) -> Result<String> {
         let before = self.containers()?;
-        let load = Load::start(self.client(), self.app()?);
+        let write = Request::post("/rows", r#"{"text":"load"}"#);
+        let load = Probe::requests(&self.client(), self.app()?, write, Duration::ZERO)?;
         let disturbed = disturb();
-        let tally = load.stop()?;
+        let report = load.stop();
         disturbed?;
-        let Tally { answered, lost, slowest } = tally;
-        ensure!(lost.is_empty(), "{} of {} requests lost: {}", lost.len(), answered, lost[0]);
+        ensure!(report.lost == 0, "requests were lost: {report}");
+        let Report { answered, slowest, .. } = report;
         ensure!(answered > 0, "no request was made");
         ensure!(self.containers()? == before, "a container was restarted");
         Ok(format!("{answered} requests, 0 lost, slowest {} ms", slowest.as_millis()))

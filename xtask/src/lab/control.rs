@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
@@ -114,7 +115,8 @@ pub(super) fn call(host_dir: &Path, request: &Request) -> Result<Response> {
     }
 }
 
-fn exchange(path: &Path, request: &Request, timeout: Duration) -> Result<Response> {
+/// Sends one line, reads one line.
+pub(super) fn exchange<Q: Serialize, A: DeserializeOwned>(path: &Path, request: &Q, timeout: Duration) -> Result<A> {
     let mut stream = UnixStream::connect(path).context("failed to connect: is the host up?")?;
     stream.set_read_timeout(Some(timeout)).context("failed to set a time limit")?;
     let mut line = serde_json::to_vec(request).context("failed to encode the request")?;
@@ -124,7 +126,7 @@ fn exchange(path: &Path, request: &Request, timeout: Duration) -> Result<Respons
 }
 
 /// Reads one line of at most [`MESSAGE_BYTES_MAX`].
-pub(super) fn read_message<T: serde::de::DeserializeOwned>(stream: &UnixStream) -> Result<T> {
+pub(super) fn read_message<T: DeserializeOwned>(stream: &UnixStream) -> Result<T> {
     let mut line = String::new();
     BufReader::new(stream.take(MESSAGE_BYTES_MAX)).read_line(&mut line).context("failed to read a message")?;
     serde_json::from_str(&line).with_context(|| format!("failed to parse a message of {} bytes", line.len()))

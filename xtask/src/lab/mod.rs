@@ -9,9 +9,11 @@
 //! |---|---|
 //! | `spec` | names, addresses, the state file |
 //! | `underlay` | switch, cables, cuts and limits |
+//! | `relay` | delay, loss and reordering in a cable |
 //! | `cgroup` | a control-group tree per host |
 //! | `holder`, `control` | the process that is a host, and how to talk to it |
 //! | `engine`, `host`, `capture` | what one does with a host |
+//! | `probe` | steady packets and requests, and what became of each |
 //! | `image` | images from the machine's own programs |
 //! | `down` | removal, also after a crash |
 //!
@@ -29,7 +31,9 @@ mod fdstore;
 mod holder;
 mod host;
 mod image;
+pub mod probe;
 mod process;
+mod relay;
 mod spec;
 mod underlay;
 
@@ -49,6 +53,7 @@ pub use holder::{PLUGIN_SOCKET, PLUGIN_SOCKET_NAME};
 pub use host::{Host, Process, Spawn};
 pub use image::IMAGES;
 pub use process::{ProcessId, run, wait_for};
+pub use relay::{Counters, Impairment, RelayState};
 pub use spec::{DataRoot, HOST_NAME_MAX, HOSTS_MAX, HostSpec, LAB_NAME_MAX, LabSpec, MASTER, STATE_ROOT};
 pub use underlay::{UNDERLAY_INTERFACE, parse_rate};
 
@@ -278,6 +283,31 @@ impl Lab {
     /// The host does not exist, or `tc` refuses the rate.
     pub fn limit(&self, host: &str, bits_per_second: Option<u64>) -> Result<()> {
         underlay::limit(self.name(), self.find_host(host)?.index, host, bits_per_second)
+    }
+
+    /// Does this to all frames from and to a host from now on: puts a relay into its cable, or tells the one that is
+    /// there. `seed` decides what chance does; it counts when the relay is put in.
+    ///
+    /// # Errors
+    /// The host does not exist or has a limit, a value is out of its range, or there is no `ethtool`.
+    pub fn relay(&self, host: &str, impairment: Impairment, seed: u64) -> Result<()> {
+        relay::set(&self.state, self.find_host(host)?.index, impairment, seed)
+    }
+
+    /// Takes the relay out of a host's cable; frames that wait in it are lost. Without one nothing happens.
+    ///
+    /// # Errors
+    /// The host does not exist.
+    pub fn unrelay(&self, host: &str) -> Result<()> {
+        relay::remove(&self.state, self.find_host(host)?.index)
+    }
+
+    /// What the relay of a host does and has done; nothing when there is none.
+    ///
+    /// # Errors
+    /// The host does not exist, or its relay has died.
+    pub fn relay_state(&self, host: &str) -> Result<Option<RelayState>> {
+        relay::state_of(&self.state, self.find_host(host)?.index)
     }
 
     /// The cuts in force as pairs of names; a host that is isolated has no second name.

@@ -22,7 +22,7 @@ const NETNS_DIR: &str = "/run/netns";
 pub const UNDERLAY_INTERFACE: &str = "eth0";
 
 /// The bridge in the switch's namespace.
-const BRIDGE: &str = "underlay";
+pub(super) const BRIDGE: &str = "underlay";
 
 /// Bytes that may pass at once under a limit: the largest segment the kernel builds (64 KiB) must fit, and at 1 Gbit/s
 /// the bucket must last for a 4 ms tick (500 KB).
@@ -42,7 +42,7 @@ pub(super) fn netns_path(lab: &str, host: &str) -> PathBuf {
 }
 
 /// The switch's port to the host at `index`. Interface names have 15 bytes, host names more.
-fn port(index: usize) -> String {
+pub(super) fn port(index: usize) -> String {
     format!("p{index}")
 }
 
@@ -119,7 +119,7 @@ pub(super) fn create(state: &LabState) -> Result<()> {
     .map(drop)
 }
 
-fn batch(netns: Option<&str>, script: &str) -> Result<()> {
+pub(super) fn batch(netns: Option<&str>, script: &str) -> Result<()> {
     use std::io::Write;
     let mut file = tempfile::NamedTempFile::new().context("failed to create a temporary file")?;
     file.write_all(script.as_bytes()).context("failed to write a temporary file")?;
@@ -135,7 +135,7 @@ fn nft(lab: &str, script: &str) -> Result<String> {
 }
 
 /// A command in the network namespace of a host or the switch, and in no other namespace of it.
-fn in_netns(lab: &str, host: &str, program: &str) -> Command {
+pub(super) fn in_netns(lab: &str, host: &str, program: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", netns_path(lab, host).display())).arg("--").arg(program);
     command

@@ -30,6 +30,7 @@ pub const NEEDS: &[Need] = &[
     need("network configuration", "ip", &["iproute2"]),
     need("bridge and FDB inspection", "bridge", &["iproute2"]),
     need("traffic limits", "tc", &["iproute2"]),
+    need("relays of the lab", "ethtool", &["ethtool"]),
     need("packet filter", "nft", &["nftables"]),
     need("firewall rules of the engine", "iptables", &["iptables"]),
     need("namespaces of the lab", "nsenter", &["util-linux"]),
