@@ -4,9 +4,13 @@
 
 mod bad_input;
 mod durability;
+mod faults;
+mod history;
+mod kills;
 mod path;
 mod recovery;
 mod support;
+mod watched;
 mod workloads;
 
 use anyhow::Result;

@@ -54,7 +54,7 @@ fn node_state(cluster: &Cluster<'_>, name: &str) -> Result<String> {
     Ok(node.and_then(|n| n["status"]["state"].as_str()).unwrap_or("gone").to_owned())
 }
 
-fn wait_for_node(cluster: &Cluster<'_>, name: &str, state: &str) -> Result<()> {
+pub(crate) fn wait_for_node(cluster: &Cluster<'_>, name: &str, state: &str) -> Result<()> {
     wait_for(
         &format!("node {name} to be {state}"),
         PATIENCE,
