@@ -344,6 +344,7 @@ impl Core {
     /// Looks at clocks: nodes that were silent for too long, and attempts that are due.
     pub fn tick(&mut self, now: Now) {
         self.now = now;
+        self.liveness.look(now);
         for node in self.liveness.overdue(now) {
             self.refresh_liveness(&node, now);
         }

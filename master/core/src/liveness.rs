@@ -7,6 +7,9 @@
 //!    │ silent since it   └──────────────── heard ─────────────┘
 //!    │ joined or this master started, for DETECTION ──> down
 //! ```
+//!
+//! Only time in which this master looked at the clock counts as silence: one that was paused, or waited for its disk, finds
+//! the words of that time unread, and must not give up every host before it reads them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,6 +38,8 @@ pub(crate) struct Liveness {
     nodes: BTreeMap<NodeId, Seen>,
     /// The nodes that do not count as down, by their last word.
     silence: BTreeSet<(u64, NodeId)>,
+    /// Monotonic time of the last look at the clock.
+    looked_mono_ms: Option<u64>,
 }
 
 impl Liveness {
@@ -81,6 +86,23 @@ impl Liveness {
         true
     }
 
+    /// The clock is looked at, as it is several times between two heartbeats. When that was not so, nobody's silence has
+    /// grown meanwhile; O(nodes) then.
+    pub(crate) fn look(&mut self, now: Now) {
+        let missed_ms = now.mono_ms.saturating_sub(self.looked_mono_ms.unwrap_or(now.mono_ms));
+        self.looked_mono_ms = Some(now.mono_ms);
+        if missed_ms < HEARTBEAT_MS {
+            return;
+        }
+        for (last_mono_ms, node) in std::mem::take(&mut self.silence) {
+            let last_mono_ms = now.mono_ms.min(last_mono_ms + missed_ms);
+            if let Some(seen) = self.nodes.get_mut(&node) {
+                seen.last_mono_ms = last_mono_ms;
+            }
+            self.silence.insert((last_mono_ms, node));
+        }
+    }
+
     /// Nodes that count as present but have been silent for too long.
     pub(crate) fn overdue(&self, now: Now) -> Vec<NodeId> {
         let Some(latest) = now.mono_ms.checked_sub(DETECTION_MS) else { return Vec::new() };
@@ -108,6 +130,34 @@ mod tests {
 
     fn at(mono_ms: u64) -> Now {
         Now { wall: UnixMillis(1_000_000 + mono_ms), mono_ms }
+    }
+
+    #[test]
+    fn what_a_paused_master_did_not_hear_is_no_silence() {
+        let node = NodeId::new("n");
+        let mut liveness = Liveness::default();
+        liveness.ensure(&node, at(0));
+        liveness.heard(&node, at(1_000));
+        liveness.look(at(1_000));
+        for looked_ms in (2_000..=14_000).step_by(1_000) {
+            liveness.look(at(looked_ms));
+        }
+        // 13 s of silence, then a pause of any length: 2 s more are left.
+        liveness.look(at(100_000));
+        let check = |liveness: &Liveness, at_ms: u64, overdue: bool| {
+            assert_eq!(!liveness.overdue(at(at_ms)).is_empty(), overdue, "at {at_ms}");
+        };
+        check(&liveness, 100_000, false);
+        check(&liveness, 101_999, false);
+        check(&liveness, 102_000, true);
+        // A word during the pause, read after it, counts from when it is read.
+        liveness.heard(&node, at(100_100));
+        check(&liveness, 100_100 + DETECTION_MS - 1, false);
+        check(&liveness, 100_100 + DETECTION_MS, true);
+        assert!(liveness.refresh(&node, at(100_100 + DETECTION_MS)));
+        liveness.look(at(200_000));
+        assert_eq!(liveness.status(&node).state, NodeState::Down, "who is lost already is not found by a pause");
+        assert!(liveness.overdue(at(300_000)).is_empty());
     }
 
     #[test]

@@ -189,6 +189,22 @@ fn a_restart_of_the_master_changes_nothing() {
 }
 
 #[test]
+fn a_paused_master_gives_nobody_up() {
+    let mut c = Cluster::with_nodes(3);
+    c.up(vec![service("web").with(|s| replicas(s, 3))]);
+    let tasks = |c: &Cluster| c.model().tasks.keys().cloned().collect::<Vec<_>>();
+    let before = tasks(&c);
+    // Frozen for a minute: the clock is the first that it sees, heartbeats come after.
+    c.now.mono_ms += 60_000;
+    c.now.wall = c.now.wall.plus_ms(60_000);
+    c.core.tick(c.now);
+    c.pass(60_000);
+    let nodes: Vec<_> = c.model().nodes.keys().cloned().collect();
+    assert!(nodes.iter().all(|node| c.core.node_status(node).state == NodeState::Ready));
+    assert_eq!(tasks(&c), before, "nothing was replaced");
+}
+
+#[test]
 fn a_node_that_has_just_joined_is_not_called_lost() {
     let mut c = Cluster::with_nodes(1);
     c.pass(60_000);
