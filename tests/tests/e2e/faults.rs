@@ -65,7 +65,7 @@ fn roaming(cluster: &Cluster<'_>) -> Result<Vec<(String, String)>> {
 }
 
 /// Each node with its state and since when it has it: the same later means that nothing happened in between.
-fn states(cluster: &Cluster<'_>) -> Result<Vec<String>> {
+pub(crate) fn states(cluster: &Cluster<'_>) -> Result<Vec<String>> {
     let nodes = cluster.json(&["node", "ls"])?;
     let state = |n: &Value| format!("{} {} since {}", n["name"], n["status"]["state"], n["status"]["since"]);
     Ok(nodes.as_array().into_iter().flatten().map(state).collect())

@@ -344,6 +344,13 @@ impl History {
         })
     }
 
+    /// Waits until the writers have given up.
+    pub(crate) fn wait_for_end(&self) -> Result<()> {
+        wait_for("the writers to be refused", PATIENCE, || {
+            Ok((self.runtime.metrics().num_alive_tasks() == 0).then_some(()))
+        })
+    }
+
     /// Waits until so many more changes are acknowledged than now.
     pub(crate) fn wait_for_more(&self, acknowledgements: usize) -> Result<()> {
         self.wait_for(self.acknowledged.load(Ordering::Relaxed) + acknowledgements)

@@ -62,8 +62,8 @@ fn round(cluster: &Cluster<'_>, history: &mut History, rng: &mut StdRng) -> Resu
     history.verify().with_context(|| format!("master {master}, agents {agents:?}, after {acknowledgements}, {away:?}"))
 }
 
-/// As many tasks run as shall, and no container is left of others.
-fn settled(lab: &Lab, cluster: &Cluster<'_>, tasks: usize) -> Result<()> {
+/// As many tasks run as shall, besides those that are watched, and no container is left of others.
+pub(crate) fn settled(lab: &Lab, cluster: &Cluster<'_>, tasks: usize) -> Result<()> {
     wait_for(&format!("{tasks} tasks and containers of the service"), PATIENCE, || {
         let running = cluster.json(&["ps"])?;
         let running = running.as_array().into_iter().flatten();

@@ -9,6 +9,8 @@ mod history;
 mod kills;
 mod path;
 mod recovery;
+mod relayed;
+mod small_disk;
 mod support;
 mod watched;
 mod workloads;

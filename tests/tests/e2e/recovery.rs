@@ -22,7 +22,7 @@ use super::{
 };
 
 /// A service on each host that serves its host's name, and names to find them by.
-const PAIR: &str = r#"
+pub(crate) const PAIR: &str = r#"
 x-web: &web
   image: busybox
   command: ["sh", "-c", "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"]
@@ -32,15 +32,15 @@ services:
   b: {<<: *web, hostname: in-b, deploy: {placement: {constraints: ["node.labels.host==h2"]}}}
 "#;
 
-/// `skein exec FROM -- wget http://NAME/`.
-fn fetch(cluster: &Cluster<'_>, from: &str, name: &str) -> Result<String> {
-    let url = format!("http://{name}/");
-    Ok(cluster.skein(&["exec", from, "--", "timeout", "3", "wget", "-qO-", &url])?.trim().to_owned())
+/// `skein exec FROM -- wget http://NAME/`, for so many seconds at most.
+pub(crate) fn fetch(cluster: &Cluster<'_>, from: &str, name: &str, seconds: u32) -> Result<String> {
+    let (url, seconds) = (format!("http://{name}/"), seconds.to_string());
+    Ok(cluster.skein(&["exec", from, "--", "timeout", &seconds, "wget", "-qO-", &url])?.trim().to_owned())
 }
 
 /// Both directions work.
 fn talk(cluster: &Cluster<'_>) -> Result<()> {
-    let both = || [fetch(cluster, "s_a.1", "b"), fetch(cluster, "s_b.1", "a")];
+    let both = || [fetch(cluster, "s_a.1", "b", 3), fetch(cluster, "s_b.1", "a", 3)];
     wait_for("the two services to reach each other", PATIENCE, || {
         let [b, a] = both();
         Ok((b.is_ok_and(|t| t == "in-b") && a.is_ok_and(|t| t == "in-a")).then_some(()))

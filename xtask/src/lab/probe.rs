@@ -22,9 +22,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::host::Host;
 
-/// A request that is not answered within this time is lost. Longer than TCP's first three repetitions (1, 3 and 7 s after
+/// A request that is not answered within this time is lost. Longer than TCP's first four repetitions (1, 3, 7 and 15 s after
 /// it), so that a lost packet is no lost request.
-const REQUEST_WITHIN: Duration = Duration::from_secs(8);
+const REQUEST_WITHIN: Duration = Duration::from_secs(16);
 
 /// A packet that is not answered within this time is lost: far longer than any delay that is made on purpose.
 const PACKET_WITHIN: Duration = Duration::from_secs(2);
