@@ -19,7 +19,7 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use skein_daemon::hex;
 
-use super::medium::DirMedium;
+use super::medium::{DirMedium, Medium};
 use super::record::{self, Head};
 use super::{
     Damage, Epoch, ID_BYTES_MAX, KIND_BYTES_MAX, Key, Record, Revision, Snapshot, StoreError, VALUE_BYTES_MAX,
@@ -238,8 +238,16 @@ pub fn restore(reader: impl Read, dir: &Path) -> Result<BackupSummary, StoreErro
     if medium.exists()? {
         return Err(StoreError::Exists { path: medium.path() });
     }
+    restore_medium(&snapshot, &mut medium)
+}
+
+/// The same on any storage, where there is no store, from a backup that was read; for durability tests.
+///
+/// # Errors
+/// [`StoreError::Failed`], [`StoreError::Io`].
+pub fn restore_medium<M: Medium>(snapshot: &Snapshot, medium: &mut M) -> Result<BackupSummary, StoreError> {
     let epoch = snapshot.epoch.0 + RESTORE_EPOCH_STEP;
     let head = Head { revision: snapshot.revision.0, epoch, clean: true, ..Head::default() };
-    super::db::create(&mut medium, head, &snapshot.records)?;
+    super::db::create(medium, head, &snapshot.records)?;
     Ok(BackupSummary { revision: snapshot.revision, records: snapshot.records.len() as u64 })
 }

@@ -29,7 +29,7 @@ pub mod medium;
 mod record;
 pub mod watch;
 
-pub use backup::{BackupSummary, backup, backup_to_file, read_backup, restore};
+pub use backup::{BackupSummary, backup, backup_to_file, read_backup, restore, restore_medium};
 pub use embedded::{EmbeddedStore, StoreStats};
 pub use error::{Damage, FaultKind, InvalidTxn, ReadOnlyReason, StoreError};
 pub use watch::{Watch, WatchError};

@@ -7,9 +7,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use skein_master::store::{EmbeddedStore, Epoch, Key, Op, Revision, Store, Txn, TxnOutcome};
+use skein_master::store::{
+    EmbeddedStore, Epoch, Key, Op, Revision, Store, Txn, TxnOutcome, read_backup, restore_medium,
+};
 
-use crate::disk::{Disk, Step, Survivors, crashed};
+use crate::disk::{Disk, Step, Survivors, crashed, replay};
+use crate::long;
 use crate::workload::{Model, apply, model_of, random_txn, until};
 
 /// What the store must hold, given where the crash was.
@@ -18,6 +21,8 @@ struct Truth {
     models: Vec<Model>,
     /// (steps that were done when it was seen, revision, epoch), in order.
     acknowledged: Vec<(usize, Revision, Epoch)>,
+    /// Taken while changes were made.
+    backups: Vec<Vec<u8>>,
 }
 
 impl Truth {
@@ -52,7 +57,7 @@ async fn record() -> (Disk, Truth) {
     let disk = Disk::default();
     let mut rng = StdRng::seed_from_u64(7);
     let mut models = vec![Model::new()];
-    let mut acknowledged = Vec::new();
+    let (mut acknowledged, mut backups) = (Vec::new(), Vec::new());
     for session in 0..2 {
         let store = EmbeddedStore::open_medium(disk.medium()).unwrap();
         let epoch = store.lead("recorder", Duration::from_secs(1)).await.unwrap();
@@ -71,7 +76,11 @@ async fn record() -> (Disk, Truth) {
                 let value = vec![rng.random(); rng.random_range(0..3000)].into();
                 Txn { epoch, guards: vec![], ops: vec![Op::Put { key, value }] }
             });
-            join_all(group.collect::<Vec<_>>().into_iter().map(|txn| recorder.commit(txn))).await;
+            let group = join_all(group.collect::<Vec<_>>().into_iter().map(|txn| recorder.commit(txn)));
+            let mut file = Vec::new();
+            let (_, backup) = tokio::join!(group, recorder.store.backup(&mut file));
+            backup.unwrap();
+            backups.push(file);
         }
         let large = (0..16).map(|i| Op::Put { key: Key::new("large", format!("{i}")), value: vec![i; 30_000].into() });
         recorder.commit(Txn { epoch, guards: vec![], ops: large.collect() }).await;
@@ -93,7 +102,7 @@ async fn record() -> (Disk, Truth) {
         acknowledged.extend(recorder.acknowledged.into_inner().unwrap());
     }
     acknowledged.sort();
-    (disk, Truth { models, acknowledged })
+    (disk, Truth { models, acknowledged, backups })
 }
 
 /// Opens what a crash left and compares; returns the disk with the log of the recovery.
@@ -159,13 +168,14 @@ async fn crash_everywhere(parity: usize) {
         // Losing all is the one that always matters; of the others, the kinds take turns.
         let turn = Survivors::EVERY[2 + step / 2 % 5];
         let other = Survivors::EVERY[2 + (step / 2 + 2) % 5];
-        for survivors in [Survivors::None, Survivors::All, turn, other] {
+        let some = [Survivors::None, Survivors::All, turn, other];
+        for &survivors in if long() { &Survivors::EVERY[..] } else { &some } {
             images += 1;
             let what = format!("crash at step {step} of {}, survivors {survivors:?}", log.len());
             let image = crashed(synced, unsynced, survivors, &mut rng);
             let least = truth.at(step);
             let recovered = check(image.clone(), least, &truth.models, &what).await;
-            if !images.is_multiple_of(79) {
+            if !images.is_multiple_of(if long() { 5 } else { 79 }) {
                 continue;
             }
             // And crashes during the recovery.
@@ -183,4 +193,41 @@ async fn crash_everywhere(parity: usize) {
     eprintln!("{points} crash points, {images} images, {again} crashes during recovery");
     assert!(points > 150, "only {points} crash points");
     assert!(again > 100, "only {again} crashes during recovery");
+}
+
+/// A backup is of one moment, whatever goes on; a restore from it is there whole or not at all, and its steps are crashed too.
+#[tokio::test]
+async fn a_restore_is_whole_or_not_there_at_any_crash_point() {
+    let (_, truth) = record().await;
+    let mut rng = StdRng::seed_from_u64(13);
+    for file in &truth.backups {
+        let snapshot = read_backup(&file[..]).unwrap();
+        let revision = usize::try_from(snapshot.revision.0).unwrap();
+        assert!(model_of(&snapshot) == truth.models[revision], "a backup is not as it was at {revision}");
+        let disk = Disk::default();
+        restore_medium(&snapshot, &mut disk.medium()).unwrap();
+        let published = disk.published_at().expect("it is there now");
+        let log = disk.log();
+        let mut points = 0;
+        each_crash(&log, Vec::new(), async |step, synced, unsynced| {
+            // Before, nothing is there by construction of the disk, as of a directory: it appears with a rename.
+            if step < published {
+                return;
+            }
+            points += 1;
+            for survivors in Survivors::EVERY {
+                let what = format!("restore crashed at step {step} of {}, survivors {survivors:?}", log.len());
+                let image = crashed(synced, unsynced, survivors, &mut rng);
+                let least = (snapshot.revision, Epoch(snapshot.epoch.0 + 1));
+                check(image, least, &truth.models, &what).await;
+            }
+        })
+        .await;
+        // The moment after its last step counts as well, and may be the only one.
+        let whole = replay(&log);
+        let least = (snapshot.revision, Epoch(snapshot.epoch.0 + 1));
+        check(whole, least, &truth.models, "a restore without a crash").await;
+        assert!(published > 5, "only {published} steps before it is there, {points} after");
+    }
+    assert_eq!(truth.backups.len(), 4);
 }

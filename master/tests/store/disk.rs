@@ -170,6 +170,8 @@ struct Inner {
     /// Where in the log the last sync is.
     synced_at: usize,
     published: bool,
+    /// Where in the log the store appeared.
+    published_at: Option<usize>,
     syncs: usize,
     failure: Option<(usize, Failure)>,
     /// Something failed: what is unsynced is in doubt when the store is opened again.
@@ -213,6 +215,11 @@ impl Disk {
 
     pub(crate) fn log(&self) -> Vec<Step> {
         self.inner().log.clone()
+    }
+
+    /// Steps that were done when a store appeared on it.
+    pub(crate) fn published_at(&self) -> Option<usize> {
+        self.inner().published_at
     }
 
     pub(crate) fn syncs(&self) -> usize {
@@ -362,7 +369,8 @@ impl Medium for DiskMedium {
 
     fn publish(&mut self) -> io::Result<()> {
         self.disk.record(Step::Sync)?;
-        self.disk.inner().published = true;
+        let mut inner = self.disk.inner();
+        (inner.published, inner.published_at) = (true, Some(inner.log.len()));
         Ok(())
     }
 

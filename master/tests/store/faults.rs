@@ -10,13 +10,15 @@ use skein_master::store::{
 };
 
 use crate::disk::{Disk, Failure};
+use crate::long;
 use crate::workload::{Model, apply, model_of, random_txn, until};
 
 const TTL: Duration = Duration::from_secs(15);
 
-/// Twelve transactions with one failure at `step`; returns whether it struck.
-async fn survive(step: usize, failure: Failure) -> bool {
-    let what = format!("{failure:?} at step {step}");
+/// Twelve transactions with one failure at `step`, and another one at the step `again` of the reopening that follows;
+/// returns whether the last of them struck.
+async fn survive(step: usize, failure: Failure, again: Option<usize>) -> bool {
+    let what = format!("{failure:?} at step {step}, again {again:?}");
     let disk = Disk::default();
     let store = EmbeddedStore::open_medium(disk.medium()).unwrap();
     let mut epoch = store.lead("test", TTL).await.unwrap();
@@ -47,7 +49,19 @@ async fn survive(step: usize, failure: Failure) -> bool {
         assert!(matches!(refused, Err(StoreError::ReadOnly { .. })), "{what}: {refused:?}");
         assert!(matches!(store.snapshot().await, Err(StoreError::ReadOnly { .. })), "{what}");
 
-        let revision = store.reopen().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut reopened = Err(StoreError::Closed);
+        if let Some(again) = again {
+            disk.fail_at(disk.log_len() + again, failure);
+            reopened = store.reopen().await;
+            disk.clear_failure();
+            struck = reopened.is_err();
+            let refused = store.txn(random_txn(epoch, 6, &mut rng)).await;
+            assert!(!struck || matches!(refused, Err(StoreError::ReadOnly { .. })), "{what}: {refused:?}");
+        }
+        let revision = match reopened {
+            Ok(revision) => revision,
+            Err(_) => store.reopen().await.unwrap_or_else(|error| panic!("{what}: {error}")),
+        };
         assert_eq!(*store.health().borrow(), StoreHealth::Writable);
         let found = model_of(&store.snapshot().await.unwrap());
         if found != model {
@@ -72,7 +86,7 @@ async fn survive(step: usize, failure: Failure) -> bool {
 #[tokio::test]
 async fn an_error_at_any_step_is_survived() {
     let mut step = 0;
-    while survive(step, Failure::Error).await {
+    while survive(step, Failure::Error, None).await {
         step += 1;
     }
     assert!(step > 50, "only {step} steps");
@@ -81,10 +95,27 @@ async fn an_error_at_any_step_is_survived() {
 #[tokio::test]
 async fn a_panic_at_any_step_is_survived() {
     let mut step = 0;
-    while survive(step, Failure::Panic).await {
+    while survive(step, Failure::Panic, None).await {
         step += 1;
     }
     assert!(step > 50, "only {step} steps");
+}
+
+#[tokio::test]
+async fn an_error_while_reopening_is_survived() {
+    // Each of the first failures, or of CI's choice of them, then one at each step of what follows.
+    let (every, mut struck) = (if long() { 1 } else { 13 }, 0);
+    for step in (0..60).step_by(every) {
+        for failure in [Failure::Error, Failure::Panic] {
+            let mut again = 0;
+            while survive(step, failure, Some(again)).await {
+                again += 1;
+            }
+            struck += again;
+        }
+    }
+    eprintln!("{struck} failures while reopening");
+    assert!(struck > 20, "only {struck} failures while reopening");
 }
 
 #[tokio::test]

@@ -10,3 +10,9 @@ mod faults;
 mod files;
 mod flips;
 mod workload;
+
+/// Whether everything is tried, instead of as much as fits into a run of CI (`SKEIN_LONG=1`).
+#[allow(clippy::disallowed_methods, reason = "how long a test runs is the caller's choice")]
+fn long() -> bool {
+    std::env::var_os("SKEIN_LONG").is_some_and(|value| !value.is_empty())
+}
