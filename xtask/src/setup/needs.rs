@@ -31,6 +31,8 @@ pub const NEEDS: &[Need] = &[
     need("bridge and FDB inspection", "bridge", &["iproute2"]),
     need("traffic limits", "tc", &["iproute2"]),
     need("relays of the lab", "ethtool", &["ethtool"]),
+    need("small disks of tests", "losetup", &["mount", "util-linux"]),
+    need("file systems on them", "mkfs.ext2", &["e2fsprogs"]),
     need("packet filter", "nft", &["nftables"]),
     need("firewall rules of the engine", "iptables", &["iptables"]),
     need("namespaces of the lab", "nsenter", &["util-linux"]),
