@@ -27,7 +27,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem:
 use serde::{Deserialize, Serialize};
 use skein_api::{MASTER_NAME, grpc::agent_client::AgentClient};
 use skein_daemon::hex;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
@@ -287,22 +290,44 @@ pub struct ConnectError {
     reason: String,
 }
 
+/// How a master is reached: by this host's TCP, or by the network of a simulation.
+pub trait Dial: Clone + Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Connects to `address` (`host:port`).
+    fn dial(&self, address: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// This host's TCP.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp;
+
+impl Dial for Tcp {
+    type Stream = TcpStream;
+
+    async fn dial(&self, address: &str) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
 /// Connects to the master at `address` (`host:port`).
 ///
 /// # Errors
 /// Unreachable, another CA, an expired certificate, a clock far off: each in words.
-pub async fn connect(address: &str, tls: ClientConfig) -> Result<AgentClient<Channel>, ConnectError> {
+pub async fn connect(net: &impl Dial, address: &str, tls: ClientConfig) -> Result<AgentClient<Channel>, ConnectError> {
     let failed = |reason: String| ConnectError { address: address.to_owned(), reason };
     // tonic reports a failed connector as "transport error"; the reason is in its sources.
     let connector = TlsConnector::from(Arc::new(tls));
-    let target = address.to_owned();
+    let (net, target) = (net.clone(), address.to_owned());
     let connector = tower::service_fn(move |_| {
-        let (connector, target) = (connector.clone(), target.clone());
+        let (net, connector, target) = (net.clone(), connector.clone(), target.clone());
         async move {
-            let tcp = TcpStream::connect(&target).await?;
-            tcp.set_nodelay(true)?;
+            let stream = net.dial(&target).await?;
             let name = ServerName::try_from(MASTER_NAME).expect("a valid DNS name");
-            Ok::<_, io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
+            Ok::<_, io::Error>(TokioIo::new(connector.connect(name, stream).await?))
         }
     });
     let endpoint = Endpoint::from_static("http://skein-master")

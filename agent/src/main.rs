@@ -19,7 +19,7 @@ use skein_agent::{
     executor::Executor,
     fdstore::{HandedOver, Manager},
     host::{self, Host},
-    identity::{self, IdentityDir, Membership},
+    identity::{self, IdentityDir, Membership, Tcp},
     ledger::Ledger,
     overlay::{OverlayConfig, OverlayHandle, OverlayTask},
     plugin::{self, PluginServer},
@@ -159,7 +159,7 @@ async fn join(config: Config, args: JoinArgs) -> anyhow::Result<ExitCode> {
     let description = host(&config, name.clone(), &engine, &masters)?.describe().await?;
     let mut failures = Vec::new();
     for master in &masters {
-        let mut client = match identity::connect(master, identity::pinned_tls(&pin.ca_sha256)?).await {
+        let mut client = match identity::connect(&Tcp, master, identity::pinned_tls(&pin.ca_sha256)?).await {
             Ok(client) => client,
             Err(error) => {
                 failures.push(error.to_string());
@@ -255,6 +255,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let (executor, handle) = Executor::new(engine.clone(), ledger.clone(), side, settings);
     let (description_tx, description) = watch::channel(skein_api::NodeDescription::default());
     let session = Session {
+        net: Tcp,
         membership,
         identity,
         ledger: ledger.clone(),

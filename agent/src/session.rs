@@ -33,9 +33,9 @@ use tonic::{Code, Status, transport::Channel};
 use crate::{
     engine::Engine,
     executor::Reports,
-    identity::{self, IdentityDir, Membership},
+    identity::{self, Dial, IdentityDir, Membership},
     ledger::{AssignmentChange, Ledger, LedgerError},
-    overlay::OverlayHandle,
+    overlay::{OverlayError, OverlayHandle},
     streams::{self, FRAMES_BUFFERED, Frame},
 };
 
@@ -61,9 +61,33 @@ const CALL_WITHIN: Duration = Duration::from_secs(10);
 /// How often the ledger's disk is tried again while it refuses, and the certificate's age is looked at.
 const UPKEEP: Duration = Duration::from_secs(10);
 
+/// The network side of the host, as the session needs it.
+pub trait Follow: Clone + Send + Sync + 'static {
+    /// Makes this the whole of what the host shall have; returns when kernel and names follow it. Idempotent.
+    fn follow(
+        &self,
+        networks: Vec<NetworkAssignment>,
+        peers: Vec<PeerAssignment>,
+        endpoints: Vec<EndpointAssignment>,
+    ) -> impl Future<Output = Result<(), OverlayError>> + Send;
+}
+
+impl Follow for OverlayHandle {
+    async fn follow(
+        &self,
+        networks: Vec<NetworkAssignment>,
+        peers: Vec<PeerAssignment>,
+        endpoints: Vec<EndpointAssignment>,
+    ) -> Result<(), OverlayError> {
+        self.apply(networks, peers, endpoints).await
+    }
+}
+
 /// What a session works with.
 #[derive(Clone)]
-pub struct Session {
+pub struct Session<D, F> {
+    /// How masters are reached.
+    pub net: D,
     /// Whose it is and where masters are.
     pub membership: Membership,
     /// Key and certificate.
@@ -71,7 +95,7 @@ pub struct Session {
     /// Assignments.
     pub ledger: Ledger,
     /// Network side.
-    pub overlay: OverlayHandle,
+    pub overlay: F,
     /// For streams.
     pub engine: Engine,
     /// From the executor.
@@ -130,7 +154,7 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("the protocol's documents are JSON")
 }
 
-impl Session {
+impl<D: Dial, F: Follow> Session<D, F> {
     /// Keeps a session until `shutdown`, or until the node was removed.
     pub async fn run(self, shutdown: CancellationToken) -> Ended {
         let mut backoff = Backoff::default();
@@ -166,7 +190,7 @@ impl Session {
 
     async fn connect(&self, address: &str, authenticated: bool) -> Result<AgentClient<Channel>, Broken> {
         let tls = self.identity.tls(authenticated).map_err(|e| Broken::Failed(chain(&e)))?;
-        identity::connect(address, tls).await.map_err(|e| Broken::Failed(e.to_string()))
+        identity::connect(&self.net, address, tls).await.map_err(|e| Broken::Failed(e.to_string()))
     }
 
     async fn try_once(&self, address: &str) -> Result<(), Broken> {
@@ -226,7 +250,7 @@ impl Session {
     pub async fn follow(&self) -> bool {
         let assignments = self.ledger.assignments();
         let (networks, peers, endpoints) = split(assignments.values());
-        match self.overlay.apply(networks, peers, endpoints).await {
+        match self.overlay.follow(networks, peers, endpoints).await {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(error = chain(&error), "network does not follow the assignments");
@@ -287,8 +311,8 @@ fn split<'a>(
 }
 
 /// A session that stands.
-struct Live<'a> {
-    session: &'a Session,
+struct Live<'a, D, F> {
+    session: &'a Session<D, F>,
     client: AgentClient<Channel>,
     tx: mpsc::Sender<grpc::AgentMessage>,
     streams: JoinSet<()>,
@@ -297,7 +321,7 @@ struct Live<'a> {
     renew_at: f64,
 }
 
-impl Live<'_> {
+impl<D: Dial, F: Follow> Live<'_, D, F> {
     async fn run(mut self, mut inbound: tonic::Streaming<grpc::MasterMessage>) -> Result<(), Broken> {
         let session = self.session;
         let (apply_tx, mut apply_rx) = mpsc::channel::<grpc::Assignments>(APPLY);

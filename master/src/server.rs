@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -21,7 +22,7 @@ use hyper_util::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener},
     sync::Semaphore,
 };
 use tokio_rustls::TlsAcceptor;
@@ -52,6 +53,29 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A peer that answers no ping for this long is gone, whatever TCP still believes.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Where agents and remote users come from: this host's TCP, or the network of a simulation.
+pub trait Listener: Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection, and where it comes from. Cancel-safe: one that is not taken stays in the queue.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = Self::accept(self).await?;
+        // Small messages both ways: Nagle would only delay them. Users' HTTP/1 has no pings, so TCP asks. A socket that
+        // refuses either is broken anyway.
+        let _ = stream.set_nodelay(true);
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE * 6).with_interval(KEEPALIVE);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        Ok((stream, peer))
+    }
+}
 
 /// Who is at the other end, and how to end it. In the extensions of every request.
 #[derive(Clone, Debug)]
@@ -171,7 +195,7 @@ impl Server {
     }
 
     /// Accepts mutual TLS on `listener`.
-    pub fn listen_tls(&self, listener: TcpListener, acceptor: TlsAcceptor) {
+    pub fn listen_tls(&self, listener: impl Listener, acceptor: TlsAcceptor) {
         let server = self.clone();
         self.tasks.spawn(async move {
             while let Some((stream, peer)) = server.next(|| listener.accept()).await {
@@ -182,11 +206,6 @@ impl Server {
                 let (server, acceptor) = (server.clone(), acceptor.clone());
                 server.tasks.clone().spawn(async move {
                     let _place = place;
-                    // Small messages both ways: Nagle would only delay them. Users' HTTP/1 has no pings, so TCP asks. A
-                    // socket that refuses either is broken anyway.
-                    let _ = stream.set_nodelay(true);
-                    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE * 6).with_interval(KEEPALIVE);
-                    let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
                     match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
                         Ok(Ok(tls)) => {
                             let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first());

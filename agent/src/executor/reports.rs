@@ -28,7 +28,7 @@ impl Reports {
     }
 
     /// A new word about a task; it takes the place of the older one.
-    pub(super) fn put(&self, report: TaskReport) {
+    pub fn put(&self, report: TaskReport) {
         if self.lock().put(report) {
             self.shared.changed.send_modify(|n| *n += 1);
         }

@@ -155,7 +155,7 @@ pub(crate) fn ask_to_join(
             description_json: serde_json::to_vec(&description)?,
             clock_unix_ms: u64::try_from(clock)?.saturating_add_signed(clock_off_ms),
         };
-        let mut client = identity::connect(&address, identity::pinned_tls(ca_sha256)?).await?;
+        let mut client = identity::connect(&identity::Tcp, &address, identity::pinned_tls(ca_sha256)?).await?;
         Ok(match client.join(request).await {
             Ok(answer) => format!("joined as {}", answer.into_inner().node_id),
             Err(status) => status.message().to_owned(),
