@@ -4,14 +4,12 @@
 //! user's name. The master's certificate carries the fixed name [`MASTER_NAME`], which clients verify whatever address
 //! they dialled: identity is the CA's word, not DNS's.
 
+use rand::{TryRngCore as _, rngs::OsRng};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
-use ring::{
-    digest,
-    rand::{SecureRandom, SystemRandom},
-};
+use ring::digest;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject};
 use skein_api::{ApiError, MASTER_NAME, TokenId};
 use skein_daemon::hex;
@@ -200,15 +198,13 @@ pub fn parse_pem(
 /// `bytes` random bytes as hex.
 pub fn random_hex(bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
-    SystemRandom::new().fill(&mut buffer).expect("the system has randomness");
+    OsRng.try_fill_bytes(&mut buffer).expect("the system has randomness");
     hex(&buffer)
 }
 
 /// A random 64-bit number.
 pub fn random_u64() -> u64 {
-    let mut buffer = [0; 8];
-    SystemRandom::new().fill(&mut buffer).expect("the system has randomness");
-    u64::from_ne_bytes(buffer)
+    OsRng.try_next_u64().expect("the system has randomness")
 }
 
 /// A new join token: public id, secret, and the whole text `SKEIN-1-<CA digest>-<id>-<secret>`.
