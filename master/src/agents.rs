@@ -159,7 +159,7 @@ impl grpc::agent_server::Agent for Agents {
             )));
         }
         master_core::check_clock(UnixMillis(hello.clock_unix_ms), cluster::wall_now()).map_err(status)?;
-        self.describe(&node, &hello.description_json).await?;
+        let described = describe(&self.cluster, &node, &hello.description_json).await?;
         let (tx, rx) = mpsc::channel(SESSION_QUEUE);
         let session = SessionOpen {
             node: node.clone(),
@@ -169,7 +169,8 @@ impl grpc::agent_server::Agent for Agents {
             generation: hello.generation,
         };
         let number = self.cluster.session_open(session).await.map_err(status)?;
-        let reader = Reader { cluster: self.cluster.clone(), node, number, tx };
+        let undescribed = (!described).then_some(hello.description_json);
+        let reader = Reader { cluster: self.cluster.clone(), node, number, tx, undescribed };
         // Ends with the connection: `messages` fails when it is cut.
         self.tasks.spawn(reader.run(messages));
         Ok(Response::new(ReceiverStream::new(rx)))
@@ -194,12 +195,6 @@ impl grpc::agent_server::Agent for Agents {
     }
 }
 
-impl Agents {
-    async fn describe(&self, node: &NodeId, json: &[u8]) -> Result<(), Status> {
-        describe(&self.cluster, node, json).await
-    }
-}
-
 /// Longest text of an agent that is kept. An engine's error may quote whole files.
 const TEXT_BYTES_MAX: usize = 4 << 10;
 
@@ -211,11 +206,20 @@ fn shorten(text: &mut String) {
     }
 }
 
-async fn describe(cluster: &Handle, node: &NodeId, json: &[u8]) -> Result<(), Status> {
+/// Whether the store did not take a change that is right in itself.
+fn is_passing(error: &ApiError) -> bool {
+    error.code == "read_only" || error.code == "not_stored"
+}
+
+/// Takes in what a host says of itself; false when that could not be made durable.
+async fn describe(cluster: &Handle, node: &NodeId, json: &[u8]) -> Result<bool, Status> {
     let description = Box::new(serde_json::from_slice(json).map_err(bad)?);
     let origin = Origin { who: format!("node:{node}"), why: "host description".into() };
-    cluster.command(Command::Describe { node: node.clone(), description }, origin).await.map_err(status)?;
-    Ok(())
+    match cluster.command(Command::Describe { node: node.clone(), description }, origin).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_passing(&error) => Ok(false),
+        Err(error) => Err(status(error)),
+    }
 }
 
 /// Reads one agent's session.
@@ -224,10 +228,12 @@ struct Reader {
     node: NodeId,
     number: u64,
     tx: SessionTx,
+    /// A description that could not be made durable: tried again with each heartbeat.
+    undescribed: Option<Vec<u8>>,
 }
 
 impl Reader {
-    async fn run(self, mut messages: Streaming<grpc::AgentMessage>) {
+    async fn run(mut self, mut messages: Streaming<grpc::AgentMessage>) {
         loop {
             match messages.message().await {
                 Ok(Some(message)) => {
@@ -248,13 +254,24 @@ impl Reader {
         self.cluster.session_closed(self.node, self.number).await;
     }
 
-    async fn handle(&self, message: grpc::AgentMessage) -> Result<(), Status> {
+    async fn describe(&mut self, json: Vec<u8>) -> Result<(), Status> {
+        let described = describe(&self.cluster, &self.node, &json).await?;
+        self.undescribed = (!described).then_some(json);
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: grpc::AgentMessage) -> Result<(), Status> {
         use grpc::agent_message::Body;
         let node = self.node.clone();
         match message.body {
-            Some(Body::Heartbeat(heartbeat)) => self.cluster.heartbeat(node, self.number, heartbeat.seq).await,
+            Some(Body::Heartbeat(heartbeat)) => {
+                self.cluster.heartbeat(node, self.number, heartbeat.seq).await;
+                if let Some(json) = self.undescribed.take() {
+                    self.describe(json).await?;
+                }
+            }
             Some(Body::Ack(ack)) => self.cluster.acked(node, ack.chain, ack.generation).await,
-            Some(Body::DescriptionJson(json)) => describe(&self.cluster, &node, &json).await?,
+            Some(Body::DescriptionJson(json)) => self.describe(json).await?,
             Some(Body::ReportsJson(json)) => self.reports(node, &json).await?,
             Some(Body::Hello(_)) => return Err(bad("a session has one hello")),
             // A newer agent's message: it knows from the protocol version that this master may pass it over.
@@ -275,9 +292,7 @@ impl Reader {
         let body = match self.cluster.command(cluster::reports(node, reports), origin).await {
             Ok(_) => grpc::master_message::Body::Reported(reported),
             // Not durable: the agent keeps them, and sends them again in this session.
-            Err(error) if error.code == "read_only" || error.code == "not_stored" => {
-                grpc::master_message::Body::Refused(reported)
-            }
+            Err(error) if is_passing(&error) => grpc::master_message::Body::Refused(reported),
             Err(error) => return Err(status(error)),
         };
         // An agent that cannot be told sends them again, which changes nothing.
