@@ -25,6 +25,10 @@ use crate::{
 /// Messages on their way to an agent. Assignments are computed when there is room, so a slow agent costs one message.
 const SESSION_QUEUE: usize = 64;
 
+/// Ids in answers to reports that wait for room in an agent's queue: half a megabyte. Above it the agent is not read any
+/// more, its heartbeats neither.
+const ANSWERS_MAX: usize = 16_384;
+
 /// What the agent service works with.
 pub struct Agents {
     /// The loop.
@@ -170,7 +174,8 @@ impl grpc::agent_server::Agent for Agents {
         };
         let number = self.cluster.session_open(session).await.map_err(status)?;
         let undescribed = (!described).then_some(hello.description_json);
-        let reader = Reader { cluster: self.cluster.clone(), node, number, tx, undescribed };
+        let (reported, refused) = (Vec::new(), Vec::new());
+        let reader = Reader { cluster: self.cluster.clone(), node, number, tx, reported, refused, undescribed };
         // Ends with the connection: `messages` fails when it is cut.
         self.tasks.spawn(reader.run(messages));
         Ok(Response::new(ReceiverStream::new(rx)))
@@ -228,6 +233,10 @@ struct Reader {
     node: NodeId,
     number: u64,
     tx: SessionTx,
+    /// Tasks whose reports are durable, as often as they are; the agent has not been told.
+    reported: Vec<String>,
+    /// Tasks whose reports could not be made durable; the agent has not been told.
+    refused: Vec<String>,
     /// A description that could not be made durable: tried again with each heartbeat.
     undescribed: Option<Vec<u8>>,
 }
@@ -239,10 +248,11 @@ impl Reader {
                 Ok(Some(message)) => {
                     if let Err(error) = self.handle(message).await {
                         tracing::warn!(node = %self.node, %error, "session message refused");
-                        // The agent sees why, then the end.
-                        let _ = self.tx.send(Err(error)).await;
+                        // The agent sees why, then the end; one that reads nothing sees only the end.
+                        let _ = self.tx.try_send(Err(error));
                         break;
                     }
+                    self.answer().await;
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -258,6 +268,24 @@ impl Reader {
         let described = describe(&self.cluster, &self.node, &json).await?;
         self.undescribed = (!described).then_some(json);
         Ok(())
+    }
+
+    /// Sends the answers that wait, if there is room. An agent whose kernel hangs reads nothing for as long, and lives: its
+    /// heartbeats are to be heard meanwhile.
+    async fn answer(&mut self) {
+        use grpc::master_message::Body;
+        let wrap: [fn(grpc::Reported) -> Body; 2] = [Body::Reported, Body::Refused];
+        let full = self.reported.len() + self.refused.len() >= ANSWERS_MAX;
+        // The agent counts answers, so which of the two comes first is the same to it.
+        for (waiting, wrap) in [&mut self.reported, &mut self.refused].into_iter().zip(wrap) {
+            if waiting.is_empty() {
+                continue;
+            }
+            let permit = if full { self.tx.reserve().await.ok() } else { self.tx.try_reserve().ok() };
+            let Some(permit) = permit else { return };
+            let body = wrap(grpc::Reported { task_ids: std::mem::take(waiting) });
+            permit.send(Ok(grpc::MasterMessage { body: Some(body) }));
+        }
     }
 
     async fn handle(&mut self, message: grpc::AgentMessage) -> Result<(), Status> {
@@ -280,23 +308,20 @@ impl Reader {
         Ok(())
     }
 
-    async fn reports(&self, node: NodeId, json: &[u8]) -> Result<(), Status> {
+    async fn reports(&mut self, node: NodeId, json: &[u8]) -> Result<(), Status> {
         let mut reports: Vec<TaskReport> = serde_json::from_slice(json).map_err(bad)?;
         for status in reports.iter_mut().map(|r| &mut r.status) {
             shorten(&mut status.message);
             status.err.as_mut().map(shorten);
         }
-        let task_ids = reports.iter().map(|r| r.task.to_string()).collect();
+        let task_ids: Vec<String> = reports.iter().map(|r| r.task.to_string()).collect();
         let origin = Origin { who: format!("node:{node}"), why: "task report".into() };
-        let reported = grpc::Reported { task_ids };
-        let body = match self.cluster.command(cluster::reports(node, reports), origin).await {
-            Ok(_) => grpc::master_message::Body::Reported(reported),
+        match self.cluster.command(cluster::reports(node, reports), origin).await {
+            Ok(_) => self.reported.extend(task_ids),
             // Not durable: the agent keeps them, and sends them again in this session.
-            Err(error) if is_passing(&error) => grpc::master_message::Body::Refused(reported),
+            Err(error) if is_passing(&error) => self.refused.extend(task_ids),
             Err(error) => return Err(status(error)),
-        };
-        // An agent that cannot be told sends them again, which changes nothing.
-        let _ = self.tx.send(Ok(grpc::MasterMessage { body: Some(body) })).await;
+        }
         Ok(())
     }
 }
