@@ -37,6 +37,8 @@ pub(crate) const PORT: u16 = 7440;
 pub(crate) struct MasterHost {
     /// Its disk; two hosts may share one, of whom one runs at a time.
     pub(crate) disk: Disk,
+    /// Whether writes to the disk hang.
+    pub(crate) hangs: watch::Sender<bool>,
     /// Its wall clock.
     pub(crate) clock: Clock,
     /// Whether the host runs a master when it starts; else nobody listens on its port.
@@ -58,7 +60,7 @@ pub(crate) async fn run(host: Rc<MasterHost>) -> turmoil::Result {
     let embedded = EmbeddedStore::open_medium(host.disk.medium())?;
     let shutdown = CancellationToken::new();
     let (connections, tasks) = (Connections::default(), TaskTracker::new());
-    let store = Arc::new(Still(embedded.clone()));
+    let store = Arc::new(Still { store: embedded.clone(), hangs: host.hangs.subscribe() });
     let (cluster, handle) = Cluster::start(store, Config::default().settings(), connections.clone()).await?;
     let ca = Arc::new(cluster.ca()?);
     let broker = Broker::default();
@@ -94,7 +96,11 @@ impl Listener for Net {
 }
 
 /// The store, in a simulation: it has a thread and a disk of its own, and simulated time stands still while they work.
-struct Still(EmbeddedStore);
+struct Still {
+    store: EmbeddedStore,
+    /// Whether writes hang, as on a disk that does not answer.
+    hangs: watch::Receiver<bool>,
+}
 
 /// Runs a future to its end on the calling thread, which does nothing else meanwhile: no other thread's pace is seen by
 /// the simulation.
@@ -117,30 +123,34 @@ fn stand_still<'a, T: Send + 'a>(work: impl Future<Output = T> + Send) -> BoxFut
 
 impl Store for Still {
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, StoreError>> {
-        stand_still(self.0.txn(txn))
+        let mut hangs = self.hangs.clone();
+        Box::pin(async move {
+            hangs.wait_for(|hangs| !hangs).await.expect("the host outlives its master");
+            stand_still(self.store.txn(txn)).await
+        })
     }
 
     fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-        stand_still(self.0.snapshot())
+        stand_still(self.store.snapshot())
     }
 
     fn watch(&self, from: Revision) -> Watch {
-        self.0.watch(from)
+        self.store.watch(from)
     }
 
     fn lead(&self, name: &str, ttl: Duration) -> BoxFuture<'_, Result<Epoch, StoreError>> {
-        stand_still(self.0.lead(name, ttl))
+        stand_still(self.store.lead(name, ttl))
     }
 
     fn resign(&self, epoch: Epoch) -> BoxFuture<'_, Result<(), StoreError>> {
-        stand_still(self.0.resign(epoch))
+        stand_still(self.store.resign(epoch))
     }
 
     fn reopen(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        stand_still(self.0.reopen())
+        stand_still(self.store.reopen())
     }
 
     fn health(&self) -> watch::Receiver<StoreHealth> {
-        self.0.health()
+        self.store.health()
     }
 }

@@ -104,3 +104,43 @@ fn a_description_outlasts_a_master_that_cannot_write() {
         assert_eq!(world.said(&["\"a1\"", "session begun"]), 1, "the session goes on");
     });
 }
+
+/// With the age of the last heartbeat it is longer than the 15 s after which a silent node is lost.
+const HELD_UP: Duration = Duration::from_millis(16_500);
+
+/// A disk that hangs for some seconds holds the master up, which must not take its own silence for that of its agents:
+/// no node is lost, and no task replaced.
+#[test]
+fn a_master_that_was_held_up_loses_nobody() {
+    scenario(4, |world| {
+        world.serve(8);
+        world.converges(CONVERGES_WITHIN);
+        let tasks = world.view().tasks;
+        for _ in 0..3 {
+            world.master().hangs.send_replace(true);
+            world.everybody_speaks("held up");
+            world.pass(HELD_UP);
+            world.master().hangs.send_replace(false);
+            world.pass_while("every node is ready", Duration::from_secs(6), |w| w.are_ready(1..=4));
+        }
+        world.converges(CONVERGES_WITHIN);
+        assert!(world.view().tasks.keys().eq(tasks.keys()), "no task is replaced");
+    });
+}
+
+/// A master that hangs for good is given up, though its process still answers pings; it is found again when it goes on.
+#[test]
+fn a_master_that_hangs_is_given_up() {
+    scenario(3, |world| {
+        world.one_each();
+        world.converges(CONVERGES_WITHIN);
+        world.master().hangs.send_replace(true);
+        world.everybody_speaks("nobody hears");
+        world.until("every agent gives up", Duration::from_secs(22), |w| {
+            w.said(&["acknowledges no heartbeats"]) == w.agents.len()
+        });
+        world.pass(Duration::from_secs(20));
+        world.master().hangs.send_replace(false);
+        world.converges(CONVERGES_WITHIN);
+    });
+}

@@ -11,8 +11,8 @@ use std::{
 
 use master_core::{Command, Core, Reply};
 use skein_api::{
-    Assignment, ContainerCreate, ContainerSpec, NodeId, NodeState, Origin, Placement, Task, TaskId, TaskSpec,
-    TokenCreate,
+    Assignment, ContainerCreate, ContainerSpec, NodeId, NodeState, Origin, Placement, ServiceMode, ServiceSpec,
+    StackApply, StackSpec, Task, TaskId, TaskSpec, TokenCreate,
 };
 use skein_master::{cluster::Handle, pki};
 
@@ -411,6 +411,24 @@ impl World {
             Ok(Reply::Task(id)) => id,
             other => panic!("a container was not made: {other:?}"),
         }
+    }
+
+    /// A service with that many replicas, spread over all hosts.
+    pub(crate) fn serve(&mut self, replicas: u32) {
+        let container = ContainerSpec { image: "app".into(), ..ContainerSpec::default() };
+        let service = ServiceSpec {
+            name: "stack_web".into(),
+            stack: Some("stack".into()),
+            short_name: "web".into(),
+            task: TaskSpec { container, ..TaskSpec::default() },
+            mode: ServiceMode::Replicated(replicas),
+            ..ServiceSpec::default()
+        };
+        let stack = StackSpec { name: "stack".into(), services: vec![service], ..StackSpec::default() };
+        let apply = StackApply { stack, ..StackApply::default() };
+        self.command(Command::StackApply(Box::new(apply))).expect("a stack that fits");
+        let count = usize::try_from(replicas).expect("a few");
+        self.until("every replica is told of", CONVERGES_WITHIN, |w| w.view().tasks.len() == count);
     }
 
     /// One change at random: a container made, stopped, started or removed. One that the master refuses, because it comes
