@@ -2,7 +2,7 @@
 //!
 //! Owns: `clock_gettime` and `getrandom` of this test program, which take the place of the C library's. On the thread of a
 //! simulation the wall clock is the simulation's, as far off as each host's clock is, and randomness comes from its seed:
-//! keys, ids, jitter, the order of hash maps. On every other thread (the store's writer, the pool for blocking calls) both
+//! ids, jitter, the order of hash maps; ring, which makes keys, asks the kernel itself. On every other thread (the store's writer, the pool for blocking calls) both
 //! are the system's. Monotonic time needs nothing: tokio's clock is paused on the hosts of a simulation.
 //!
 //! The crate mad-turmoil does the same for the whole process, which is too much here: a thread with a runtime of its own,
