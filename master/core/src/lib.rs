@@ -7,7 +7,8 @@
 //! - [`core`]: the verbs: execute, settle, take what was staged, take what agents are to be told
 //! - [`leader`]: a term of office: sessions, turns, what may be said when
 //! - `admit`, `workloads`, `networks`, `reports`: what each request changes
-//! - `orchestrator`: what follows from it: tasks, replacements, placement, removal
+//! - `orchestrator`: what follows from it: tasks, replacements, removal
+//! - `pending`: nodes for the tasks that wait for one
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
@@ -26,6 +27,7 @@ mod meta;
 pub mod model;
 mod networks;
 mod orchestrator;
+mod pending;
 mod placement;
 mod readiness;
 mod reports;

@@ -124,7 +124,7 @@ impl Core {
         }
     }
 
-    fn stage_task(&mut self, task: Task) {
+    pub(crate) fn stage_task(&mut self, task: Task) {
         self.stage(Change::Upsert(Object::Task(Box::new(task))));
     }
 
@@ -285,51 +285,6 @@ impl Core {
         Some(nodes)
     }
 
-    fn place_pending(&mut self, now: Now, rng: &mut Rng) {
-        let order = |id: &TaskId| (self.model.tasks[id].meta.created_at, self.model.tasks[id].slot, id.clone());
-        let mut pending: Vec<(UnixMillis, u32, TaskId)> = self.pending.iter().map(order).collect();
-        pending.sort();
-        // Tasks of one service ask for the same. What is placed in this pass frees nothing, so a refusal stands for
-        // all of them; what it may fulfil (an affinity, a link) is tried in the next round.
-        let mut refused: BTreeMap<(ServiceId, u64, bool), String> = BTreeMap::new();
-        for (.., id) in pending {
-            let task = &self.model.tasks[&id];
-            let class = task.service.clone().map(|s| (s, task.spec_generation, task.attempt == 0));
-            let outcome = match class.as_ref().and_then(|c| refused.get(c)) {
-                Some(message) => Err(message.clone()),
-                None => self.try_place(task, None, rng.next_u64()),
-            };
-            let outcome = match outcome {
-                Ok(node) => {
-                    let task = task.clone();
-                    self.assign(task, node, now, rng)
-                }
-                Err(message) => Err(message),
-            };
-            if let Err(message) = outcome {
-                let task = &self.model.tasks[&id];
-                if message != task.status.message {
-                    let status = TaskStatus { message: message.clone(), ..task.status.clone() };
-                    self.stage_task(Task { status, ..task.clone() });
-                }
-                if let Some(class) = class {
-                    refused.insert(class, message);
-                }
-            }
-        }
-    }
-
-    /// A node for the task, or why there is none.
-    fn try_place(&self, task: &Task, on: Option<Pin>, seed: u64) -> Result<NodeId, String> {
-        let pin = self.wait_for(task)?;
-        let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
-        let mut request = placement::compile(self, &task.spec, service, pin).map_err(|error| error.to_string())?;
-        if let Some(pin) = on {
-            request = request.pinned(pin);
-        }
-        self.scheduler.place(&request, seed).map_err(|rejection| rejection.summary())
-    }
-
     /// What a service still waits for.
     pub(crate) fn unmet_dependency(&self, service: &Service) -> Option<String> {
         service.spec.depends_on.iter().find_map(|dependency| {
@@ -371,7 +326,7 @@ impl Core {
     ///
     /// # Errors
     /// When a network has no addresses left for the node; the task is as it was.
-    fn assign(&mut self, task: Task, node: NodeId, now: Now, rng: &mut Rng) -> Result<(), String> {
+    pub(crate) fn assign(&mut self, task: Task, node: NodeId, now: Now, rng: &mut Rng) -> Result<(), String> {
         let ctx = meta::internal("scheduler", "placed", now, 0);
         let task = Task { node: Some(node.clone()), ..task };
         let mut blocks = Vec::new();

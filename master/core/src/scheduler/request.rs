@@ -220,6 +220,14 @@ impl Request {
         }
     }
 
+    /// Whether an affinity looks for a container by its name: then a task of this request may be what the next one looks
+    /// for, and a batch would not see it.
+    pub fn looks_for_names(&self) -> bool {
+        let by_name = |affinity: &Affinity| affinity.key == TaskAttr::Container;
+        let soft_by_name = |soft: &Soft| matches!(soft, Soft::Affinity(affinity) if by_name(affinity));
+        self.affinities.iter().any(by_name) || self.soft.iter().any(soft_by_name)
+    }
+
     /// The hard filters in their order. Those that ask for nothing are left out.
     pub(super) fn filters(&self) -> Vec<Filter<'_>> {
         let mut filters = vec![Filter::Health, Filter::Availability];
