@@ -7,6 +7,7 @@ fn main() {
         let descriptors =
             protox::compile(["proto/agent.proto"], ["proto"]).expect("proto/agent.proto is valid protobuf");
         tonic_prost_build::configure()
+            .codec_path("crate::codec::Codec")
             .emit_package(true)
             .compile_fds(descriptors)
             .expect("code generation writes to OUT_DIR");

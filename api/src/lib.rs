@@ -30,6 +30,8 @@ pub use spec::*;
 pub use stack::*;
 pub use task::*;
 
+#[cfg(feature = "grpc")]
+mod codec;
 /// The agent protocol as generated from `proto/agent.proto`.
 #[cfg(feature = "grpc")]
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
