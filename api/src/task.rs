@@ -1,6 +1,9 @@
 //! Services and tasks as the cluster keeps them.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -130,8 +133,8 @@ pub struct Task {
     pub stack: Option<String>,
     /// Place within the service, from 1; 0 for container tasks and global services.
     pub slot: u32,
-    /// What to run.
-    pub spec: TaskSpec,
+    /// What to run. Shared: the tasks of a service have one copy, and so have a task's states from one to the next.
+    pub spec: Arc<TaskSpec>,
     /// Generation of the service specification that this was made from.
     pub spec_generation: u64,
     /// Where it runs.

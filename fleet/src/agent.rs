@@ -35,10 +35,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use crate::{
-    fleet::Counters,
-    host::Host,
-};
+use crate::{fleet::Counters, host::Host};
 
 /// Messages on their way to the master, as in the real agent.
 const OUT: usize = 64;

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use agent_core::{
-    Action, ActionError, ActionKind, AssignmentChange, Assignments, Container, ContainerState, Desired, EngineNetwork, Head, Memory, Mismatch,
-    Observed, Outcome, Settings, reconcile,
+    Action, ActionError, ActionKind, AssignmentChange, Assignments, Container, ContainerState, Desired, EngineNetwork,
+    Head, Memory, Mismatch, Observed, Outcome, Settings, reconcile,
 };
 use skein_api::{Assignment, DEFAULT_STOP_GRACE_MS, TaskId, TaskReport, TaskState, UnixMillis};
 
@@ -190,7 +190,9 @@ impl Host {
     /// A new container of an assigned task. Its id is as long as an engine's.
     fn container(&mut self, task: &TaskId, now: UnixMillis) -> Option<Container> {
         let id: String = (0..4).map(|_| format!("{:016x}", self.next_random())).collect();
-        let Some(Assignment::Task(assignment)) = self.assignments.documents().get(&format!("task/{task}")) else { return None };
+        let Some(Assignment::Task(assignment)) = self.assignments.documents().get(&format!("task/{task}")) else {
+            return None;
+        };
         let spec = &assignment.spec.container;
         Some(Container {
             id,

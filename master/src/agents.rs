@@ -293,7 +293,7 @@ impl Reader {
         let node = self.node.clone();
         match message.body {
             Some(Body::Heartbeat(heartbeat)) => {
-                self.cluster.heartbeat(node, self.number, heartbeat.seq).await;
+                self.cluster.heartbeat(node, self.number, heartbeat.seq);
                 if let Some(json) = self.undescribed.take() {
                     self.describe(json).await?;
                 }

@@ -15,5 +15,6 @@ mod fuzz;
 pub mod http;
 pub mod pki;
 pub mod server;
+pub mod stall;
 pub mod store;
 pub mod tls;

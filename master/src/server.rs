@@ -29,7 +29,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use crate::pki::{self, Identity};
+use crate::{
+    pki::{self, Identity},
+    stall::Unstalled,
+};
 
 /// Connections at a time. Agents have one each (10,000), users a few; the rest is room.
 const CONNECTIONS_MAX: usize = 16_384;
@@ -53,6 +56,9 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A peer that answers no ping for this long is gone, whatever TCP still believes.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// A peer that takes nothing of what waits for it for so long is cut; one that lost its line for a moment is not.
+const STALLED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Where agents and remote users come from: this host's TCP, or the network of a simulation.
 pub trait Listener: Send + Sync + 'static {
@@ -161,6 +167,7 @@ impl Server {
             request.extensions_mut().insert(info.clone());
             request.map(axum::body::Body::new)
         });
+        let stream = Unstalled::new(stream, STALLED_WITHIN);
         let mut builder = Builder::new(TokioExecutor::new());
         builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE);
         builder.http1().timer(TokioTimer::new());
@@ -231,8 +238,16 @@ impl Server {
         let server = self.clone();
         self.tasks.spawn(async move {
             while let Some((stream, _)) = server.next(|| listener.accept()).await {
+                let Ok(place) = server.places.clone().try_acquire_owned() else {
+                    tracing::warn!("local connection refused, all places are taken");
+                    continue;
+                };
                 let uid = stream.peer_cred().map(|c| c.uid()).unwrap_or(u32::MAX);
-                server.tasks.clone().spawn(server.clone().serve(stream, Identity::Local(uid)));
+                let serving = server.clone().serve(stream, Identity::Local(uid));
+                server.tasks.spawn(async move {
+                    let _place = place;
+                    serving.await;
+                });
             }
         });
     }

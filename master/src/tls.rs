@@ -6,7 +6,7 @@ use std::sync::{Arc, RwLock};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring as provider,
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 
@@ -66,5 +66,8 @@ pub fn server_config(ca: &Ca, resolver: Arc<Resolver>) -> anyhow::Result<ServerC
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // Neither agents nor the typed client resume sessions: a certificate is looked at for every connection.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }

@@ -1,5 +1,7 @@
 //! Who belongs to the cluster: tokens, joining, describing and removing nodes.
 
+use std::{net::IpAddr, sync::Arc};
+
 use skein_api::{
     ApiError, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, Task, TaskState, TaskStatus, Token, TokenCreate,
     TokenId, UnixMillis,
@@ -74,7 +76,7 @@ impl Core {
                 .with_hint("skein token create"));
         };
         check_clock(clock, now)?;
-        if let Some(node) = self.model.nodes.values().find(|n| n.key_digest == key_digest) {
+        if let Some(node) = self.model.node_of_key(key_digest) {
             // The answer to an earlier attempt was lost: the same key is the same node, and uses no more of the token.
             return Ok((Vec::new(), Reply::Node(node.id.clone())));
         }
@@ -119,11 +121,10 @@ impl Core {
 
     /// The next host index after the last one given, skipping those in use; 1 to 65,534.
     fn free_host_index(&self, last: u16) -> Result<u16, ApiError> {
-        let used: std::collections::BTreeSet<u16> = self.model.nodes.values().map(|n| n.host_index).collect();
         let following = (last.saturating_add(1)..u16::MAX).chain(1..=last);
         following
             .into_iter()
-            .find(|index| *index != 0 && !used.contains(index))
+            .find(|index| *index != 0 && !self.model.has_host_index(*index))
             .ok_or_else(|| ApiError::new("cluster_full", "the overlay numbers at most 65,534 hosts"))
     }
 
@@ -141,14 +142,10 @@ impl Core {
 
     /// What a host says of itself, as far as it may: an agent must not take another host's traffic, nor block every subnet.
     fn admit_description(&self, node: Option<&NodeId>, said: &NodeDescription) -> Result<NodeDescription, ApiError> {
-        let taken = |other: &&Node| {
-            let d = &other.description;
-            let same = (said.underlay4.is_some() && said.underlay4 == d.underlay4)
-                || (said.underlay6.is_some() && said.underlay6 == d.underlay6);
-            // A host that is not heard of may have been set up anew under another name.
-            same && Some(&other.id) != node && self.is_ready(&other.id)
-        };
-        if let Some(other) = self.model.nodes.values().find(taken) {
+        let addresses = said.underlay4.map(IpAddr::V4).into_iter().chain(said.underlay6.map(IpAddr::V6));
+        let mut same = addresses.flat_map(|address| self.model.nodes_at(address));
+        // A host that is not heard of may have been set up anew under another name.
+        if let Some(other) = same.find(|other| Some(&other.id) != node && self.is_ready(&other.id)) {
             let message = format!("node {} is ready and has this host's underlay address", other.name);
             return Err(ApiError::new("address_taken", message)
                 .with_hint("give each host an address of its own, or set `underlay` in the agent's configuration"));
@@ -204,7 +201,7 @@ impl Core {
         ];
         let delete = |kind, id| Change::Delete(Key { kind, id });
         changes.extend(self.model.node_tasks(&node.id).map(|task| match task_without_node(task, ctx) {
-            Some(task) => Change::Upsert(Object::Task(Box::new(task))),
+            Some(task) => Change::Upsert(Object::Task(Arc::new(task))),
             None => delete(Kind::Task, task.id.to_string()),
         }));
         changes.extend(blocks().map(|b| delete(Kind::Block, block_id(&b.network, b.index))));

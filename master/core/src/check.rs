@@ -125,8 +125,8 @@ fn one_block(core: &Core, block: &Block, broken: &mut Vec<String>) {
 
 fn tasks(core: &Core, broken: &mut Vec<String>) {
     let model = core.model();
-    let live = |t: &&Task| !t.status.state.is_terminal() && t.desired_state == TaskState::Running;
-    let slots = model.tasks.values().filter(live).filter(|t| t.slot > 0);
+    let live = |t: &Task| !t.status.state.is_terminal() && t.desired_state == TaskState::Running;
+    let slots = model.tasks.values().filter(|t| live(t) && t.slot > 0);
     unique("slot", slots.map(|t| ((t.service.clone(), t.slot), t.id.to_string())), broken);
     let alone = model.tasks.values().filter(|t| t.service.is_none() && t.desired_state != TaskState::Remove);
     unique("container task name", alone.map(|t| (t.name.clone(), t.id.to_string())), broken);

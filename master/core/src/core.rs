@@ -13,9 +13,12 @@
 //! This way one commit carries a command together with everything that follows from it (its tasks, their placement),
 //! and a batch of commands with one fsync.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use skein_api::{ApiError, Node, NodeId, NodeState, NodeStatus, ServiceId, Strategy, TaskId, TaskState};
+use skein_api::{ApiError, Node, NodeId, NodeStatus, ServiceId, Strategy, TaskId, TaskSpec, TaskState};
 
 use crate::{
     command::{Command, Context, Decision, Now, Reply},
@@ -66,7 +69,7 @@ pub struct Core {
     pub(crate) readiness: Readiness,
     staged: Vec<Change>,
     /// What takes the staged changes back, in the order in which they were staged.
-    undo: Vec<Change>,
+    undo: Vec<(Key, Change)>,
     /// Services to look at in the next [`Core::settle`].
     pub(crate) dirty_services: BTreeSet<ServiceId>,
     /// Tasks without a node.
@@ -120,7 +123,17 @@ impl Core {
         };
         let mut objects = objects;
         objects.sort_by_key(|o| o.key());
-        for object in objects {
+        // As they were made, the tasks of a service share its specification.
+        let mut specs: BTreeMap<ServiceId, Arc<TaskSpec>> = BTreeMap::new();
+        for mut object in objects {
+            if let Object::Task(task) = &mut object
+                && let Some(service) = task.service.clone()
+            {
+                let known = specs.entry(service).or_insert_with(|| task.spec.clone());
+                if *known == task.spec {
+                    Arc::make_mut(task).spec = known.clone();
+                }
+            }
             core.note(&Change::Upsert(object));
         }
         core.dirty_services = core.model.services.keys().cloned().collect();
@@ -174,7 +187,7 @@ impl Core {
     pub fn execute(&mut self, command: &Command, ctx: &Context) -> Result<Reply, ApiError> {
         self.now = ctx.now;
         let (changes, reply) = self.decide(command, ctx)?;
-        let too_large = |c: &&Change| matches!(c, Change::Upsert(o) if o.encode().len() > OBJECT_BYTES_MAX);
+        let too_large = |c: &&Change| matches!(c, Change::Upsert(o) if o.encoded_len() > OBJECT_BYTES_MAX);
         if let Some(change) = changes.iter().find(too_large) {
             let Key { kind, id } = change.key();
             let message = format!("{} {id} would take more than {OBJECT_BYTES_MAX} bytes", kind.as_str());
@@ -188,18 +201,19 @@ impl Core {
 
     /// Applies a change to memory and keeps it for the next commit.
     pub(crate) fn stage(&mut self, change: Change) {
+        let key = change.key();
         let undo = match self.note(&change) {
             Some(before) => Change::Upsert(before),
-            None => Change::Delete(change.key()),
+            None => Change::Delete(key.clone()),
         };
-        self.undo.push(undo);
+        self.undo.push((key, undo));
         self.staged.push(change);
     }
 
     /// The shell could not commit what was staged: memory is again what the last commit made it.
     pub fn rollback(&mut self) {
         self.staged.clear();
-        for change in std::mem::take(&mut self.undo).into_iter().rev() {
+        for (_, change) in std::mem::take(&mut self.undo).into_iter().rev() {
             self.note(&change);
         }
     }
@@ -213,17 +227,15 @@ impl Core {
         last.into_values().collect()
     }
 
-    /// The shell committed `changes` at `revision`.
+    /// The shell committed `changes` at `revision`: all or the first of those that [`Core::take_staged`] gave, in its
+    /// order.
     pub fn committed(&mut self, changes: &[Change], revision: u64) {
-        // A large batch goes in several commits: what is still to come can still be taken back.
-        let done: BTreeSet<Key> = changes.iter().map(Change::key).collect();
-        self.undo.retain(|change| !done.contains(&change.key()));
         for change in changes {
-            let Change::Upsert(object) = change else { continue };
-            let mut object = object.clone();
-            set_revision(&mut object, revision);
-            self.model.apply(&Change::Upsert(object));
+            self.model.set_revision(&change.key(), revision);
         }
+        // A large batch goes in several commits: what is still to come can still be taken back.
+        let Some(last) = changes.last().map(Change::key) else { return };
+        self.undo.retain(|(key, _)| *key > last);
     }
 
     /// Applies a change to the model, the index and the lists of work. Returns what was there before.
@@ -320,9 +332,17 @@ impl Core {
         let arrived = task.status.state == TaskState::Running
             && old.is_none_or(|old| (old.status.state, old.status.health) != (task.status.state, task.status.health));
         self.wake_pending |= (turned && !pending) || newly_pending || arrived;
-        match placement::placed(&self.model, task) {
-            Some(placed) => self.scheduler.apply_task(placed),
-            None => self.scheduler.remove_task(id),
+        // What a task takes follows from these: most reports change none of them.
+        let same_place = old.is_some_and(|old| {
+            old.node == task.node
+                && Arc::ptr_eq(&old.spec, &task.spec)
+                && placement::holds(old) == placement::holds(task)
+        });
+        if !same_place {
+            match placement::placed(&self.model, task) {
+                Some(placed) => self.scheduler.apply_task(placed),
+                None => self.scheduler.remove_task(id),
+            }
         }
         if ended || task.desired_state > TaskState::Running {
             self.reap.insert(id.clone());
@@ -405,7 +425,7 @@ impl Core {
 
     /// Is the node known to be reachable?
     pub fn is_ready(&self, node: &NodeId) -> bool {
-        self.liveness.status(node).state == NodeState::Ready
+        self.liveness.is_ready(node)
     }
 
     /// Checks every invariant over the whole state; for tests and `GET /v1/check`.
@@ -418,18 +438,4 @@ impl Core {
     pub fn check_touched(&self, changes: &[Change]) -> Vec<String> {
         crate::check::check_touched(self, changes)
     }
-}
-
-fn set_revision(object: &mut Object, revision: u64) {
-    let meta = match object {
-        Object::Cluster(_) | Object::RemovedNode(_) => return,
-        Object::Node(o) => &mut o.meta,
-        Object::Token(o) => &mut o.meta,
-        Object::Network(o) => &mut o.meta,
-        Object::Block(o) => &mut o.meta,
-        Object::Volume(o) => &mut o.meta,
-        Object::Service(o) => &mut o.meta,
-        Object::Task(o) => &mut o.meta,
-    };
-    meta.revision = revision;
 }

@@ -117,12 +117,12 @@ impl Dispatch {
             Some(Object::Task(task)) => Some(&**task),
             _ => None,
         };
-        let new = model.tasks.get(id);
-        // Most changes of a task are reports of how far its start has come, which no other host needs to hear.
+        let new = model.tasks.get(id).map(|task| &**task);
+        // Most changes of a task are reports of how far its start has come, which no host needs to hear.
         let same_endpoint = old.zip(new).is_some_and(|(old, new)| same_endpoint(old, new));
         let same_assignment = old.zip(new).is_some_and(|(old, new)| same_assignment(old, new));
         for task in old.into_iter().chain(new) {
-            if let (Some(node), false) = (&task.node, same_assignment) {
+            if let Some(node) = task.node.as_ref().filter(|_| !same_assignment) {
                 self.mark(node, format!("task/{id}"));
             }
             if same_endpoint {
@@ -132,7 +132,7 @@ impl Dispatch {
                 self.mark_members(model, &network, &format!("endpoint/{network}/{id}"), None);
             }
         }
-        if let Some(task) = new.or(old) {
+        if let Some(task) = new.or(old).filter(|_| !(same_assignment && same_endpoint)) {
             let service = task.service.as_ref().and_then(|s| model.services.get(s));
             self.note_takers(model, service.map_or(&task.name, |s| &s.spec.name));
         }
@@ -342,7 +342,7 @@ impl Core {
             service_name: service.map(|s| s.spec.name.clone()),
             stack: task.stack.clone(),
             slot: task.slot,
-            spec: task.spec.clone(),
+            spec: (*task.spec).clone(),
             networks: self.model.task_networks(task),
             volumes_from: from.collect(),
             desired_state: task.desired_state,

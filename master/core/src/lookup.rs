@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use skein_api::{ApiError, Network, Node, Service, Task, TaskState};
+use skein_api::{ApiError, Network, Node, NodeId, Service, Task, TaskId, TaskState};
 
 use crate::{core::Core, model::Model};
 
@@ -43,6 +43,9 @@ impl Model {
     /// # Errors
     /// None or more than one.
     pub fn find_node(&self, reference: &str) -> Result<&Node, ApiError> {
+        if let Some(node) = self.node_named(reference).or_else(|| self.nodes.get(&NodeId::new(reference))) {
+            return Ok(node);
+        }
         pick(self.nodes.values(), reference, |n| n.id.clone(), |n| &n.name, "node", "node ls")
     }
 
@@ -68,18 +71,17 @@ impl Model {
     /// # Errors
     /// None or more than one.
     pub fn find_task(&self, reference: &str) -> Result<&Task, ApiError> {
-        let named = self
-            .tasks
-            .values()
-            .filter(|t| t.name == reference || t.spec.container.container_name.as_deref() == Some(reference));
         let rank = |t: &&Task| {
             let live = !t.status.state.is_terminal() && t.desired_state == TaskState::Running;
             (live, t.status.state == TaskState::Running, t.meta.created_at, t.id.clone())
         };
-        if let Some(task) = named.max_by_key(rank) {
+        if let Some(task) = self.tasks_named(reference).max_by_key(rank) {
             return Ok(task);
         }
-        pick(self.tasks.values(), reference, |t| t.id.clone(), |t| &t.name, "task", "ps --all")
+        if let Some(task) = self.tasks.get(&TaskId::new(reference)) {
+            return Ok(task);
+        }
+        pick(self.tasks.values().map(|t| &**t), reference, |t| t.id.clone(), |t| &t.name, "task", "ps --all")
     }
 }
 

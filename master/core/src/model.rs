@@ -3,11 +3,16 @@
 //! Owns nothing but data. Changed only through [`Model::apply`], which keeps the secondary indexes; what a change
 //! means is decided elsewhere. All maps are ordered, so that every walk over them is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use skein_api::{
-    Block, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, Token, TokenId, Volume, VolumeId,
+    Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId, Token, TokenId, Volume,
+    VolumeId,
 };
 
 /// Settings of the whole cluster, made once.
@@ -117,7 +122,7 @@ pub enum Object {
     Block(Block),
     Volume(Volume),
     Service(Box<Service>),
-    Task(Box<Task>),
+    Task(Arc<Task>),
 }
 
 /// Id of a block: its network and position.
@@ -144,18 +149,42 @@ impl Object {
 
     /// The object as the store keeps it.
     pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes);
+        bytes
+    }
+
+    /// Length of what [`Self::encode`] gives.
+    pub fn encoded_len(&self) -> usize {
+        /// Counts, and forgets.
+        struct Length(usize);
+        impl std::io::Write for Length {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0 += bytes.len();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut length = Length(0);
+        self.write(&mut length);
+        length.0
+    }
+
+    fn write(&self, to: impl std::io::Write) {
         let json = match self {
-            Self::Cluster(o) => serde_json::to_vec(o),
-            Self::Node(o) => serde_json::to_vec(&Node { status: None, ..(**o).clone() }),
-            Self::RemovedNode(o) => serde_json::to_vec(o),
-            Self::Token(o) => serde_json::to_vec(o),
-            Self::Network(o) => serde_json::to_vec(o),
-            Self::Block(o) => serde_json::to_vec(o),
-            Self::Volume(o) => serde_json::to_vec(o),
-            Self::Service(o) => serde_json::to_vec(o),
-            Self::Task(o) => serde_json::to_vec(o),
+            Self::Cluster(o) => serde_json::to_writer(to, o),
+            Self::Node(o) => serde_json::to_writer(to, &Node { status: None, ..(**o).clone() }),
+            Self::RemovedNode(o) => serde_json::to_writer(to, o),
+            Self::Token(o) => serde_json::to_writer(to, o),
+            Self::Network(o) => serde_json::to_writer(to, o),
+            Self::Block(o) => serde_json::to_writer(to, o),
+            Self::Volume(o) => serde_json::to_writer(to, o),
+            Self::Service(o) => serde_json::to_writer(to, o),
+            Self::Task(o) => serde_json::to_writer(to, o),
         };
-        json.expect("the objects have string keys only, so they are JSON")
+        json.expect("the objects have string keys only, so they are JSON");
     }
 
     /// Reads what [`Self::encode`] wrote, by this release or a neighbour.
@@ -225,7 +254,7 @@ pub struct Model {
     /// Services by id.
     pub services: BTreeMap<ServiceId, Service>,
     /// Tasks by id.
-    pub tasks: BTreeMap<TaskId, Task>,
+    pub tasks: BTreeMap<TaskId, Arc<Task>>,
     service_tasks: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     node_tasks: BTreeMap<NodeId, BTreeSet<TaskId>>,
     network_tasks: BTreeMap<NetworkId, BTreeSet<TaskId>>,
@@ -235,6 +264,67 @@ pub struct Model {
     network_names: BTreeMap<String, NetworkId>,
     service_names: BTreeMap<String, ServiceId>,
     volume_names: BTreeMap<String, VolumeId>,
+    hosts: Hosts,
+    /// Tasks by their names and by the container names that users chose.
+    task_names: BTreeMap<String, BTreeSet<TaskId>>,
+}
+
+/// Nodes by what no two of them share, or should not.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Hosts {
+    names: BTreeMap<String, NodeId>,
+    key_digests: BTreeMap<String, NodeId>,
+    indexes: BTreeSet<u16>,
+    /// By address of the underlay, either family.
+    underlays: BTreeMap<IpAddr, BTreeSet<NodeId>>,
+}
+
+fn underlays(node: &Node) -> impl Iterator<Item = IpAddr> {
+    let NodeDescription { underlay4, underlay6, .. } = &node.description;
+    underlay4.map(IpAddr::V4).into_iter().chain(underlay6.map(IpAddr::V6))
+}
+
+impl Hosts {
+    fn add(&mut self, node: &Node) {
+        self.names.insert(node.name.clone(), node.id.clone());
+        self.key_digests.insert(node.key_digest.clone(), node.id.clone());
+        self.indexes.insert(node.host_index);
+        for address in underlays(node) {
+            self.underlays.entry(address).or_default().insert(node.id.clone());
+        }
+    }
+
+    fn remove(&mut self, node: &Node) {
+        self.names.remove(&node.name);
+        self.key_digests.remove(&node.key_digest);
+        self.indexes.remove(&node.host_index);
+        for address in underlays(node) {
+            drop_from(&mut self.underlays, &address, &node.id);
+        }
+    }
+}
+
+/// Takes an id out from under a key; nothing is left of a key without ids.
+fn drop_from<K: Ord, I: Ord>(map: &mut BTreeMap<K, BTreeSet<I>>, key: &K, id: &I) {
+    if let Some(set) = map.get_mut(key) {
+        set.remove(id);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// Names by which a task is found.
+fn names(task: &Task) -> impl Iterator<Item = &String> {
+    std::iter::once(&task.name).chain(&task.spec.container.container_name)
+}
+
+/// Whether two states of a task are found by the same lookups.
+fn same_lookups(a: &Task, b: &Task) -> bool {
+    a.name == b.name
+        && a.service == b.service
+        && a.node == b.node
+        && (Arc::ptr_eq(&a.spec, &b.spec) || a.spec == b.spec)
 }
 
 impl Model {
@@ -249,7 +339,12 @@ impl Model {
     fn upsert(&mut self, object: Object) -> Option<Object> {
         match object {
             Object::Cluster(o) => self.cluster.replace(*o).map(|o| Object::Cluster(Box::new(o))),
-            Object::Node(o) => self.nodes.insert(o.id.clone(), *o).map(|o| Object::Node(Box::new(o))),
+            Object::Node(o) => {
+                let before = self.remove_node(&o.id);
+                self.hosts.add(&o);
+                self.nodes.insert(o.id.clone(), *o);
+                before
+            }
             Object::RemovedNode(o) => self.removed_nodes.insert(o.id.clone(), o).map(Object::RemovedNode),
             Object::Token(o) => self.tokens.insert(o.id.clone(), o).map(Object::Token),
             Object::Network(o) => {
@@ -271,9 +366,13 @@ impl Model {
                 self.services.insert(o.id.clone(), *o).map(|o| Object::Service(Box::new(o)))
             }
             Object::Task(o) => {
+                if let Some(before) = self.tasks.get_mut(&o.id).filter(|before| same_lookups(before, &o)) {
+                    // Most changes are of the status, which no lookup follows.
+                    return Some(Object::Task(std::mem::replace(before, o)));
+                }
                 let before = self.remove_task(&o.id);
                 self.index_task(&o);
-                self.tasks.insert(o.id.clone(), *o);
+                self.tasks.insert(o.id.clone(), o);
                 before
             }
         }
@@ -283,7 +382,7 @@ impl Model {
         let id = &key.id;
         match key.kind {
             Kind::Cluster => self.cluster.take().map(|o| Object::Cluster(Box::new(o))),
-            Kind::Node => self.nodes.remove(&NodeId::new(id)).map(|o| Object::Node(Box::new(o))),
+            Kind::Node => self.remove_node(&NodeId::new(id)),
             Kind::RemovedNode => self.removed_nodes.remove(&NodeId::new(id)).map(Object::RemovedNode),
             Kind::Token => self.tokens.remove(&TokenId::new(id)).map(Object::Token),
             Kind::Network => {
@@ -321,7 +420,16 @@ impl Model {
         }
     }
 
+    fn remove_node(&mut self, id: &NodeId) -> Option<Object> {
+        let node = self.nodes.remove(id)?;
+        self.hosts.remove(&node);
+        Some(Object::Node(Box::new(node)))
+    }
+
     fn index_task(&mut self, task: &Task) {
+        for name in names(task) {
+            self.task_names.entry(name.clone()).or_default().insert(task.id.clone());
+        }
         if let Some(service) = &task.service {
             self.service_tasks.entry(service.clone()).or_default().insert(task.id.clone());
         }
@@ -338,15 +446,10 @@ impl Model {
     }
 
     fn remove_task(&mut self, id: &TaskId) -> Option<Object> {
-        fn drop_from<K: Ord>(map: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: &TaskId) {
-            if let Some(set) = map.get_mut(key) {
-                set.remove(id);
-                if set.is_empty() {
-                    map.remove(key);
-                }
-            }
-        }
         let task = self.tasks.remove(id)?;
+        for name in names(&task) {
+            drop_from(&mut self.task_names, name, id);
+        }
         if let Some(service) = &task.service {
             drop_from(&mut self.service_tasks, service, id);
         }
@@ -359,7 +462,28 @@ impl Model {
         for from in &task.spec.container.volumes_from {
             drop_from(&mut self.takers, &from.from, id);
         }
-        Some(Object::Task(Box::new(task)))
+        Some(Object::Task(task))
+    }
+
+    /// Enters the position in the store at which an object was committed.
+    pub(crate) fn set_revision(&mut self, key: &Key, revision: u64) {
+        let id = key.id.as_str();
+        let meta = match key.kind {
+            Kind::Cluster | Kind::RemovedNode => None,
+            Kind::Node => self.nodes.get_mut(&NodeId::new(id)).map(|o| &mut o.meta),
+            Kind::Token => self.tokens.get_mut(&TokenId::new(id)).map(|o| &mut o.meta),
+            Kind::Network => self.networks.get_mut(&NetworkId::new(id)).map(|o| &mut o.meta),
+            Kind::Block => {
+                let at = id.rsplit_once('/').and_then(|(n, i)| Some((NetworkId::new(n), i.parse().ok()?)));
+                at.and_then(|at| self.blocks.get_mut(&at)).map(|o| &mut o.meta)
+            }
+            Kind::Volume => self.volumes.get_mut(&VolumeId::new(id)).map(|o| &mut o.meta),
+            Kind::Service => self.services.get_mut(&ServiceId::new(id)).map(|o| &mut o.meta),
+            Kind::Task => self.tasks.get_mut(&TaskId::new(id)).map(|o| &mut Arc::make_mut(o).meta),
+        };
+        if let Some(meta) = meta {
+            meta.revision = revision;
+        }
     }
 
     /// The networks of a task in its order; those that no longer exist are left out. Tasks name networks by id.
@@ -391,22 +515,42 @@ impl Model {
 
     /// A node by name.
     pub fn node_named(&self, name: &str) -> Option<&Node> {
-        self.nodes.values().find(|n| n.name == name)
+        self.nodes.get(self.hosts.names.get(name)?)
+    }
+
+    /// The node with this key.
+    pub fn node_of_key(&self, key_digest: &str) -> Option<&Node> {
+        self.nodes.get(self.hosts.key_digests.get(key_digest)?)
+    }
+
+    /// Nodes that say that an address of the underlay is theirs, by id.
+    pub fn nodes_at(&self, address: IpAddr) -> impl Iterator<Item = &Node> {
+        self.hosts.underlays.get(&address).into_iter().flatten().map(|id| &self.nodes[id])
+    }
+
+    /// Whether a node has this number in the overlay.
+    pub fn has_host_index(&self, index: u16) -> bool {
+        self.hosts.indexes.contains(&index)
+    }
+
+    /// All tasks of a name, or whose container has it, by id.
+    pub fn tasks_named(&self, name: &str) -> impl Iterator<Item = &Task> {
+        self.task_names.get(name).into_iter().flatten().map(|id| &*self.tasks[id])
     }
 
     /// All tasks of a service, by id.
     pub fn service_tasks(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
-        self.service_tasks.get(service).into_iter().flatten().map(|id| &self.tasks[id])
+        self.service_tasks.get(service).into_iter().flatten().map(|id| &*self.tasks[id])
     }
 
     /// All tasks on a node, by id.
     pub fn node_tasks(&self, node: &NodeId) -> impl Iterator<Item = &Task> {
-        self.node_tasks.get(node).into_iter().flatten().map(|id| &self.tasks[id])
+        self.node_tasks.get(node).into_iter().flatten().map(|id| &*self.tasks[id])
     }
 
     /// All tasks that name a network, by id.
     pub fn network_tasks(&self, network: &NetworkId) -> impl Iterator<Item = &Task> {
-        self.network_tasks.get(network).into_iter().flatten().map(|id| &self.tasks[id])
+        self.network_tasks.get(network).into_iter().flatten().map(|id| &*self.tasks[id])
     }
 
     /// The nodes that own blocks of a network.
@@ -451,7 +595,7 @@ impl Model {
         all.extend(self.blocks.values().cloned().map(Object::Block));
         all.extend(self.volumes.values().cloned().map(Object::Volume));
         all.extend(self.services.values().cloned().map(|o| Object::Service(Box::new(o))));
-        all.extend(self.tasks.values().cloned().map(|o| Object::Task(Box::new(o))));
+        all.extend(self.tasks.values().cloned().map(Object::Task));
         all
     }
 }

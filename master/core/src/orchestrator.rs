@@ -3,11 +3,14 @@
 //! A reconciler over the model: looks at services that something touched, compares what shall be with what is, and
 //! stages the difference. Doing it twice changes nothing the second time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use skein_api::{
     Availability, DependencyCondition, Health, NodeId, NodeState, RestartCondition, Service, ServiceId, ServiceMode,
-    Task, TaskId, TaskState, TaskStatus, UnixMillis,
+    Task, TaskId, TaskSpec, TaskState, TaskStatus, UnixMillis,
 };
 
 use crate::{
@@ -125,14 +128,14 @@ impl Core {
     }
 
     pub(crate) fn stage_task(&mut self, task: Task) {
-        self.stage(Change::Upsert(Object::Task(Box::new(task))));
+        self.stage(Change::Upsert(Object::Task(Arc::new(task))));
     }
 
     /// Asks for a later desired state; an earlier one or the same changes nothing.
     fn desire(&mut self, id: &TaskId, desired: TaskState, why: &str, now: Now) {
         let Some(task) = self.model.tasks.get(id).filter(|t| t.desired_state < desired) else { return };
         let meta = meta::changed(&task.meta, &meta::internal("orchestrator", why, now, 0), true);
-        self.stage_task(Task { desired_state: desired, meta, ..task.clone() });
+        self.stage_task(Task { desired_state: desired, meta, ..Task::clone(task) });
     }
 
     fn orchestrate(&mut self, id: &ServiceId, now: Now, rng: &mut Rng) {
@@ -148,6 +151,7 @@ impl Core {
         for task in &lost {
             self.orphan(task, now);
         }
+        let mut spec = None;
         for step in self.plan_tasks(&service, now) {
             match step {
                 Step::Desire(task, desired, why) => self.desire(&task, desired, why, now),
@@ -155,7 +159,10 @@ impl Core {
                     let due = *self.pauses.entry(last).or_insert(now.mono_ms + pause_ms);
                     self.timers.insert((due, service.id.clone()));
                 }
-                Step::Make(slot, attempt, since) => self.make_task(&service, &slot, attempt, since, now, rng),
+                Step::Make(slot, attempt, since) => {
+                    let spec = spec.get_or_insert_with(|| self.spec_of(&service)).clone();
+                    self.make_task(&service, spec, &slot, (attempt, since), now, rng);
+                }
             }
         }
     }
@@ -175,7 +182,7 @@ impl Core {
         };
         let meta = meta::changed(&task.meta, &meta::internal("orchestrator", "node lost", now, 0), true);
         let desired_state = TaskState::Shutdown.max(task.desired_state);
-        self.stage_task(Task { status, meta, desired_state, ..task.clone() });
+        self.stage_task(Task { status, meta, desired_state, ..Task::clone(task) });
     }
 
     /// What a service needs, slot by slot. O(its tasks), nothing is copied.
@@ -240,7 +247,22 @@ impl Core {
         node.is_some_and(|n| n.spec.availability == Availability::Drain)
     }
 
-    fn make_task(&mut self, service: &Service, slot: &Slot, attempt: u32, since: UnixMillis, now: Now, rng: &mut Rng) {
+    /// What the service's tasks run: one copy for all of them.
+    fn spec_of(&self, service: &Service) -> Arc<TaskSpec> {
+        let same = self.model.service_tasks(&service.id).find(|t| t.spec_generation == service.meta.generation);
+        same.map_or_else(|| Arc::new(service.spec.task.clone()), |task| task.spec.clone())
+    }
+
+    /// Makes a task; the pair says how many attempts count since when.
+    fn make_task(
+        &mut self,
+        service: &Service,
+        spec: Arc<TaskSpec>,
+        slot: &Slot,
+        (attempt, attempts_since): (u32, UnixMillis),
+        now: Now,
+        rng: &mut Rng,
+    ) {
         let ctx = meta::internal("orchestrator", if attempt == 0 { "service" } else { "restart policy" }, now, 0);
         let (number, node, suffix) = match slot {
             Slot::Number(n) => (*n, None, n.to_string()),
@@ -256,13 +278,13 @@ impl Core {
             service: Some(service.id.clone()),
             stack: service.spec.stack.clone(),
             slot: number,
-            spec: service.spec.task.clone(),
+            spec,
             spec_generation: service.meta.generation,
             node: None,
             desired_state: TaskState::Running,
             status: TaskStatus { state: TaskState::Pending, since: now.wall, ..TaskStatus::default() },
             attempt,
-            attempts_since: since,
+            attempts_since,
             ..Task::default()
         };
         let Some(node) = node else { return self.stage_task(task) };
@@ -383,7 +405,7 @@ impl Core {
             let state = TaskState::Shutdown;
             let message = "stopped before it was placed".to_owned();
             let status = TaskStatus { state, message, since: now.wall, ..task.status.clone() };
-            self.stage_task(Task { status, ..task.clone() });
+            self.stage_task(Task { status, ..Task::clone(task) });
             return None;
         }
         task.service.clone().filter(|_| ended)

@@ -92,7 +92,7 @@ impl Core {
         for (node, copies) in batch.runs {
             for _ in 0..copies {
                 let id = tasks.front().expect("no more were placed than there are");
-                self.assign(self.model.tasks[id].clone(), node.clone(), now, rng)?;
+                self.assign(Task::clone(&self.model.tasks[id]), node.clone(), now, rng)?;
                 tasks.pop_front();
             }
         }
@@ -102,7 +102,7 @@ impl Core {
     fn place_one(&mut self, id: &TaskId, now: Now, rng: &mut Rng) -> Result<(), String> {
         let task = &self.model.tasks[id];
         let node = self.try_place(task, None, rng.next_u64())?;
-        self.assign(task.clone(), node, now, rng)
+        self.assign(Task::clone(task), node, now, rng)
     }
 
     /// A task goes on waiting, and says for what.
@@ -110,7 +110,7 @@ impl Core {
         let task = &self.model.tasks[id];
         if message != task.status.message {
             let status = TaskStatus { message: message.to_owned(), ..task.status.clone() };
-            self.stage_task(Task { status, ..task.clone() });
+            self.stage_task(Task { status, ..Task::clone(task) });
         }
     }
 

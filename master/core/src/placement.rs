@@ -7,7 +7,7 @@
 //! - Volumes, `volumes_from` and `links` pin. A pin to a host that is lost, paused or drained waits for it: a volume
 //!   that lives elsewhere is never replaced by an empty one.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use skein_api::{
     ApiError, Availability, Explanation, MountKind, NodeId, NodeState, RestartCondition, Service, Task, TaskSpec,
@@ -130,7 +130,7 @@ pub(crate) fn live_tasks_of<'a>(model: &'a Model, name: &str) -> Vec<&'a Task> {
     let live = |t: &&Task| t.desired_state == TaskState::Running && !t.status.state.is_terminal();
     match model.service_named(name) {
         Some(service) => model.service_tasks(&service.id).filter(live).collect(),
-        None => model.tasks.values().filter(|t| t.service.is_none() && t.name == name).filter(live).collect(),
+        None => model.tasks_named(name).filter(|t| t.service.is_none() && t.name == name).filter(live).collect(),
     }
 }
 
@@ -236,11 +236,11 @@ impl Core {
             Err(_) => {
                 let task = self.model.find_task(reference)?;
                 let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
-                (task.name.clone(), &task.spec, service, Some(task))
+                (task.name.clone(), &*task.spec, service, Some(task))
             }
         };
         let place = task.and_then(|t| t.node.as_ref()).and_then(|n| self.model.nodes.get(n));
-        let like = Task { spec: spec.clone(), service: service.map(|s| s.id.clone()), ..Task::default() };
+        let like = Task { spec: Arc::new(spec.clone()), service: service.map(|s| s.id.clone()), ..Task::default() };
         let waits = match (place, self.wait_for(task.unwrap_or(&like))) {
             (None, Err(why)) => Some(why),
             _ => None,

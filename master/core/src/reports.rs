@@ -1,7 +1,7 @@
 //! What agents say of their tasks. Nothing in it is believed that an agent cannot know: tasks of other nodes, states
 //! that only the master gives, addresses outside the node's blocks.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use skein_api::{NodeId, Task, TaskId, TaskReport, TaskState, TaskStatus, address6};
 
@@ -23,7 +23,7 @@ impl Core {
         for report in reports {
             let known = match after.get(&report.task) {
                 Some(task) => task.as_ref(),
-                None => self.model.tasks.get(&report.task),
+                None => self.model.tasks.get(&report.task).map(|task| &**task),
             };
             let Some(known) = known.filter(|t| t.node.as_ref() == Some(node)) else { continue };
             if let Some(outcome) = self.report(known, node, report, ctx) {
@@ -31,7 +31,7 @@ impl Core {
             }
         }
         let change = |(id, task): (TaskId, Option<Task>)| match task {
-            Some(task) => Change::Upsert(Object::Task(Box::new(task))),
+            Some(task) => Change::Upsert(Object::Task(Arc::new(task))),
             None => Change::Delete(Key { kind: Kind::Task, id: id.to_string() }),
         };
         Ok((after.into_iter().map(change).collect(), Reply::Done))

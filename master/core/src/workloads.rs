@@ -1,6 +1,9 @@
 //! What users run: stacks, services and container tasks. Decides what a request changes; the orchestrator follows up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde_json::Value;
 use skein_api::{
@@ -133,7 +136,9 @@ impl Core {
     fn check_references(&self, name: &str, spec: &TaskSpec, names: &BTreeSet<&str>) -> Result<(), ApiError> {
         let there = |other: &str| {
             let alone = |t: &Task| t.service.is_none() && t.name == other && t.desired_state != TaskState::Remove;
-            names.contains(other) || self.model.service_named(other).is_some() || self.model.tasks.values().any(alone)
+            names.contains(other)
+                || self.model.service_named(other).is_some()
+                || self.model.tasks_named(other).any(alone)
         };
         match shared_hosts(spec).find(|(_, other)| !there(other)) {
             None => Ok(()),
@@ -239,7 +244,7 @@ impl Core {
                 let own = service.and_then(|name| self.model.service_named(name)).map(|s| &s.id);
                 let of_this = |t: &Task| own.is_some() && t.service.as_ref() == own;
                 let same = |t: &&Task| t.name == name && t.desired_state != TaskState::Remove && !of_this(t);
-                self.model.tasks.values().find(same).map(|t| match &t.service {
+                self.model.tasks_named(name).find(same).map(|t| match &t.service {
                     Some(_) => format!("a service task ({})", t.id.short()),
                     None => format!("container task {}", t.id.short()),
                 })
@@ -374,13 +379,13 @@ impl Core {
             id: id.clone(),
             meta: meta::created(ctx),
             name,
-            spec,
+            spec: Arc::new(spec),
             desired_state: TaskState::Running,
             status: TaskStatus { state: TaskState::Pending, since: ctx.now.wall, ..TaskStatus::default() },
             run: 1,
             ..Task::default()
         };
-        Ok((vec![Change::Upsert(Object::Task(Box::new(task)))], Reply::Task(id)))
+        Ok((vec![Change::Upsert(Object::Task(Arc::new(task)))], Reply::Task(id)))
     }
 
     pub(crate) fn container_stop(&self, reference: &str, ctx: &Context) -> Decision {
@@ -420,7 +425,7 @@ impl Core {
             (task.status.state, task.status.since) = (TaskState::Shutdown, ctx.now.wall);
             task.status.message = "stopped before it was started again".to_owned();
         }
-        Ok((vec![Change::Upsert(Object::Task(Box::new(task)))], Reply::Task(id)))
+        Ok((vec![Change::Upsert(Object::Task(Arc::new(task)))], Reply::Task(id)))
     }
 
     pub(crate) fn container_remove(&self, reference: &str, force: bool, ctx: &Context) -> Decision {
@@ -432,7 +437,7 @@ impl Core {
         }
         let task =
             Task { desired_state: TaskState::Remove, meta: meta::changed(&task.meta, ctx, true), ..task.clone() };
-        Ok((vec![Change::Upsert(Object::Task(Box::new(task)))], Reply::Done))
+        Ok((vec![Change::Upsert(Object::Task(Arc::new(task)))], Reply::Done))
     }
 
     /// Volumes that a task placed on `node` brings into being.

@@ -3,28 +3,23 @@
 //! Parses and checks who asks; knows nothing of what a command means. Only users (by certificate) and the local operator
 //! (by the unix socket) get in; agents have their own protocol on the same port.
 
+mod events;
 #[cfg(test)]
 mod fuzz;
+mod list;
 mod streams;
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
     body::Bytes,
     extract::{FromRequestParts, Path, Query, State},
-    response::{
-        IntoResponse, Response,
-        sse::{Event as SseEvent, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
-use futures_util::{Stream, StreamExt as _, stream};
 use http::{StatusCode, request::Parts};
-use master_core::{
-    Command, Core, Reply,
-    model::{Kind, Object},
-};
+use master_core::{Command, Core, Reply};
 use serde::{Deserialize, de::DeserializeOwned};
 use skein_api::{
     ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Network, NetworkSpec, Node, NodeState, NodeUpdate,
@@ -38,7 +33,7 @@ use crate::{
     cluster::{Handle, Position},
     pki::{self, Ca, Identity},
     server::ConnInfo,
-    store::{Commit, EmbeddedStore, Op, Revision, Store as _, WatchError},
+    store::{EmbeddedStore, Revision, Store as _},
 };
 
 /// What the API works with.
@@ -54,6 +49,14 @@ pub struct Api {
     pub store: EmbeddedStore,
     /// Where streams run.
     pub tasks: TaskTracker,
+    events: events::Texts,
+}
+
+impl Api {
+    /// An API over these.
+    pub fn new(cluster: Handle, ca: Arc<Ca>, broker: Broker, store: EmbeddedStore, tasks: TaskTracker) -> Self {
+        Self { cluster, ca, broker, store, tasks, events: events::Texts::default() }
+    }
 }
 
 /// Longest life of a user's certificate: a year.
@@ -193,19 +196,22 @@ async fn info(State(api): State<Api>, _: User) -> Answer<ClusterInfo> {
         let (mut nodes, mut tasks) = (BTreeMap::new(), BTreeMap::new());
         let (mut offered, mut reserved) = (Resources::default(), Resources::default());
         let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let (mut node_states, mut task_states) = (BTreeMap::<_, u64>::new(), BTreeMap::<_, u64>::new());
         for node in model.nodes.values() {
             let state = core.node_status(&node.id).state;
-            *nodes.entry(word(serde_json::json!(state))).or_default() += 1;
+            *node_states.entry(state).or_default() += 1;
             if state == NodeState::Ready {
                 add(&mut offered, node.description.offered);
             }
         }
         for task in model.tasks.values() {
-            *tasks.entry(word(serde_json::json!(task.status.state))).or_default() += 1;
+            *task_states.entry(task.status.state).or_default() += 1;
             if task.node.is_some() && !task.status.state.is_terminal() {
                 add(&mut reserved, task.spec.resources.reservations);
             }
         }
+        nodes.extend(node_states.into_iter().map(|(state, count)| (word(serde_json::json!(state)), count)));
+        tasks.extend(task_states.into_iter().map(|(state, count)| (word(serde_json::json!(state)), count)));
         let id = model.cluster.as_ref().map(|c| c.id.clone()).unwrap_or_default();
         ClusterInfo { id, nodes, tasks, offered, reserved, ..ClusterInfo::default() }
     });
@@ -220,8 +226,8 @@ fn add(sum: &mut Resources, more: Resources) {
     sum.mem_bytes = sum.mem_bytes.saturating_add(more.mem_bytes);
 }
 
-async fn nodes(State(api): State<Api>, _: User) -> Answer<Vec<Node>> {
-    Ok(Json(api.read(|core| core.model().nodes.values().map(|n| core.node_view(n)).collect()).await?))
+async fn nodes(State(api): State<Api>, _: User) -> Result<Response, Failure> {
+    Ok(list::answer(api.read(|core| core.model().nodes.values().map(|n| core.node_view(n)).collect::<Vec<_>>()).await?))
 }
 
 async fn node(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<Node> {
@@ -324,25 +330,28 @@ async fn service_remove(
     Ok(Json(serde_json::json!({})))
 }
 
-async fn tasks(State(api): State<Api>, _: User, Query(filter): Query<Filter>) -> Answer<Vec<Task>> {
+async fn tasks(State(api): State<Api>, _: User, Query(filter): Query<Filter>) -> Result<Response, Failure> {
     let found = api.read(move |core| {
         let model = core.model();
         let node = filter.node.as_deref().map(|n| model.find_node(n).map(|n| n.id.clone())).transpose()?;
         let service = filter.service.as_deref().map(|s| model.find_service(s).map(|s| s.id.clone())).transpose()?;
         // Container tasks stay listed when they are stopped only with `all`, like containers of an engine.
         let live = |t: &&Task| filter.all || !t.status.state.is_terminal() && t.desired_state != TaskState::Remove;
-        let found: Vec<Task> = model
-            .tasks
-            .values()
+        // What is asked for most has a lookup of its own.
+        let candidates: Box<dyn Iterator<Item = &Task>> = match (&node, &service) {
+            (Some(node), _) => Box::new(model.node_tasks(node)),
+            (None, Some(service)) => Box::new(model.service_tasks(service)),
+            (None, None) => Box::new(model.tasks.values().map(|t| &**t)),
+        };
+        let found: Vec<Arc<Task>> = candidates
             .filter(live)
-            .filter(|t| node.is_none() || t.node == node)
             .filter(|t| service.is_none() || t.service == service)
             .filter(|t| filter.stack.is_none() || t.stack == filter.stack)
-            .cloned()
+            .map(|t| model.tasks[&t.id].clone())
             .collect();
         Ok::<_, ApiError>(found)
     });
-    Ok(Json(found.await??))
+    Ok(list::answer(found.await??))
 }
 
 async fn task(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<Task> {
@@ -439,39 +448,9 @@ struct EventsQuery {
 
 /// Changes after a revision, or from now on. A reader that is too slow, or asks for what is no longer kept, gets `missed`
 /// and the end: it must read the state anew.
-async fn events(
-    State(api): State<Api>,
-    _: User,
-    Query(EventsQuery { from }): Query<EventsQuery>,
-) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
+async fn events(State(api): State<Api>, _: User, Query(EventsQuery { from }): Query<EventsQuery>) -> Response {
     let from = from.unwrap_or_else(|| api.cluster.position().revision);
-    let watch = api.store.watch(Revision(from));
-    let commits = stream::unfold(Some(watch), |watch| async move {
-        let mut watch = watch?;
-        match watch.next().await {
-            Ok(commit) => Some((commit_events(&commit), Some(watch))),
-            Err(WatchError::Closed) => None,
-            Err(lagged) => Some((vec![SseEvent::default().event("missed").data(lagged.to_string())], None)),
-        }
-    });
-    let events = commits.flat_map(|events| stream::iter(events.into_iter().map(Ok)));
-    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(10)))
-}
-
-fn commit_events(commit: &Commit) -> Vec<SseEvent> {
-    let event = |op: &Op| {
-        let key = op.key();
-        let kind = Kind::parse(&key.kind)?;
-        let object = match op {
-            // What is no business of users (the CA's key) has no public form.
-            Op::Put { value, .. } => Some(Object::decode(kind, value).ok()?.public_json()?),
-            Op::Delete { .. } => None,
-        };
-        let revision = commit.revision.0;
-        let event = skein_api::Event { revision, kind: kind.as_str().to_owned(), id: key.id.clone(), object };
-        SseEvent::default().event("change").id(revision.to_string()).json_data(event).ok()
-    };
-    commit.ops.iter().filter_map(event).collect()
+    events::answer(api.store.watch(Revision(from)), api.events)
 }
 
 async fn cert_issue(State(api): State<Api>, user: Operator, body: Bytes) -> Answer<CertBundle> {

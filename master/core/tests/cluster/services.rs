@@ -2,8 +2,8 @@
 
 use master_core::Command;
 use skein_api::{
-    Availability, DependencyCondition, Health, PlanAction, Resources, RestartCondition, ServiceMode, TaskState,
-    VolumesFrom,
+    Availability, DependencyCondition, Health, PlanAction, Resources, RestartCondition, ServiceMode, TaskReport,
+    TaskState, TaskStatus, VolumesFrom,
 };
 
 use crate::harness::{Cluster, With, constraint, link, needs, port, replicas, restart, service, stack, volume};
@@ -294,4 +294,33 @@ fn reservations_are_kept_and_given_back() {
     c.end("s_web.1", 1);
     c.rest();
     assert_eq!(c.nodes_of("web").len(), 2, "the place of an ended task is free at once");
+}
+
+#[test]
+fn a_large_service_does_not_take_every_place_from_a_small_one() {
+    let mut c = Cluster::with_nodes(3);
+    let gib = |name: &str, n: u32| {
+        service(name).with(|s| {
+            replicas(s, n);
+            s.task.resources.reservations.mem_bytes = 1 << 30;
+        })
+    };
+    let places: u64 = c.model().nodes.values().map(|n| n.description.offered.mem_bytes >> 30).sum();
+    c.up(vec![gib("large", 1_000), gib("small", 3)]);
+    assert_eq!(c.nodes_of("small").len(), 3);
+    assert_eq!(c.nodes_of("large").len() as u64, places - 3, "and every place is taken");
+}
+
+#[test]
+fn what_agents_report_tells_them_nothing_new() {
+    let mut c = Cluster::with_nodes(1);
+    c.up(vec![service("web")]);
+    let (node, task) = (c.node("n1"), c.task("s_web.1"));
+    assert_eq!(task.status.state, TaskState::Running);
+    assert_eq!(c.core.dispatch_due(), []);
+    let status = TaskStatus { message: "still running".into(), ..task.status };
+    let reports = vec![TaskReport { task: task.id, run: task.run, status }];
+    c.ok(Command::Reports { node: node.clone(), reports });
+    assert_eq!(c.task("s_web.1").status.message, "still running");
+    assert_eq!(c.core.dispatch_due(), [], "the task's document says what shall be, not what is");
 }
