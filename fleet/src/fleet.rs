@@ -39,7 +39,8 @@ impl Counter {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }
 
-    fn get(&self) -> usize {
+    /// How many.
+    pub fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -8,15 +8,9 @@ use std::collections::BTreeMap;
 
 use agent_core::{
     Action, ActionError, ActionKind, AssignmentChange, Assignments, Container, ContainerState, Desired, EngineNetwork,
-    Head, Memory, Mismatch, Observed, Outcome, Settings, reconcile,
+    Head, Memory, Mismatch, Observed, Outcome, Settings, admit::admit, reconcile,
 };
 use skein_api::{Assignment, DEFAULT_STOP_GRACE_MS, TaskId, TaskReport, TaskState, UnixMillis};
-
-/// Preparations at a time, as the real executor allows.
-const CREATES_MAX: usize = 8;
-
-/// Other actions at a time.
-const OTHERS_MAX: usize = 8;
 
 /// How long the engine takes for each kind of action, milliseconds: from, and below.
 ///
@@ -119,7 +113,7 @@ impl Host {
             let again = !plan.is_empty() && plan.actions.is_empty() && plan.cancel.is_empty();
             turn.wake_at = plan.wake_at;
             turn.reports.extend(plan.reports);
-            for action in plan.actions {
+            for action in admit(self.observed.in_flight.values().copied(), plan.actions) {
                 self.begin(action, now);
             }
             if !again {
@@ -132,16 +126,7 @@ impl Host {
         turn
     }
 
-    /// Begins an action if there is room; otherwise a later plan has it again.
     fn begin(&mut self, action: Action, now: UnixMillis) {
-        let creates = |kind: ActionKind| kind == ActionKind::CreateContainer;
-        let (mine, max) = match creates(action.kind()) {
-            true => (true, CREATES_MAX),
-            false => (false, OTHERS_MAX),
-        };
-        if self.ends.values().filter(|a| creates(a.kind()) == mine).count() >= max {
-            return;
-        }
         let (from, below) = delay_ms(action.kind());
         let ends = now.plus_ms(from + self.next_random() % (below - from));
         self.serial += 1;

@@ -8,7 +8,9 @@
 //! - [`host`]: one host's desired state, its model engine and its plans; pure
 //! - [`agent`]: one agent's identity and session
 //! - [`fleet`]: all of them, and what they count
+//! - [`users`]: many users of the API at once
 
 pub mod agent;
 pub mod fleet;
 pub mod host;
+pub mod users;

@@ -1,4 +1,5 @@
-//! `skein-fleet`: thousands of agents with model engines, told what to do by lines on standard input.
+//! `skein-fleet agents`: thousands of agents with model engines, told what to do by lines on standard input.
+//! `skein-fleet users`: many users of the API at once.
 //!
 //! Every line gets one line of JSON as its answer: the counters ([`skein_fleet::fleet::Status`]), or `{"error": …}`.
 //!
@@ -10,16 +11,59 @@
 //!
 //! The end of the input ends it.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
-use skein_fleet::{agent::Shared, fleet::Fleet};
+use clap::{Args, Parser, Subcommand};
+use skein_fleet::{
+    agent::Shared,
+    fleet::Fleet,
+    users::{self, Users},
+};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-/// Many agents with model engines, for benchmarks and tests of a master
+/// Many agents with model engines, or many users, for benchmarks and tests of a master
 #[derive(Parser)]
 struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Agents, told what to do by lines on standard input
+    Agents(AgentsArgs),
+    /// Users of the API; prints what came of it as JSON
+    Users(UsersArgs),
+}
+
+#[derive(Args)]
+struct UsersArgs {
+    /// The master's unix socket
+    #[arg(long)]
+    socket: PathBuf,
+    /// Connections that ask one thing after the other
+    #[arg(long)]
+    readers: usize,
+    /// Questions of all of them together
+    #[arg(long)]
+    gets: usize,
+    /// What they ask for, in turn
+    #[arg(long = "path", required = true)]
+    paths: Vec<String>,
+    /// Connections that read events meanwhile
+    #[arg(long, default_value_t = 0)]
+    watchers: usize,
+    /// Connections that ask for the path of `--stuck-path` and do not read the answer
+    #[arg(long, default_value_t = 0)]
+    stuck: usize,
+    /// Something whose answer is larger than what sockets buffer
+    #[arg(long, default_value = "/v1/tasks")]
+    stuck_path: String,
+}
+
+#[derive(Args)]
+struct AgentsArgs {
     /// Address of the master, `host:port`; several share the agents
     #[arg(long = "master", required = true)]
     masters: Vec<String>,
@@ -38,7 +82,15 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     skein_daemon::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(Fleet::new(Shared::new(cli.masters, cli.token))))
+    match cli.what {
+        What::Agents(AgentsArgs { masters, token }) => runtime.block_on(serve(Fleet::new(Shared::new(masters, token)))),
+        What::Users(args) => {
+            let UsersArgs { socket, readers, gets, paths, watchers, stuck, stuck_path } = args;
+            let users = Users { socket, readers, gets, paths, watchers, stuck, stuck_path };
+            say(&serde_json::to_string(&runtime.block_on(users::run(users))?)?);
+            Ok(())
+        }
+    }
 }
 
 async fn serve(mut fleet: Fleet) -> Result<()> {
