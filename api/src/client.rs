@@ -522,6 +522,10 @@ impl Client {
     pub async fn explain(&self, reference: &str) -> Result<Explanation, ClientError> {
         self.json(Call::get(&["explain", reference])).await
     }
+    /// Invariants of the cluster's state that are broken, a sentence each.
+    pub async fn check(&self) -> Result<Vec<String>, ClientError> {
+        self.json(Call::get(&["check"])).await
+    }
     /// Changes as they happen, after revision `from` or from now on.
     pub async fn events(&self, from: Option<u64>) -> Result<EventStream, ClientError> {
         let call = Call::get(&["events"]).query("from", from);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{demo, fuzz, lab, setup, test, tidy, ui};
+use crate::{bench, demo, fuzz, lab, setup, test, tidy, ui};
 
 /// Automation of this repository
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure something at full size
+    Bench(bench::BenchArgs),
     /// Run the main job: a cluster of three hosts on this machine, an application and its database
     Demo(demo::DemoArgs),
     /// Feed parsers with bad input for long: list the targets, or run one or all of them
@@ -44,6 +46,7 @@ struct SetupArgs {
 /// Runs the command that the process's arguments name. Starts no thread before the command does.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Lab(args) => lab::cli::main(args).map(|()| ExitCode::SUCCESS),
