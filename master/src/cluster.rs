@@ -472,6 +472,8 @@ impl Cluster {
                 Ok(TxnOutcome::Committed(revision)) => {
                     self.leader.committed(changes, revision.0);
                     self.revision = revision.0;
+                    // A hundred thousand tasks are seconds: nobody shall think meanwhile that this master is gone.
+                    self.heartbeats();
                 }
                 other => {
                     let why = describe(&other, &self.store.health().borrow());

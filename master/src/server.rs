@@ -54,6 +54,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A handshake takes two round trips; a client that is slower holds a place that others need.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
+/// Handshakes at a time. Each costs a millisecond of CPU on both sides; ten thousand agents that come back at once must not
+/// all be served at the same time, so slowly that each gives up and begins anew. Those that wait do so in the kernel.
+const HANDSHAKES_MAX: usize = 512;
+
 /// A peer that answers no ping for this long is gone, whatever TCP still believes.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -133,6 +137,8 @@ pub struct Server {
     places: Arc<Semaphore>,
     /// Room for those without a certificate.
     anonymous: Arc<Semaphore>,
+    /// Room for handshakes.
+    handshakes: Arc<Semaphore>,
 }
 
 impl Server {
@@ -140,7 +146,8 @@ impl Server {
     pub fn new(router: Router, shutdown: CancellationToken, tasks: TaskTracker, connections: Connections) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let anonymous = Arc::new(Semaphore::new(ANONYMOUS_MAX));
-        Self { router, shutdown, tasks, connections, places, anonymous }
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        Self { router, shutdown, tasks, connections, places, anonymous, handshakes }
     }
 
     /// Serves one connection until its end, or until it is cut.
@@ -205,7 +212,10 @@ impl Server {
     pub fn listen_tls(&self, listener: impl Listener, acceptor: TlsAcceptor) {
         let server = self.clone();
         self.tasks.spawn(async move {
-            while let Some((stream, peer)) = server.next(|| listener.accept()).await {
+            loop {
+                let handshakes = server.handshakes.clone();
+                let shaking = handshakes.acquire_owned().await.expect("the semaphore is never closed");
+                let Some((stream, peer)) = server.next(|| listener.accept()).await else { break };
                 let Ok(place) = server.places.clone().try_acquire_owned() else {
                     tracing::warn!(%peer, "connection refused, all places are taken");
                     continue;
@@ -213,7 +223,9 @@ impl Server {
                 let (server, acceptor) = (server.clone(), acceptor.clone());
                 server.tasks.clone().spawn(async move {
                     let _place = place;
-                    match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+                    let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
+                    drop(shaking);
+                    match shaken {
                         Ok(Ok(tls)) => {
                             let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
                             let identity = match certificate {

@@ -290,15 +290,20 @@ impl Core {
         }
         self.wake_pending = true;
         self.mark_node_services(id);
+        self.mark_global_services();
     }
 
-    /// Services that may want to do something about a changed node: those with tasks there, and global ones.
+    /// Services with tasks on a node, which may want to do something about its change.
     fn mark_node_services(&mut self, id: &NodeId) {
         let with_tasks = self.model.node_tasks(id).filter_map(|t| t.service.clone());
         self.dirty_services.extend(with_tasks);
+        self.reap.extend(self.model.node_tasks(id).map(|t| t.id.clone()));
+    }
+
+    /// Services that may want a task on a node that changed.
+    fn mark_global_services(&mut self) {
         let global = self.model.services.values().filter(|s| s.spec.mode == skein_api::ServiceMode::Global);
         self.dirty_services.extend(global.map(|s| s.id.clone()));
-        self.reap.extend(self.model.node_tasks(id).map(|t| t.id.clone()));
     }
 
     /// Follows a task. What it makes others look at is narrow, since most reports only say how far a start has come:
@@ -382,15 +387,20 @@ impl Core {
 
     fn refresh_liveness(&mut self, node: &NodeId, now: Now) {
         self.now = now;
-        if self.liveness.refresh(node, now) && self.model.nodes.contains_key(node) {
-            // In no agent's documents: names of a lost host's containers go with their tasks.
-            if self.is_ready(node) {
-                self.loss.forget(node);
-            } else {
-                self.loss.silent(node, now.mono_ms);
-                self.readiness_without(node);
-            }
-            self.note_node(node);
+        let Some(known) = self.model.nodes.get(node).filter(|_| self.liveness.refresh(node, now)) else { return };
+        // In no agent's documents: names of a lost host's containers go with their tasks.
+        let ready = self.liveness.is_ready(node);
+        self.scheduler.apply_node(NodeFacts::new(known, ready));
+        self.wake_pending = true;
+        self.mark_global_services();
+        if ready {
+            // A host that is back is a place for tasks, and changes nothing for those that it has: after a restart of
+            // the master all of them come back at once.
+            self.loss.forget(node);
+        } else {
+            self.loss.silent(node, now.mono_ms);
+            self.mark_node_services(node);
+            self.readiness_without(node);
         }
     }
 

@@ -53,7 +53,7 @@ pub struct ScaleArgs {
     /// How many tasks; default is ten for each agent
     #[arg(long)]
     tasks: Option<u32>,
-    /// Churn for an hour instead of three minutes
+    /// Churn for an hour instead of two minutes
     #[arg(long)]
     long: bool,
     /// Take programs from this directory instead of building them
@@ -89,7 +89,7 @@ pub fn run(args: &ScaleArgs) -> Result<Outcome> {
     bench.tasks("load", tasks)?;
     bench.users(args.agents)?;
     bench.restart(args.agents)?;
-    bench.churn(args.agents, tasks, if args.long { 60 } else { 3 })?;
+    bench.churn(args.agents, tasks, if args.long { 60 } else { 2 })?;
     let notes = notes();
     Ok(Outcome { name: NAME, title: "One master at scale", rows: bench.rows, notes })
 }
