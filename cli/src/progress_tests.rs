@@ -109,7 +109,7 @@ fn a_job_may_complete() {
     let run_to_complete = |condition| {
         let mut p = progress(vec![service("job", ServiceMode::Replicated(1), condition)], PlanAction::Create);
         let mut done = task("a job 1 complete n1");
-        done.spec.restart.condition = condition;
+        std::sync::Arc::make_mut(&mut done.spec).restart.condition = condition;
         p.seen(done);
         p.outcome()
     };

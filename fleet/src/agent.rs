@@ -134,6 +134,10 @@ fn message(body: agent_message::Body) -> grpc::AgentMessage {
     grpc::AgentMessage { body: Some(body) }
 }
 
+fn tasks(reported: grpc::Reported) -> Vec<TaskId> {
+    reported.task_ids.into_iter().map(TaskId::new).collect()
+}
+
 fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("the protocol's documents are JSON")
 }
@@ -275,10 +279,11 @@ impl Agent {
                             self.send_reports(tx).await?;
                         }
                         Some(master_message::Body::Reported(reported)) => {
-                            let tasks: Vec<TaskId> = reported.task_ids.into_iter().map(TaskId::new).collect();
-                            self.reports.reported(&tasks);
+                            self.reports.reported(&tasks(reported));
                             self.count_running();
                         }
+                        // Sent again with the next heartbeat.
+                        Some(master_message::Body::Refused(refused)) => self.reports.refused(&tasks(refused)),
                         Some(master_message::Body::Removed(removed)) => bail!("removed: {}", removed.reason),
                         Some(master_message::Body::OpenStream(_)) | None => {}
                     }
@@ -289,6 +294,7 @@ impl Agent {
                     }
                     let (seq, pause) = pulse.beat(rand::random());
                     send(tx, agent_message::Body::Heartbeat(grpc::Heartbeat { seq })).await?;
+                    self.send_reports(tx).await?;
                     beat.as_mut().reset(Instant::now() + Duration::from_millis(pause));
                 }
                 () = &mut wake => {
