@@ -410,10 +410,6 @@ impl Client {
     pub async fn info(&self) -> Result<ClusterInfo, ClientError> {
         self.json(Call::get(&["info"])).await
     }
-    /// The broken invariants of the master's state, one line each.
-    pub async fn check(&self) -> Result<Vec<String>, ClientError> {
-        self.json(Call::get(&["check"])).await
-    }
     /// All nodes.
     pub async fn nodes(&self) -> Result<Vec<Node>, ClientError> {
         self.json(Call::get(&["nodes"])).await

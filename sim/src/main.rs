@@ -22,6 +22,10 @@ use skein_sim::{
     world::{Config, Outcome, Stats, World},
 };
 
+/// A third of a run's time goes to making and dropping documents.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs of the shrinker at most.
 const SHRINK_RUNS_MAX: usize = 200;
 

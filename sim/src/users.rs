@@ -123,7 +123,7 @@ impl World {
         let agents = self.config.agents as usize;
         let stacks = (agents / 25).clamp(3, 60);
         for stack in 0..stacks {
-            self.users.push(User::new(Kind::Deployer { stack, networked: stack % 3 == 0 }, seed, stack));
+            self.users.push(User::new(Kind::Deployer { stack, networked: stack % 6 == 0 }, seed, stack));
         }
         let operators = (agents / 400).clamp(1, 4);
         for at in 0..operators {

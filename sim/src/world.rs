@@ -20,8 +20,10 @@ use crate::{
 const CONVERGE_MS: Millis = 240_000;
 /// Then, so long nothing may move.
 const REST_MS: Millis = 65_000;
-/// How often everything is checked.
-const FULL_CHECK_MS: Millis = 45_000;
+/// How often everything is checked; what a commit touched is checked with it.
+const FULL_CHECK_MS: Millis = 60_000;
+/// Faults that come together are followed by one full check.
+const FULL_CHECK_GAP_MS: Millis = 10_000;
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -155,6 +157,7 @@ pub struct World {
     pub(crate) faults: Vec<Fault>,
     pub(crate) net_rng: Random,
     pub(crate) last_action_ms: Millis,
+    checked_ms: Millis,
     verdict: Option<Verdict>,
 }
 
@@ -195,6 +198,7 @@ impl World {
             faults,
             net_rng: Random::new(seed, 4),
             last_action_ms: 0,
+            checked_ms: 0,
             verdict: None,
             config,
         };
@@ -305,11 +309,13 @@ impl World {
             Event::MasterStart => self.master_start(),
             Event::Master { run, what } => self.master_event(run, what),
             Event::User(user) => self.user_acts(user),
-            Event::Fault(at) => {
-                self.fault_begins(at);
-                self.full_check();
+            Event::Fault(at) => self.fault_begins(at),
+            Event::FaultEnds(at) => {
+                self.fault_ends(at);
+                if self.now_ms >= self.checked_ms + FULL_CHECK_GAP_MS {
+                    self.full_check();
+                }
             }
-            Event::FaultEnds(at) => self.fault_ends(at),
             Event::FullCheck => {
                 self.full_check();
                 if self.master.backup.is_none() || self.net_rng.per_mille(300) {
@@ -321,6 +327,7 @@ impl World {
     }
 
     fn full_check(&mut self) {
+        self.checked_ms = self.now_ms;
         if self.master.is_between_commits()
             && let Some(broken) = self.check_all()
         {
