@@ -177,7 +177,7 @@ impl Agent {
     async fn try_join(&self) -> Result<ClientConfig> {
         let pin = JoinToken::parse(&self.shared.token).map_err(|e| anyhow::anyhow!("{e}"))?;
         let key = KeyPair::generate()?;
-        let mut client = identity::connect(self.address(), identity::pinned_tls(&pin.ca_sha256)?).await?;
+        let mut client = identity::connect(&identity::Tcp, self.address(), identity::pinned_tls(&pin.ca_sha256)?).await?;
         let request = grpc::JoinRequest {
             token: self.shared.token.clone(),
             csr_der: identity::signing_request(&key)?,
@@ -227,7 +227,7 @@ impl Agent {
 
     /// One session, from connecting to its end.
     async fn session(&mut self, tls: &ClientConfig) -> Result<()> {
-        let client = identity::connect(self.address(), tls.clone()).await?;
+        let client = identity::connect(&identity::Tcp, self.address(), tls.clone()).await?;
         let (tx, rx) = mpsc::channel(OUT);
         let Head { chain, generation } = self.host.head().clone();
         let hello = grpc::Hello {
