@@ -6,9 +6,9 @@
 #[cfg(test)]
 mod fuzz;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use master_core::{Command, Reply};
+use master_core::{Command, Reply, liveness::HEARTBEAT_MS};
 use skein_api::{AGENT_PROTOCOL, ApiError, NodeDescription, NodeId, Origin, TaskReport, UnixMillis, grpc};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -246,7 +246,7 @@ impl Reader {
         loop {
             match messages.message().await {
                 Ok(Some(message)) => {
-                    if let Err(error) = self.handle(message).await {
+                    if let Err(error) = self.handled(message).await {
                         tracing::warn!(node = %self.node, %error, "session message refused");
                         // The agent sees why, then the end; one that reads nothing sees only the end.
                         let _ = self.tx.try_send(Err(error));
@@ -306,6 +306,22 @@ impl Reader {
             None => {}
         }
         Ok(())
+    }
+
+    /// Handles a message. While it waits for the loop nothing more is read, heartbeats neither: it is not the agent that is
+    /// silent then, so its heartbeats are counted for it.
+    async fn handled(&mut self, message: grpc::AgentMessage) -> Result<(), Status> {
+        let (cluster, node, number) = (self.cluster.clone(), self.node.clone(), self.number);
+        let mut handling = std::pin::pin!(self.handle(message));
+        loop {
+            let period = Duration::from_millis(HEARTBEAT_MS);
+            // Cancel-safe: `handling` is polled in place, a timer that is dropped is made anew.
+            tokio::select! {
+                biased;
+                handled = &mut handling => return handled,
+                () = tokio::time::sleep(period) => cluster.heartbeat(node.clone(), number, 0),
+            }
+        }
     }
 
     async fn reports(&mut self, node: NodeId, json: &[u8]) -> Result<(), Status> {

@@ -41,6 +41,12 @@ fn one_by_one(task: &Task, request: &Request) -> bool {
     named || !container.volumes_from.is_empty() || !container.links.is_empty() || request.looks_for_names()
 }
 
+/// Whether two sentences differ in their numbers at most.
+fn same_words(a: &str, b: &str) -> bool {
+    let words = |c: &char| !c.is_ascii_digit();
+    a == b || a.chars().filter(words).eq(b.chars().filter(words))
+}
+
 impl Core {
     /// Gives nodes to tasks that have none, as far as there are nodes for them.
     pub(crate) fn place_pending(&mut self, now: Now, rng: &mut Rng) {
@@ -106,10 +112,11 @@ impl Core {
         self.assign(Task::clone(task), node, now, rng)
     }
 
-    /// A task goes on waiting, and says for what.
+    /// A task goes on waiting, and says for what. Where only numbers are others than before the task keeps its words:
+    /// otherwise every node that comes or goes would change every task that waits, and `explain` counts anew anyway.
     fn explain_waiting(&mut self, id: &TaskId, message: &str) {
         let task = &self.model.tasks[id];
-        if message != task.status.message {
+        if !same_words(message, &task.status.message) {
             let status = TaskStatus { message: message.to_owned(), ..task.status.clone() };
             self.stage_task(Task { status, ..Task::clone(task) });
         }

@@ -72,17 +72,14 @@ pub fn run(args: &ScaleArgs) -> Result<Outcome> {
     };
     let programs = Programs { master: dir.join("skein-master"), fleet: dir.join("skein-fleet") };
     let tasks = args.tasks.unwrap_or(args.agents * 10);
-    let mut bench = Bench { rig: Rig::start(programs, args.agents * 2)?, rows: Vec::new(), case: String::new() };
     let few = (args.agents / 10).max(1);
-    bench.size(few, 0);
-    let small = bench.join(0, few)?;
-    bench.at_rest(few)?;
-    bench.tasks("few", few * 10)?;
-    bench.restart(few)?;
-    bench.remove("few")?;
+    let mut rows = small(&programs, few)?;
+    let mut bench = Bench::start(&programs, args.agents)?;
     bench.size(args.agents, tasks);
+    // In a master that has done nothing else: what tasks left behind is not the agents'.
+    let (at_few, _) = bench.joined(0, few)?;
     let large = bench.join(few, args.agents)?;
-    let slope_kib = (large - small) / f64::from(args.agents - few);
+    let slope_kib = (large - at_few) / f64::from(args.agents - few);
     bench.row("memory per further idle agent", "KB", slope_kib * 1.024, Some(Goal::AtMost(50.0)));
     bench.at_rest(args.agents)?;
     bench.lost_hosts(args.agents)?;
@@ -90,8 +87,19 @@ pub fn run(args: &ScaleArgs) -> Result<Outcome> {
     bench.users(args.agents)?;
     bench.restart(args.agents)?;
     bench.churn(args.agents, tasks, if args.long { 60 } else { 2 })?;
-    let notes = notes();
-    Ok(Outcome { name: NAME, title: "One master at scale", rows: bench.rows, notes })
+    rows.append(&mut bench.rows);
+    Ok(Outcome { name: NAME, title: "One master at scale", rows, notes: notes() })
+}
+
+/// A tenth of the agents in a cluster of their own, to show how cost grows.
+fn small(programs: &Programs, agents: u32) -> Result<Vec<Row>> {
+    let mut bench = Bench::start(programs, agents)?;
+    bench.size(agents, agents * 10);
+    bench.join(0, agents)?;
+    bench.at_rest(agents)?;
+    bench.tasks("load", agents * 10)?;
+    bench.restart(agents)?;
+    Ok(std::mem::take(&mut bench.rows))
 }
 
 fn build() -> Result<PathBuf> {
@@ -114,6 +122,10 @@ fn mib(kib: u64) -> f64 {
 }
 
 impl Bench {
+    fn start(programs: &Programs, agents: u32) -> Result<Self> {
+        Ok(Self { rig: Rig::start(programs.clone(), agents * 2)?, rows: Vec::new(), case: String::new() })
+    }
+
     fn size(&mut self, agents: u32, tasks: u32) {
         self.case = if tasks == 0 { format!("{agents} agents") } else { format!("{agents} agents, {tasks} tasks") };
         ui::heading(&self.case);
@@ -130,21 +142,26 @@ impl Bench {
         self.rows.push(row);
     }
 
-    /// Agents up to `until` join; the master's memory afterwards, KiB.
-    fn join(&mut self, from: u32, until: u32) -> Result<f64> {
-        let cpu = self.rig.master_cpu()?;
+    /// Agents up to `until` join; the master's memory afterwards, KiB, and how long it took.
+    #[allow(clippy::cast_precision_loss, reason = "kibibytes of one process")]
+    fn joined(&mut self, from: u32, until: u32) -> Result<(f64, Duration)> {
         let began = Instant::now();
         self.rig.tell(&format!("join {}", until - from))?;
         self.rig.wait("all agents to have a session", PATIENCE, |s| s.sessions == until as usize)?;
-        let (took, cpu) = (began.elapsed(), self.rig.master_cpu()? - cpu);
-        let goal = (until >= 10_000).then_some(Goal::AtMost(60.0));
-        self.row("join, until all have a session", "s", took.as_secs_f64(), goal);
-        self.row("join, CPU of the master", "s", cpu.as_secs_f64(), None);
+        let took = began.elapsed();
         std::thread::sleep(CALM);
-        let (kib, _) = self.rig.master_memory_kib()?;
-        self.row("memory, idle", "MiB", mib(kib), None);
-        #[allow(clippy::cast_precision_loss, reason = "kibibytes of one process")]
-        Ok(kib as f64)
+        Ok((self.rig.master_memory_kib()?.0 as f64, took))
+    }
+
+    /// The same with rows.
+    fn join(&mut self, from: u32, until: u32) -> Result<f64> {
+        let cpu = self.rig.master_cpu()?;
+        let (kib, took) = self.joined(from, until)?;
+        let goal = (until >= 10_000).then_some(Goal::AtMost(60.0));
+        self.row(&format!("{} agents join, until all have a session", until - from), "s", took.as_secs_f64(), goal);
+        self.row("join, CPU of the master", "s", (self.rig.master_cpu()? - cpu).as_secs_f64(), None);
+        self.row("memory, idle", "MiB", kib / 1_024.0, None);
+        Ok(kib)
     }
 
     /// CPU time while nothing but heartbeats comes.
@@ -217,14 +234,6 @@ impl Bench {
         self.row("memory with these tasks", "MiB", mib(kib), full.then_some(Goal::AtMost(1_024.0)));
         self.row("memory, most until now", "MiB", mib(peak), full.then_some(Goal::AtMost(1_024.0)));
         Ok(())
-    }
-
-    /// Removes a stack and waits until nothing of it is left.
-    fn remove(&mut self, stack: &'static str) -> Result<()> {
-        self.rig.ask(|client| async move { client.stack_remove(stack, true, false).await })?;
-        crate::lab::wait_for("the stack to be gone", PATIENCE, || {
-            Ok(self.rig.ask(|client| async move { client.info().await })?.tasks.is_empty().then_some(()))
-        })
     }
 
     /// A thousand connections ask and watch, some stop reading; changes go on meanwhile.
