@@ -142,6 +142,18 @@ pub async fn wait_for_signal() -> io::Result<()> {
     Ok(())
 }
 
+/// Raises the soft limit of open descriptors to the hard one. Service managers start processes with 1,024, for the sake of
+/// programs that use `select`; a master has one per agent. What cannot be raised stays, and the log says what it is.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        let soft = getrlimit(Resource::Nofile).current;
+        tracing::warn!(%error, ?soft, "limit of open descriptors stays");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

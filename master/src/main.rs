@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use skein_daemon::{EXIT_CONFIG, fail, init_log, wait_for_signal};
+use skein_daemon::{EXIT_CONFIG, fail, init_log, raise_descriptor_limit, wait_for_signal};
 use skein_master::{
     agents::Agents,
     broker::Broker,
@@ -90,6 +90,7 @@ fn restore(config: &Config, file: &std::path::Path) -> anyhow::Result<()> {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(config))
 }
