@@ -177,7 +177,8 @@ impl Agent {
     async fn try_join(&self) -> Result<ClientConfig> {
         let pin = JoinToken::parse(&self.shared.token).map_err(|e| anyhow::anyhow!("{e}"))?;
         let key = KeyPair::generate()?;
-        let mut client = identity::connect(&identity::Tcp, self.address(), identity::pinned_tls(&pin.ca_sha256)?).await?;
+        let mut client =
+            identity::connect(&identity::Tcp, self.address(), identity::pinned_tls(&pin.ca_sha256)?).await?;
         let request = grpc::JoinRequest {
             token: self.shared.token.clone(),
             csr_der: identity::signing_request(&key)?,

@@ -213,7 +213,7 @@ impl World {
             let (broker, tasks) = (Broker::default(), TaskTracker::new());
             let agents =
                 Agents { cluster: handle.clone(), ca: ca.clone(), broker: broker.clone(), tasks: tasks.clone() };
-            let api = Api { cluster: handle.clone(), ca: ca.clone(), broker, store, tasks };
+            let api = Api::new(handle.clone(), ca.clone(), broker, store, tasks);
             tokio::spawn(cluster.run(shutdown.clone()));
             (handle, router(api, agents))
         });

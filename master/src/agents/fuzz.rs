@@ -1,5 +1,7 @@
 //! A hostile agent: messages that are none, and messages that lie.
 
+use std::sync::Arc;
+
 use bolero::{Driver, TypeGenerator, ValueGenerator, produce};
 use prost::Message as _;
 use serde_json::json;
@@ -203,7 +205,7 @@ fn resolve(world: &World, message: &mut grpc::AgentMessage) {
 }
 
 /// Tasks that are not on this node.
-fn others(world: &World, node: &NodeId) -> Vec<Task> {
+fn others(world: &World, node: &NodeId) -> Vec<Arc<Task>> {
     let node = node.clone();
     world.read(move |core| core.model().tasks.values().filter(|t| t.node.as_ref() != Some(&node)).cloned().collect())
 }
@@ -218,7 +220,9 @@ fn agent_messages() {
         let world = World::new();
         let node = world.node("node1");
         let (number, tx) = world.open_session("node1");
-        let reader = Reader { cluster: world.handle.clone(), node: node.clone(), number, tx };
+        let (reported, refused) = (Vec::new(), Vec::new());
+        let cluster = world.handle.clone();
+        let mut reader = Reader { cluster, node: node.clone(), number, tx, reported, refused, undescribed: None };
         let before = others(&world, &node);
         let mut accepted = 0;
         for message in parse(input) {

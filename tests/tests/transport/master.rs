@@ -65,7 +65,7 @@ pub(crate) async fn run(host: Rc<MasterHost>) -> turmoil::Result {
     let ca = Arc::new(cluster.ca()?);
     let broker = Broker::default();
     let agents = Agents { cluster: handle.clone(), ca: ca.clone(), broker: broker.clone(), tasks: tasks.clone() };
-    let api = http::Api { cluster: handle.clone(), ca: ca.clone(), broker, store: embedded, tasks: tasks.clone() };
+    let api = http::Api::new(handle.clone(), ca.clone(), broker, embedded, tasks.clone());
     let router = if host.newer.get() { skew::newer(agents) } else { http::router(api, agents) };
     let server = Server::new(router, shutdown.clone(), tasks, connections);
     let resolver = Arc::new(tls::Resolver::new(&ca, &[])?);

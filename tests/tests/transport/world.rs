@@ -98,7 +98,7 @@ impl View {
         }
         Self {
             nodes: Nodes::of(core),
-            tasks: model.tasks.iter().map(|(id, t)| (id.clone(), t.clone())).collect(),
+            tasks: model.tasks.iter().map(|(id, t)| (id.clone(), (**t).clone())).collect(),
             documents,
             findings: core.check(),
         }
