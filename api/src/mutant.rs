@@ -13,12 +13,13 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("state-backward", "a late report takes a task back to an earlier state"),
     ("lost-mark", "a host is not told of one change in eight"),
     ("foreign-objects", "a host is told of tasks of other hosts"),
-    ("gap-accepted", "a ledger takes changes that do not build on what it has"),
+    ("generation-ignored", "a new session gets no full set although its ledger is at another generation"),
     ("lost-report", "a report is forgotten when it is sent, not when it is confirmed"),
     ("hasty-removal", "an agent removes what it does not know before a master confirmed its assignments"),
     ("lease-reuse", "an address is given again while a task has it"),
     ("hasty-master", "a restarted master calls silent nodes lost at once"),
     ("endless-patience", "a master never calls a silent node lost"),
+    ("mass-loss", "every silent node is given up at once, however many there are"),
 ];
 
 /// Sets the active bug of this process, before anything else runs.

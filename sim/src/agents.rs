@@ -262,6 +262,14 @@ impl World {
         let h = &mut self.hosts[host as usize];
         let Some(op) = h.agent.as_ref().and_then(|a| a.ops.get(&number)) else { return };
         let action = op.action.clone();
+        if let (Action::StopContainer { task, .. } | Action::RemoveContainer { task, .. }, Some(agent)) =
+            (&action, &h.agent)
+            && !agent.confirmed
+            && h.assignment(task).is_none()
+        {
+            let broken = format!("h{host}: {action:?} of an unknown task before a master confirmed the assignments");
+            return self.broken(broken);
+        }
         let rng = &mut self.net_rng;
         let mut waits = false;
         let mut addresses = None;
@@ -480,9 +488,7 @@ impl World {
             ToAgent::Opened => {
                 session.live = true;
                 let number = session.number;
-                if !skein_api::mutant!("lost-report") {
-                    agent.outbox.begin_session();
-                }
+                agent.outbox.begin_session();
                 self.flush(host);
                 self.beat(host, number);
             }

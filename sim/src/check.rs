@@ -12,11 +12,13 @@ use std::{
 use master_core::{
     Core,
     dispatch::Batch,
+    liveness::DETECTION_MS,
     model::{Change, Key, Kind, Object},
 };
 use skein_api::{Assignment, NetworkId, NodeId, ServiceSpec, Task, TaskId, TaskState};
 
 use crate::{
+    host::Host,
     queue::Millis,
     users::{Known, User, Wanted},
     world::World,
@@ -24,6 +26,8 @@ use crate::{
 
 /// How long addresses may have two holders after a backup was restored: until every host has been told what is.
 const RESTORE_GRACE_MS: Millis = 180_000;
+/// A host that cannot be heard is noticed after this long: detection, what was on its way, and a slow commit.
+const NOTICE_MS: Millis = 2 * DETECTION_MS;
 /// Of the tasks, how many of a hundred may be replaced because a large part of the hosts lost the master at once.
 const RESCHEDULED_PERCENT_MAX: u64 = 15;
 
@@ -58,14 +62,20 @@ impl Checker {
         }
     }
 
-    /// Checks what a commit touched; `core` is the state after it.
-    pub(crate) fn touched(&mut self, changes: &[Change], core: &Core) -> Option<String> {
+    /// Checks what a commit touched; `core` is the state after it, of a master that is up for so long.
+    pub(crate) fn touched(&mut self, changes: &[Change], core: &Core, up_ms: Millis) -> Option<String> {
         for change in changes {
             match change {
                 Change::Upsert(Object::Task(task)) => {
                     let here = (task.run, task.status.state);
                     if let Some(broken) = self.reached.get(&task.id).and_then(|before| backward(task, *before, here)) {
                         return Some(broken);
+                    }
+                    let lost =
+                        here.1 == TaskState::Orphaned && self.reached.get(&task.id).is_some_and(|b| b.1 != here.1);
+                    let there = task.node.as_ref().is_some_and(|n| core.model().nodes.contains_key(n));
+                    if lost && there && up_ms < DETECTION_MS {
+                        return Some(format!("task {} was given up by a master that is up for {up_ms} ms", task.name));
                     }
                     self.reached.insert(task.id.clone(), here);
                 }
@@ -183,7 +193,17 @@ impl World {
         if let Some(broken) = core.check().into_iter().next() {
             return Some(broken);
         }
-        self.users.iter().find_map(|user| kept(user, core))
+        let late = self.hosts.iter().find_map(|host| self.unnoticed(host, core));
+        late.or_else(|| self.users.iter().find_map(|user| kept(user, core)))
+    }
+
+    /// A host that cannot be heard, and that the master should long have noticed.
+    fn unnoticed(&self, host: &Host, core: &Core) -> Option<String> {
+        let cut_ms = self.now_ms - host.cut_since.filter(|_| host.link.cut_up > 0)?;
+        let looked_ms = self.now_ms.saturating_sub(self.master.looks_since_ms());
+        let late = cut_ms.min(looked_ms) > NOTICE_MS;
+        let ready = core.is_ready(host.disk.node.as_ref()?);
+        (late && ready).then_some(format!("{} cannot be heard for {cut_ms} ms and counts as ready", host.name))
     }
 
     /// Whether the cluster is where it should be and nothing moves; else what is missing.
@@ -238,7 +258,7 @@ fn kept(user: &User, core: &Core) -> Option<String> {
     (!ok).then(|| format!("stack {name} is not what was acknowledged, nor what was asked for since"))
 }
 
-fn unsettled_host(host: &crate::host::Host, core: &Core) -> Option<String> {
+fn unsettled_host(host: &Host, core: &Core) -> Option<String> {
     let name = &host.name;
     let Some(agent) = &host.agent else { return Some(format!("{name} has no agent")) };
     let Some(node) = &host.disk.node else { return Some(format!("{name} has not joined")) };

@@ -237,7 +237,10 @@ impl World {
                 self.master_crash();
             }
             Kind::MasterCrash(point) => self.master.crash_at = *point,
-            Kind::MasterPause => self.master.paused_until = self.now_ms + fault.for_ms,
+            Kind::MasterPause => {
+                self.master.paused_until = self.now_ms + fault.for_ms;
+                self.master.held_until_ms = self.master.paused_until;
+            }
             Kind::MasterDiskFull => self.master.moods.full = true,
             Kind::MasterDiskSlow(ms) => self.master.moods.slow_ms = *ms,
             Kind::MasterUnknown(kept) => self.master.moods.unknown = Some(*kept),

@@ -69,6 +69,9 @@ struct Args {
     /// A deliberate bug, to see that it is found (a build with the feature `mutants`); `list` names them
     #[arg(long)]
     mutant: Option<String>,
+    /// With several seeds: end with the first that fails
+    #[arg(long)]
+    first: bool,
     /// Do not look for the fewest faults that break it
     #[arg(long)]
     no_shrink: bool,
@@ -195,7 +198,8 @@ fn many(args: &Args, arrivals: &[Arrival]) -> ExitCode {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= args.seed + args.seeds {
+                    let enough = args.first && !total.lock().expect("nobody panics with it").3.is_empty();
+                    if seed >= args.seed + args.seeds || enough {
                         return;
                     }
                     let config = args.config(seed);

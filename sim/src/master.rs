@@ -118,6 +118,8 @@ pub(crate) struct Master {
     pub(crate) backup: Option<(BTreeMap<Key, Object>, u64)>,
     pub(crate) crash_at: Option<CrashAt>,
     pub(crate) rng: Random,
+    /// It was stopped, or waited long for its disk, until then.
+    pub(crate) held_until_ms: Millis,
     /// Faults that keep it from running.
     pub(crate) held_down: u32,
     chains: u64,
@@ -136,6 +138,7 @@ impl Master {
             backup: None,
             crash_at: None,
             rng: Random::new(seed, 2),
+            held_until_ms: 0,
             held_down: 0,
             chains: 0,
         }
@@ -143,6 +146,11 @@ impl Master {
 
     pub(crate) fn core(&self) -> Option<&Core> {
         self.process.as_ref().map(|p| p.leader.core())
+    }
+
+    /// Since when it has looked at its clock all the time; a pause or a held-up commit begins anew.
+    pub(crate) fn looks_since_ms(&self) -> Millis {
+        self.process.as_ref().map_or(Millis::MAX, |p| p.started_ms.max(self.held_until_ms))
     }
 
     /// No commit is on its way: memory is what was promised.
@@ -318,6 +326,9 @@ impl World {
 
     /// The disk has answered.
     fn commit_done(&mut self) {
+        if self.master.moods.slow_ms > 0 {
+            self.master.held_until_ms = self.now_ms;
+        }
         let Some(mut committing) = self.master.process.as_mut().and_then(|p| p.committing.take()) else { return };
         let unknown = self.master.moods.unknown.take();
         let end = (committing.done + TXN_CHANGES_MAX).min(committing.changes.len());
@@ -340,7 +351,9 @@ impl World {
         } else {
             process.leader.committed(&committing.changes[committing.done..end], revision);
             self.trace.mix(&[now_ms, 3, revision, (end - committing.done) as u64]);
-            let touched = self.checker.touched(&committing.changes[committing.done..end], process.leader.core());
+            let up_ms = now_ms - process.started_ms;
+            let changes = &committing.changes[committing.done..end];
+            let touched = self.checker.touched(changes, process.leader.core(), up_ms);
             if let Some(broken) = touched {
                 return self.broken(broken);
             }

@@ -441,6 +441,7 @@ impl World {
             return;
         }
         let run = self.master.run;
+        self.master.held_until_ms = now_ms;
         self.queue.push(now_ms, Event::Master { run, what: MasterEvent::Resumed });
         for conn in self.conns.of(|c| c.master_open) {
             self.rearm(conn, now_ms);

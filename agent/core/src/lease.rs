@@ -318,7 +318,7 @@ impl Leases {
     }
 
     fn free(&self, network: &NetworkAssignment) -> Result<Ipv4Addr, LeaseError> {
-        let known = self.networks.get(&network.id);
+        let known = self.networks.get(&network.id).filter(|_| !skein_api::mutant!("lease-reuse"));
         let fresh = network
             .blocks
             .iter()

@@ -57,6 +57,8 @@ pub(crate) struct Dispatch {
     queues: BTreeMap<NodeId, Queue>,
     /// Nodes that have something to be told.
     due: BTreeSet<NodeId>,
+    /// Nodes without a session: what they are to be told is kept, and they are not looked at in every turn.
+    parked: BTreeSet<NodeId>,
 }
 
 impl Dispatch {
@@ -70,14 +72,20 @@ impl Dispatch {
     pub(crate) fn remove_node(&mut self, node: &NodeId) {
         self.queues.remove(node);
         self.due.remove(node);
+        self.parked.remove(node);
     }
 
     /// Looks at a document again. Of a node that is not (or no longer) there nothing is kept.
     pub(crate) fn mark(&mut self, node: &NodeId, key: String) {
+        if skein_api::mutant!("lost-mark") && key.bytes().map(u32::from).sum::<u32>().is_multiple_of(8) {
+            return;
+        }
         let Some(queue) = self.queues.get_mut(node) else { return };
         if !queue.full {
             queue.dirty.insert(key);
-            self.due.insert(node.clone());
+            if !self.parked.contains(node) {
+                self.due.insert(node.clone());
+            }
         }
     }
 
@@ -247,12 +255,23 @@ impl Core {
     /// nothing needs to be told; false too for a node that is not there, which is told nothing.
     pub fn dispatch_open(&mut self, node: &NodeId, same_chain: bool, generation: u64) -> bool {
         let Some(queue) = self.dispatch.queues.get_mut(node) else { return false };
-        if !same_chain || queue.generation != generation {
+        if !same_chain || (queue.generation != generation && !skein_api::mutant!("generation-ignored")) {
             queue.full = true;
             queue.dirty.clear();
+        }
+        self.dispatch.parked.remove(node);
+        let current = !queue.full && queue.dirty.is_empty();
+        if !current {
             self.dispatch.due.insert(node.clone());
         }
-        !self.dispatch.due.contains(node)
+        current
+    }
+
+    /// A node has no session: it is not due before its next one begins, whatever changes for it.
+    pub(crate) fn dispatch_park(&mut self, node: &NodeId) {
+        if self.dispatch.due.remove(node) {
+            self.dispatch.parked.insert(node.clone());
+        }
     }
 
     /// Nodes that have something to be told, in order.
@@ -294,6 +313,9 @@ impl Core {
     fn all_keys(&self, node: &NodeId) -> BTreeSet<String> {
         let model = &self.model;
         let mut keys: BTreeSet<String> = model.node_tasks(node).map(|t| format!("task/{}", t.id)).collect();
+        if skein_api::mutant!("foreign-objects") {
+            keys.extend(model.tasks.keys().map(|id| format!("task/{id}")));
+        }
         for network in model.node_networks(node) {
             keys.extend(network_keys(model, network, node));
         }
@@ -306,7 +328,9 @@ impl Core {
         let mut parts = key.split('/');
         let (kind, first, second) = (parts.next()?, parts.next()?, parts.next());
         if kind == "task" {
-            let task = self.model.tasks.get(&TaskId::new(first)).filter(|t| t.node.as_ref() == Some(node))?;
+            let own =
+                |t: &&std::sync::Arc<Task>| t.node.as_ref() == Some(node) || skein_api::mutant!("foreign-objects");
+            let task = self.model.tasks.get(&TaskId::new(first)).filter(own)?;
             return Some(Assignment::Task(Box::new(self.task_document(task))));
         }
         let id = NetworkId::new(first);

@@ -175,6 +175,9 @@ impl<S, R> Leader<S, R> {
     /// The store did not take what is still to be committed, or does not know. Memory goes back to what is known to be
     /// durable, the turn's answers become refusals, and nothing can be changed until [`Leader::resumed`].
     pub fn refused(&mut self, why: String) {
+        if skein_api::mutant!("no-rollback") {
+            return;
+        }
         self.core.rollback();
         let refusal = ApiError::new("not_stored", format!("the change was not made durable: {why}"))
             .with_hint("try again; skein info shows whether the store takes writes");
@@ -212,10 +215,13 @@ impl<S, R> Leader<S, R> {
         removed.into_iter().map(|node| (node.clone(), self.sessions.remove(&node).map(|s| s.link))).collect()
     }
 
-    /// Nodes that have a session and something to be told, in order.
-    pub fn due(&self) -> Vec<NodeId> {
-        let mut due = self.core.dispatch_due();
-        due.retain(|node| self.sessions.contains_key(node));
+    /// Nodes that have a session and something to be told, in order. O(those nodes): the others are looked at once.
+    pub fn due(&mut self) -> Vec<NodeId> {
+        let (due, without): (Vec<_>, Vec<_>) =
+            self.core.dispatch_due().into_iter().partition(|node| self.sessions.contains_key(node));
+        for node in &without {
+            self.core.dispatch_park(node);
+        }
         due
     }
 

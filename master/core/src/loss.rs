@@ -81,10 +81,10 @@ impl Loss {
         let earned = passed_ms.saturating_mul(per_minute) * NODE / 60_000;
         self.credit = self.credit.saturating_add(earned).min(at_once * NODE);
         let mut gone = Vec::new();
-        while self.credit >= NODE
+        while (self.credit >= NODE || skein_api::mutant!("mass-loss"))
             && let Some((_, node)) = self.waiting.pop_first()
         {
-            self.credit -= NODE;
+            self.credit = self.credit.saturating_sub(NODE);
             self.given_up.insert(node.clone());
             gone.push(node);
         }

@@ -214,6 +214,7 @@ impl Core {
     /// host that was cut off may still run containers with its addresses.
     fn free_block(&self, network: &NetworkId, count: u32, usable: impl Fn(u32) -> bool) -> Option<u32> {
         let owned = self.model.owned_blocks(network);
+        let owned = if skein_api::mutant!("block-twice") { Default::default() } else { owned };
         let mut freed: BTreeMap<u32, UnixMillis> = BTreeMap::new();
         for node in self.model.removed_nodes.values() {
             for (_, index) in node.blocks.iter().filter(|(n, _)| n == network) {

@@ -152,7 +152,8 @@ impl Index {
         load.nano_cpus -= u128::from(task.reservations.nano_cpus);
         load.mem_bytes -= u128::from(task.reservations.mem_bytes);
         load.tasks -= 1;
-        for port in task.ports.iter().filter(|port| port.host_port != 0) {
+        let claimed = task.ports.iter().filter(|port| port.host_port != 0);
+        for port in claimed.filter(|_| !skein_api::mutant!("stale-index-bit")) {
             release_in(&mut self.ports, &(port.protocol, port.host_port), &(idx, HostAddr::of(port)));
         }
         if let Some(service) = &task.service {
