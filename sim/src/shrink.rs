@@ -23,25 +23,28 @@ pub fn run(config: &Config, arrivals: &[Arrival]) -> Outcome {
     })
 }
 
-/// The numbers of faults without which the run passes, after at most `runs_max` runs. `failing` has the whole schedule.
+/// The fewest faults with which the world still fails, after at most `runs_max` runs.
 pub fn shrink(config: &Config, arrivals: &[Arrival], faults: Vec<u32>, runs_max: usize) -> Vec<u32> {
-    let mut kept = faults;
-    let mut parts = 2;
-    let mut runs = 0;
-    let fails = |only: &[u32]| {
+    fewest(faults, runs_max, |only| {
         let config = Config { only: Some(only.to_vec()), ..config.clone() };
         run(&config, arrivals).verdict != Verdict::Passed
-    };
+    })
+}
+
+/// A subset of `all` of which no part can be left out, as far as `runs_max` questions tell. `fails` holds for `all`.
+pub fn fewest(all: Vec<u32>, runs_max: usize, mut fails: impl FnMut(&[u32]) -> bool) -> Vec<u32> {
     if fails(&[]) {
         return Vec::new();
     }
+    let mut kept = all;
+    let mut parts = 2;
+    let mut runs = 1;
     while kept.len() > 1 && runs < runs_max {
         let size = kept.len().div_ceil(parts);
         let without = |at: usize| -> Vec<u32> {
             kept.chunks(size).enumerate().filter(|(i, _)| *i != at).flat_map(|(_, c)| c.iter().copied()).collect()
         };
-        let chunks = kept.len().div_ceil(size);
-        let smaller = (0..chunks).map(without).find(|rest| {
+        let smaller = (0..kept.len().div_ceil(size)).map(without).find(|rest| {
             runs += 1;
             runs <= runs_max && fails(rest)
         });

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{bench, demo, fuzz, lab, setup, test, tidy, ui};
+use crate::{bench, demo, fuzz, lab, setup, sim, test, tidy, ui};
 
 /// Automation of this repository
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Several hosts with an engine each, on this machine
     Lab(lab::cli::LabArgs),
+    /// Simulate whole clusters with faults, each from one seed
+    Sim(sim::SimArgs),
     /// Install what the lab, the tests and the demo need from the distribution's packages
     Setup(SetupArgs),
     /// Run every check and every test, as CI does
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Lab(args) => lab::cli::main(args).map(|()| ExitCode::SUCCESS),
+        Command::Sim(args) => sim::run(&args),
         Command::Setup(args) => setup::ensure(args.yes).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
         Command::Tidy => tidy::run(&repository_root()).map(|()| ExitCode::SUCCESS),

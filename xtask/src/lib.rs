@@ -8,6 +8,7 @@
 //! - [`fuzz`]: bad input for parsers, for as long as asked
 //! - [`lab`]: several hosts with an engine each, on this machine
 //! - [`setup`]: what a host needs, and its installation
+//! - [`sim`]: whole clusters in one thread, from one seed
 //! - [`test`](mod@test): what CI runs, in order
 //! - [`tidy`]: rules of this repository that no other tool checks
 //! - [`ui`]: lines on standard error
@@ -19,6 +20,7 @@ pub mod demo;
 pub mod fuzz;
 pub mod lab;
 pub mod setup;
+pub mod sim;
 pub mod test;
 pub mod tidy;
 pub mod ui;

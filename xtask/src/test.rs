@@ -1,6 +1,6 @@
 //! `cargo xtask test`: what CI runs, in order, each with a heading and its time.
 //!
-//! Set-up, format, tidy, clippy, documentation, doctests, licences and bans, the programs that the end-to-end tests
+//! Set-up, format, tidy, clippy, documentation, doctests, licences and bans, the simulation, the programs that the end-to-end tests
 //! start, then every test in one run. The last comes last whatever the others say, and nothing is printed after it, so
 //! that the end of the output is the test runner's own summary. A failed check is named before that run and in the
 //! exit code.
@@ -15,7 +15,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::cli::repository_root;
-use crate::{setup, tidy, ui};
+use crate::{setup, sim, tidy, ui};
 
 /// Arguments of `test`.
 #[derive(Debug, Clone, Args)]
@@ -54,7 +54,13 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     if !args.fast {
         step("set-up", || setup::ensure(args.yes))?;
     }
-    let failed = checks(&root);
+    let mut failed = checks(&root);
+    if args.filters.is_empty()
+        && let Err(error) = step("simulation", || sim::check(&root))
+    {
+        ui::error(&error);
+        failed.push("simulation");
+    }
     step("programs", || build_programs(&root))?;
     let command = test_command(&root, args)?;
     if failed.is_empty() {
@@ -292,7 +298,7 @@ fn is_cargo_run_variable(name: &str) -> bool {
     CARGO_RUN_VARIABLES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn must(command: Command) -> anyhow::Result<()> {
+pub(crate) fn must(command: Command) -> anyhow::Result<()> {
     let line = line(&command);
     if !status(command)? {
         bail!("failed to pass `{line}`");

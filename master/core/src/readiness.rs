@@ -123,7 +123,15 @@ impl Core {
         };
         let new = addresses(task);
         if !self.readiness.held.is_empty() {
-            self.readiness.held.retain(|(task, network), _| task != id || new.contains(network));
+            // It is held back no more, and nothing else tells its own host: the endpoint is what it was.
+            let dispatch = &mut self.dispatch;
+            self.readiness.held.retain(|(task, network), _| {
+                let gone = task == id && !new.contains(network);
+                if gone {
+                    dispatch.mark(node, format!("endpoint/{network}/{id}"));
+                }
+                !gone
+            });
         }
         for network in new.difference(&old) {
             let others = self.model.members(network).filter(|n| *n != node && self.is_ready(n));
