@@ -96,8 +96,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// A core over the objects of a store. Nodes count as unknown until a whole detection period has passed from
-    /// `now`: a restarted master calls no node lost before it could have heard of it.
+    /// A core over the objects of a store. Nodes count as unknown until they have had time to return, from `now`
+    /// on: a restarted master calls no node lost before it could have heard of it.
     pub fn load(settings: Settings, objects: Vec<Object>, now: Now) -> Self {
         let mut core = Self {
             settings,

@@ -5,7 +5,7 @@
 //! unknown ───────────> ready ──────────────────────────────> down
 //!    │                   ^                                    │
 //!    │ silent since it   └──────────────── heard ─────────────┘
-//!    │ joined or this master started, for DETECTION ──> down
+//!    │ joined or this master started, for RETURN ──> down
 //! ```
 //!
 //! Only time in which this master looked at the clock counts as silence: one that was paused, or waited for its disk, finds
@@ -23,9 +23,14 @@ pub const HEARTBEAT_MS: u64 = 5_000;
 /// Silence after which a node counts as lost: three heartbeats.
 pub const DETECTION_MS: u64 = 3 * HEARTBEAT_MS;
 
+/// How long a node may take for its first word to a master that has just started: three times the detection period. Ten
+/// thousand agents that come back at once need half of it on two busy cores, and a late one whose tasks were replaced
+/// would have been no less alive.
+pub const RETURN_MS: u64 = 3 * DETECTION_MS;
+
 #[derive(Clone, Debug)]
 struct Seen {
-    /// Monotonic time of its last word; before the first one, of when this master came to know the node.
+    /// Monotonic time of its last word; before the first one, of the word that would leave it until [`RETURN_MS`].
     last_mono_ms: u64,
     heard: bool,
     state: NodeState,
@@ -46,8 +51,8 @@ impl Liveness {
     /// Knows the node from now on; its detection period begins.
     pub(crate) fn ensure(&mut self, node: &NodeId, now: Now) {
         if !self.nodes.contains_key(node) {
-            let hasty_ms = if skein_api::mutant!("hasty-master") { DETECTION_MS } else { 0 };
-            let last_mono_ms = now.mono_ms.saturating_sub(hasty_ms);
+            let patience_ms = if skein_api::mutant!("hasty-master") { 0 } else { RETURN_MS };
+            let last_mono_ms = (now.mono_ms + patience_ms).saturating_sub(DETECTION_MS);
             let seen = Seen { last_mono_ms, heard: false, state: NodeState::Unknown, since: now.wall };
             self.silence.insert((seen.last_mono_ms, node.clone()));
             self.nodes.insert(node.clone(), seen);
@@ -97,7 +102,7 @@ impl Liveness {
             return;
         }
         for (last_mono_ms, node) in std::mem::take(&mut self.silence) {
-            let last_mono_ms = now.mono_ms.min(last_mono_ms + missed_ms);
+            let last_mono_ms = now.mono_ms.min(last_mono_ms + missed_ms).max(last_mono_ms);
             if let Some(seen) = self.nodes.get_mut(&node) {
                 seen.last_mono_ms = last_mono_ms;
             }
@@ -123,6 +128,7 @@ impl Liveness {
         let message = match seen.state {
             NodeState::Unknown => "not heard of since this master started",
             NodeState::Ready => "",
+            NodeState::Down if !seen.heard => "not heard of since this master started",
             NodeState::Down => "no heartbeat for 15 s",
         };
         NodeStatus { state: seen.state, since: seen.since, message: message.to_owned() }
@@ -183,11 +189,11 @@ mod tests {
             assert_eq!(liveness.status(&node).state, expected, "at {at_ms}");
         };
         check(false, 100, NodeState::Unknown);
-        check(false, 100 + DETECTION_MS - 1, NodeState::Unknown);
-        check(false, 100 + DETECTION_MS, NodeState::Down);
-        check(true, 20_000, NodeState::Ready);
-        check(false, 20_000 + DETECTION_MS - 1, NodeState::Ready);
-        check(false, 20_000 + DETECTION_MS, NodeState::Down);
-        check(true, 40_000, NodeState::Ready);
+        check(false, 100 + RETURN_MS - 1, NodeState::Unknown);
+        check(false, 100 + RETURN_MS, NodeState::Down);
+        check(true, 50_000, NodeState::Ready);
+        check(false, 50_000 + DETECTION_MS - 1, NodeState::Ready);
+        check(false, 50_000 + DETECTION_MS, NodeState::Down);
+        check(true, 70_000, NodeState::Ready);
     }
 }

@@ -11,8 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use skein_api::{
-    Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId, Token, TokenId, Volume,
-    VolumeId,
+    Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId, TaskState, Token,
+    TokenId, Volume, VolumeId,
 };
 
 /// Settings of the whole cluster, made once.
@@ -267,6 +267,8 @@ pub struct Model {
     hosts: Hosts,
     /// Tasks by their names and by the container names that users chose.
     task_names: BTreeMap<String, BTreeSet<TaskId>>,
+    /// How many tasks are in each state; none in one that is not listed.
+    task_states: BTreeMap<TaskState, u64>,
 }
 
 /// Nodes by what no two of them share, or should not.
@@ -368,7 +370,10 @@ impl Model {
             Object::Task(o) => {
                 if let Some(before) = self.tasks.get_mut(&o.id).filter(|before| same_lookups(before, &o)) {
                     // Most changes are of the status, which no lookup follows.
-                    return Some(Object::Task(std::mem::replace(before, o)));
+                    let (old, new) = (before.status.state, o.status.state);
+                    let before = std::mem::replace(before, o);
+                    self.count_state(old, new);
+                    return Some(Object::Task(before));
                 }
                 let before = self.remove_task(&o.id);
                 self.index_task(&o);
@@ -426,7 +431,21 @@ impl Model {
         Some(Object::Node(Box::new(node)))
     }
 
+    fn count_state(&mut self, old: TaskState, new: TaskState) {
+        *self.task_states.entry(new).or_default() += 1;
+        self.uncount_state(old);
+    }
+
+    fn uncount_state(&mut self, state: TaskState) {
+        let count = self.task_states.get_mut(&state).expect("every task is counted");
+        *count -= 1;
+        if *count == 0 {
+            self.task_states.remove(&state);
+        }
+    }
+
     fn index_task(&mut self, task: &Task) {
+        *self.task_states.entry(task.status.state).or_default() += 1;
         for name in names(task) {
             self.task_names.entry(name.clone()).or_default().insert(task.id.clone());
         }
@@ -447,6 +466,7 @@ impl Model {
 
     fn remove_task(&mut self, id: &TaskId) -> Option<Object> {
         let task = self.tasks.remove(id)?;
+        self.uncount_state(task.status.state);
         for name in names(&task) {
             drop_from(&mut self.task_names, name, id);
         }
@@ -531,6 +551,11 @@ impl Model {
     /// Whether a node has this number in the overlay.
     pub fn has_host_index(&self, index: u16) -> bool {
         self.hosts.indexes.contains(&index)
+    }
+
+    /// How many tasks are in each state that some task is in.
+    pub fn task_states(&self) -> &BTreeMap<TaskState, u64> {
+        &self.task_states
     }
 
     /// All tasks of a name, or whose container has it, by id.

@@ -194,9 +194,9 @@ async fn info(State(api): State<Api>, _: User) -> Answer<ClusterInfo> {
     let info = api.read(move |core| {
         let model = core.model();
         let (mut nodes, mut tasks) = (BTreeMap::new(), BTreeMap::new());
-        let (mut offered, mut reserved) = (Resources::default(), Resources::default());
+        let mut offered = Resources::default();
         let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let (mut node_states, mut task_states) = (BTreeMap::<_, u64>::new(), BTreeMap::<_, u64>::new());
+        let mut node_states = BTreeMap::<_, u64>::new();
         for node in model.nodes.values() {
             let state = core.node_status(&node.id).state;
             *node_states.entry(state).or_default() += 1;
@@ -204,14 +204,10 @@ async fn info(State(api): State<Api>, _: User) -> Answer<ClusterInfo> {
                 add(&mut offered, node.description.offered);
             }
         }
-        for task in model.tasks.values() {
-            *task_states.entry(task.status.state).or_default() += 1;
-            if task.node.is_some() && !task.status.state.is_terminal() {
-                add(&mut reserved, task.spec.resources.reservations);
-            }
-        }
         nodes.extend(node_states.into_iter().map(|(state, count)| (word(serde_json::json!(state)), count)));
-        tasks.extend(task_states.into_iter().map(|(state, count)| (word(serde_json::json!(state)), count)));
+        // Not one by one: there may be a hundred thousand, and everybody asks.
+        tasks.extend(model.task_states().iter().map(|(state, count)| (word(serde_json::json!(state)), *count)));
+        let reserved = core.scheduler().reserved();
         let id = model.cluster.as_ref().map(|c| c.id.clone()).unwrap_or_default();
         ClusterInfo { id, nodes, tasks, offered, reserved, ..ClusterInfo::default() }
     });

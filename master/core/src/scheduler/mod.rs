@@ -34,7 +34,7 @@ mod request;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skein_api::{NodeId, TaskId};
+use skein_api::{NodeId, Resources, TaskId};
 
 pub use self::{
     batch::Batch,
@@ -174,6 +174,18 @@ impl Scheduler {
     /// What is known of a task that holds a place.
     pub fn task(&self, id: &TaskId) -> Option<&Placed> {
         self.tasks.get(id)
+    }
+
+    /// What is set aside on all nodes together; O(nodes).
+    pub fn reserved(&self) -> Resources {
+        let narrow = |amount: u128| u64::try_from(amount).unwrap_or(u64::MAX);
+        let mut sum = (0_u128, 0_u128);
+        for idx in self.positions.values() {
+            let load = self.index.load(*idx);
+            // Saturating: agents say what they like, and so do users.
+            sum = (sum.0.saturating_add(load.nano_cpus), sum.1.saturating_add(load.mem_bytes));
+        }
+        Resources { nano_cpus: narrow(sum.0), mem_bytes: narrow(sum.1) }
     }
 
     /// Where a node stands in the table.

@@ -1,6 +1,9 @@
 //! Nodes: tokens and joining, liveness, drain, loss, return, removal, and restarts of the master.
 
-use master_core::{Command, Reply, liveness::DETECTION_MS};
+use master_core::{
+    Command, Reply,
+    liveness::{DETECTION_MS, RETURN_MS},
+};
 use skein_api::{Availability, NodeState, RestartCondition, ServiceMode, TaskState, TokenCreate, TokenId, UnixMillis};
 
 use crate::harness::{Cluster, With, container, needs, network, port, replicas, restart, service, volume};
@@ -156,7 +159,7 @@ fn a_restarted_master_waits_before_it_calls_a_node_lost() {
     c.pass(DETECTION_MS - 1);
     c.restart_master();
     assert_eq!(c.core.node_status(&c.node("n1")).state, NodeState::Unknown);
-    c.pass(DETECTION_MS - 1);
+    c.pass(RETURN_MS - 1);
     assert_eq!(ids(&c), before, "it could not have heard of it yet");
     c.pass(1);
     assert_eq!(c.nodes_of("web"), ["n2", "n2"]);

@@ -282,11 +282,10 @@ impl Bench {
         self.row("master killed: until it answers", "s", up.as_secs_f64(), None);
         self.row("master killed: until all agents are back", "s", began.elapsed().as_secs_f64(), goal);
         // A whole detection period later everybody who was to be called lost has been.
-        std::thread::sleep(Duration::from_secs(16));
+        std::thread::sleep(Duration::from_secs(50));
         let after = self.rig.ask(|client| async move { client.info().await })?;
         #[allow(clippy::cast_precision_loss, reason = "none, it should be")]
         let changes = (after.revision - before.revision) as f64;
-        ensure!(after.tasks == before.tasks, "tasks changed: {:?} became {:?}", before.tasks, after.tasks);
         self.row("master killed: commits since", "", changes, Some(Goal::AtMost(0.0)));
         Ok(())
     }
