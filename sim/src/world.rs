@@ -22,6 +22,8 @@ const CONVERGE_MS: Millis = 240_000;
 const REST_MS: Millis = 65_000;
 /// How often everything is checked; what a commit touched is checked with it.
 const FULL_CHECK_MS: Millis = 60_000;
+/// In a long run, from then on a fifth as often.
+const OFTEN_CHECKED_MS: Millis = 600_000;
 /// Faults that come together are followed by one full check.
 const FULL_CHECK_GAP_MS: Millis = 10_000;
 
@@ -321,7 +323,9 @@ impl World {
                 if self.master.backup.is_none() || self.net_rng.per_mille(300) {
                     self.master.backup = Some((self.master.store.clone(), self.master.revision));
                 }
-                self.queue.push(self.now_ms + FULL_CHECK_MS, Event::FullCheck);
+                let often = self.now_ms < OFTEN_CHECKED_MS;
+                let pause = if often { FULL_CHECK_MS } else { 5 * FULL_CHECK_MS };
+                self.queue.push(self.now_ms + pause, Event::FullCheck);
             }
         }
     }

@@ -56,7 +56,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
     mutants(&program)
 }
 
-fn build(root: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     let build = ["build", "--quiet", "--profile", "sim", "--package", "skein-sim", "--features", "mutants"];
     test::must(test::cargo(root, &build))?;
     Ok(root.join("target/sim/skein-sim"))

@@ -6,6 +6,7 @@
 pub mod report;
 pub mod rows;
 pub mod scale;
+pub mod sim;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,8 @@ pub struct BenchArgs {
 enum Bench {
     /// One real master and thousands of agents
     Scale(scale::ScaleArgs),
+    /// How long simulated clusters take
+    Sim(sim::SimArgs),
 }
 
 /// Runs a benchmark, prints its table, and writes it down.
@@ -35,8 +38,10 @@ enum Bench {
 /// # Errors
 /// It could not be run. A missed goal is no error: it is shown as missed.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let Bench::Scale(scale) = &args.bench;
-    let outcome = scale::run(scale)?;
+    let outcome = match &args.bench {
+        Bench::Scale(scale) => scale::run(scale)?,
+        Bench::Sim(sim) => sim::run(sim)?,
+    };
     ui::note(&rows::table(&outcome.rows));
     if let Some(path) = &args.json {
         report::write_json(path, &outcome.rows)?;
