@@ -1,7 +1,7 @@
 //! Automation of this repository: set-up, checks, the lab, the demo.
 //!
 //! A library as well as a program, since the end-to-end tests run in the same lab and check the same needs. Modules:
-//! - [`bench`]: benchmarks, and the page that their figures stand on
+//! - [`bench`](mod@bench): benchmarks, and the page that their figures stand on
 //! - [`cli`]: the commands of `cargo xtask`; the one place where they are wired
 //! - [`cluster`]: a real cluster in a lab
 //! - [`demo`]: the main job, shown and verified

@@ -1,6 +1,6 @@
 //! `cargo xtask sim`: whole clusters in one thread, from one seed, with faults; docs/simulation.md says how to read it.
 //!
-//! Builds `skein-sim` in the profile `sim`, with its deliberate bugs, and passes the arguments on. [`check`] is what CI
+//! Builds `skein-sim` in the profile `sim`, with its deliberate bugs, and passes the arguments on. `check` is what CI
 //! runs of it: many small worlds, a large one, and each deliberate bug, which must be found.
 
 use std::path::{Path, PathBuf};

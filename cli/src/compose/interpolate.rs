@@ -185,7 +185,7 @@ fn required(name: &str, colon: bool, reason: &str) -> String {
 const PROBLEMS_MAX: usize = 100;
 
 /// Replaces the variables in all values of a tree. Each variable that became nothing is a warning, once, up to
-/// [`PROBLEMS_MAX`] of them; so are errors.
+/// `PROBLEMS_MAX` of them; so are errors.
 pub fn interpolate_tree(
     node: &mut Node,
     sources: &Sources,
