@@ -28,9 +28,9 @@ async fn resolver() -> (SocketAddr, JoinSet<()>) {
         }
         m.to_vec().unwrap()
     };
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (udp, tcp) = pair();
+    let (udp, tcp) = (UdpSocket::from_std(udp).unwrap(), TcpListener::from_std(tcp).unwrap());
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut buffer = [0; 1500];
