@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::{
     engine::Moods,
+    host::Host,
     master::CrashAt,
     net::{AGENT_SILENCE_MS, End, MASTER_SILENCE_MS},
     queue::Millis,
@@ -226,19 +227,18 @@ fn fault(rng: &mut Random, kind: u64, hosts: u32) -> (Kind, Millis) {
 impl World {
     /// A fault of the schedule begins.
     pub(crate) fn fault_begins(&mut self, at: u32) {
-        let fault = self.faults[at as usize].clone();
+        let Fault { kind, for_ms, .. } = self.faults[at as usize].clone();
         self.stats.faults += 1;
         self.trace.mix(&[self.now_ms, 5, u64::from(at)]);
-        self.trace.line(self.now_ms, || format!("fault {at}: {:?} for {} ms", fault.kind, fault.for_ms));
-        let hosts = self.hosts.len() as u32;
-        match &fault.kind {
+        self.trace.line(self.now_ms, || format!("fault {at}: {kind:?} for {for_ms} ms"));
+        match &kind {
             Kind::MasterCrash(None) => {
                 self.master.held_down += 1;
                 self.master_crash();
             }
             Kind::MasterCrash(point) => self.master.crash_at = *point,
             Kind::MasterPause => {
-                self.master.paused_until = self.now_ms + fault.for_ms;
+                self.master.paused_until = self.now_ms + for_ms;
                 self.master.held_until_ms = self.master.paused_until;
             }
             Kind::MasterDiskFull => self.master.moods.full = true,
@@ -246,72 +246,44 @@ impl World {
             Kind::MasterUnknown(kept) => self.master.moods.unknown = Some(*kept),
             Kind::MasterRestore => self.restore(),
             Kind::MasterClock(by) => self.master.clock.offset_ms += by,
-            Kind::AgentCrash(some) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].held_down += 1;
-                    self.agent_crash(host);
-                }
-            }
-            Kind::AgentPause(some) => {
-                for host in some.list(hosts) {
-                    self.agent_pause(host, fault.for_ms);
-                }
-            }
-            Kind::HostReboot(some) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].held_down += 1;
-                    self.host_off(host);
-                }
-            }
-            Kind::EngineRestart(some) => some.list(hosts).into_iter().for_each(|host| self.engine_stop(host)),
-            Kind::EngineMoods(some, moods) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].engine.moods = *moods;
-                }
-            }
-            Kind::ContainersDie(some) => some.list(hosts).into_iter().for_each(|host| self.containers_die(host)),
-            Kind::LedgerFull(some) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].disk_moods.full = true;
-                    self.hosts[host as usize].part();
-                }
-            }
+            Kind::AgentCrash(some) => self.each(some, Self::agent_held_down),
+            Kind::AgentPause(some) => self.each(some, |world, host| world.agent_pause(host, for_ms)),
+            Kind::HostReboot(some) => self.each(some, |world, host| {
+                world.hosts[host as usize].held_down += 1;
+                world.host_off(host);
+            }),
+            Kind::EngineRestart(some) => self.each(some, Self::engine_stop),
+            Kind::EngineMoods(some, moods) => self.each_host(some, |host| host.engine.moods = *moods),
+            Kind::ContainersDie(some) => self.each(some, Self::containers_die),
+            Kind::LedgerFull(some) => self.each_host(some, |host| {
+                host.disk_moods.full = true;
+                host.part();
+            }),
             Kind::LedgerDamaged(some) | Kind::LedgerLost(some) => {
-                let lost = matches!(fault.kind, Kind::LedgerLost(_));
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].held_down += 1;
-                    self.agent_crash(host);
-                    self.damage_ledger(host, lost);
-                }
+                let lost = matches!(kind, Kind::LedgerLost(_));
+                self.each(some, |world, host| {
+                    world.agent_held_down(host);
+                    world.damage_ledger(host, lost);
+                });
             }
-            Kind::Clock(some, by) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].clock.offset_ms += by;
-                }
-            }
-            Kind::Partition { hosts: some, up, down } => {
-                some.list(hosts).into_iter().for_each(|host| self.cut(host, *up, *down));
-            }
-            Kind::SlowNetwork { hosts: some, delay_ms, loss } => {
-                for host in some.list(hosts) {
-                    let link = &mut self.hosts[host as usize].link;
-                    (link.delay_ms, link.loss) = (*delay_ms, *loss);
-                }
+            Kind::Clock(some, by) => self.each_host(some, |host| host.clock.offset_ms += by),
+            Kind::Partition { hosts, up, down } => self.each(hosts, |world, host| world.cut(host, *up, *down)),
+            Kind::SlowNetwork { hosts, delay_ms, loss } => {
+                self.each_host(hosts, |host| (host.link.delay_ms, host.link.loss) = (*delay_ms, *loss));
             }
             Kind::MassDisconnect(some) => {
                 self.checker.disconnect_begins();
-                some.list(hosts).into_iter().for_each(|host| self.cut(host, true, true));
+                self.each(some, |world, host| world.cut(host, true, true));
             }
         }
-        self.queue.push(self.now_ms + fault.for_ms, Event::FaultEnds(at));
+        self.queue.push(self.now_ms + for_ms, Event::FaultEnds(at));
     }
 
     /// It is over.
     pub(crate) fn fault_ends(&mut self, at: u32) {
-        let fault = self.faults[at as usize].clone();
-        let hosts = self.hosts.len() as u32;
+        let kind = self.faults[at as usize].kind.clone();
         self.trace.line(self.now_ms, || format!("fault {at} ends"));
-        match &fault.kind {
+        match &kind {
             Kind::MasterCrash(None) | Kind::MasterRestore => {
                 self.master.held_down -= 1;
                 self.master_start();
@@ -321,54 +293,48 @@ impl World {
             Kind::MasterPause => self.master_resumes(),
             Kind::MasterDiskFull => self.master.moods.full = false,
             Kind::MasterDiskSlow(_) => self.master.moods.slow_ms = 0,
-            Kind::MasterUnknown(_) | Kind::ContainersDie(_) => {}
+            Kind::MasterUnknown(_) | Kind::ContainersDie(_) | Kind::AgentPause(_) => {}
             Kind::MasterClock(by) => self.master.clock.offset_ms -= by,
             Kind::AgentCrash(some) | Kind::LedgerDamaged(some) | Kind::LedgerLost(some) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].held_down -= 1;
-                    self.agent_start(host);
-                }
+                self.each(some, |world, host| {
+                    world.hosts[host as usize].held_down -= 1;
+                    world.agent_start(host);
+                });
             }
-            Kind::AgentPause(_) => {}
-            Kind::HostReboot(some) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].held_down -= 1;
-                    self.host_on(host);
-                }
-            }
-            Kind::EngineRestart(some) => some.list(hosts).into_iter().for_each(|host| self.engine_start(host)),
-            Kind::EngineMoods(some, _) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].engine.moods = Moods::default();
-                }
-            }
-            Kind::LedgerFull(some) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].disk_moods.full = false;
-                }
-            }
-            Kind::Clock(some, by) => {
-                for host in some.list(hosts) {
-                    self.hosts[host as usize].clock.offset_ms -= by;
-                }
-            }
-            Kind::Partition { hosts: some, up, down } => {
-                some.list(hosts).into_iter().for_each(|host| self.heal(host, *up, *down));
-            }
-            Kind::SlowNetwork { hosts: some, .. } => {
-                for host in some.list(hosts) {
-                    let link = &mut self.hosts[host as usize].link;
-                    (link.delay_ms, link.loss) = (0, 0);
-                }
+            Kind::HostReboot(some) => self.each(some, |world, host| {
+                world.hosts[host as usize].held_down -= 1;
+                world.host_on(host);
+            }),
+            Kind::EngineRestart(some) => self.each(some, Self::engine_start),
+            Kind::EngineMoods(some, _) => self.each_host(some, |host| host.engine.moods = Moods::default()),
+            Kind::LedgerFull(some) => self.each_host(some, |host| host.disk_moods.full = false),
+            Kind::Clock(some, by) => self.each_host(some, |host| host.clock.offset_ms -= by),
+            Kind::Partition { hosts, up, down } => self.each(hosts, |world, host| world.heal(host, *up, *down)),
+            Kind::SlowNetwork { hosts, .. } => {
+                self.each_host(hosts, |host| (host.link.delay_ms, host.link.loss) = (0, 0));
             }
             Kind::MassDisconnect(some) => {
-                some.list(hosts).into_iter().for_each(|host| self.heal(host, true, true));
-                let broken = self.checker.disconnect_ends();
-                if let Some(broken) = broken {
+                self.each(some, |world, host| world.heal(host, true, true));
+                if let Some(broken) = self.checker.disconnect_ends() {
                     self.broken(broken);
                 }
             }
         }
+    }
+
+    fn each(&mut self, some: &Hosts, mut act: impl FnMut(&mut Self, u32)) {
+        for host in some.list(self.config.agents) {
+            act(self, host);
+        }
+    }
+
+    fn each_host(&mut self, some: &Hosts, mut act: impl FnMut(&mut Host)) {
+        self.each(some, |world, host| act(&mut world.hosts[host as usize]));
+    }
+
+    fn agent_held_down(&mut self, host: u32) {
+        self.hosts[host as usize].held_down += 1;
+        self.agent_crash(host);
     }
 
     /// The store goes back to a backup; without one the master only starts anew.
