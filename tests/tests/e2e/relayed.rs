@@ -73,14 +73,19 @@ fn all(lab: &Lab, cluster: &Cluster<'_>, seed: u64) -> Result<()> {
     let from = Instant::now();
     slow_but_right(lab, cluster, &mut history, &mut checks)?;
     let [(_, packets), (_, requests)] = watched.since(from);
-    // There and back: 9.75 % on average.
+    // There and back: 9.75 % on average. More where this machine stood still for longer than a probe waits; that the
+    // relays lost as much as they were asked to, their own counters say.
     let lost = packets.lost * 1_000 / packets.sent.max(1);
-    checks.ensure("packets are lost as asked for", (70..140).contains(&lost), &packets);
+    checks.ensure("packets are lost as asked for", lost >= 70, &packets);
     checks.ensure("no request is lost", requests.lost == 0 && requests.answered > 20, &requests);
     for host in [MASTER, "h1", "h2"] {
         let relay = lab.relay_state(host)?.context("the relay is there")?;
         let counters = relay.counters;
-        checks.ensure(host, counters.lost > 0 && counters.overflowed == 0, format_args!("{counters:?}"));
+        let frames = counters.passed + counters.lost;
+        // 5 % of what the host sends, which is half of what passes; of few frames chance may lose more or fewer.
+        let as_asked =
+            if frames < 10_000 { counters.lost > 0 } else { (20..30).contains(&(counters.lost * 1_000 / frames)) };
+        checks.ensure(host, as_asked && counters.overflowed == 0, format_args!("{counters:?}"));
         // As it was, at run time.
         lab.relay(host, Impairment::default(), 0)?;
     }
