@@ -1,6 +1,8 @@
 //! What `skein-master` and `skein-agent` have in common as processes: how a configuration file is read and refused, how
 //! they log, how they are told to end, how they say why they failed. Knows nothing of what either does.
 
+mod lock;
+
 use std::{
     error::Error,
     fmt::Write as _,
@@ -8,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
 };
+
+pub use lock::lock_soon;
 
 use serde::{Deserialize, de::DeserializeOwned};
 

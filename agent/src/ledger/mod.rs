@@ -19,8 +19,6 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
-    time::{Duration, Instant},
 };
 
 pub use agent_core::{AssignmentChange, Head};
@@ -118,27 +116,6 @@ struct Inner {
     damage: Option<String>,
 }
 
-/// How long a killed predecessor may take to go: the kernel gives its lock back after its memory, and whoever restarts
-/// an agent need not wait for that.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
-
-/// Between two attempts.
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
-
-/// Whether the lock was had in time.
-fn lock_within(file: &fs::File, wait: Duration) -> bool {
-    let deadline = Instant::now() + wait;
-    loop {
-        if rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        thread::sleep(LOCK_PAUSE);
-    }
-}
-
 impl Ledger {
     /// Opens the ledger in `dir`, which is made if it is absent (mode 0700).
     ///
@@ -149,7 +126,7 @@ impl Ledger {
         let open_error = |source| LedgerError::Open { path: path.clone(), source };
         make_dir(dir).map_err(open_error)?;
         let lock = fs::OpenOptions::new().create(true).append(true).open(dir.join("lock")).map_err(open_error)?;
-        if !lock_within(&lock, LOCK_WAIT) {
+        if !skein_daemon::lock_soon(&lock).map_err(open_error)? {
             return Err(LedgerError::Locked { path: dir.to_owned() });
         }
         let Loaded { log, records, damage } = Log::open(&path).map_err(open_error)?;

@@ -56,18 +56,6 @@ fn assignments_and_local_documents_survive() {
 }
 
 #[test]
-fn a_predecessor_that_is_going_is_waited_for() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let ledger = Ledger::open(dir.path()).expect("opens");
-    let going = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(150));
-        drop(ledger);
-    });
-    Ledger::open(dir.path()).expect("opens as soon as the other is gone");
-    going.join().expect("no panic");
-}
-
-#[test]
 fn changes_must_build_on_what_is_there() {
     let dir = tempfile::tempdir().expect("a directory");
     let ledger = Ledger::open(dir.path()).expect("opens");

@@ -3,7 +3,7 @@
 //! Owns: the store's directory, its lock, the creation of the file in one step. Must not know: what is in the file.
 
 use std::fmt::Debug;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -51,7 +51,8 @@ impl DirMedium {
     /// Locks the store's directory, which is made when it does not exist (mode 0700: the store holds private keys).
     ///
     /// # Errors
-    /// [`StoreError::InUse`] when another process (or another store of this one) has it; [`StoreError::Io`].
+    /// [`StoreError::InUse`] when another process (or another store of this one) still has it after two seconds;
+    /// [`StoreError::Io`].
     pub fn lock(dir: &Path) -> Result<Self, StoreError> {
         let io_error = |verb| move |source| StoreError::Io { verb, path: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make directory"))?;
@@ -65,15 +66,11 @@ impl DirMedium {
             .mode(0o600)
             .open(&path)
             .map_err(io_error("open the lock file in"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                // Only for the message: the holder may be about to write it, or of another user.
-                let _ = lock.read_to_string(&mut pid);
-                return Err(StoreError::InUse { path: dir.to_owned(), pid: pid.trim().parse().ok() });
-            }
-            Err(TryLockError::Error(source)) => return Err(io_error("lock")(source)),
+        if !skein_daemon::lock_soon(&lock).map_err(io_error("lock"))? {
+            let mut pid = String::new();
+            // Only for the message: the holder may be about to write it, or of another user.
+            let _ = lock.read_to_string(&mut pid);
+            return Err(StoreError::InUse { path: dir.to_owned(), pid: pid.trim().parse().ok() });
         }
         // A full disk must not keep a store from being read, and the id is only for the message above.
         let _ = lock
