@@ -563,6 +563,11 @@ impl Model {
         self.task_names.get(name).into_iter().flatten().map(|id| &*self.tasks[id])
     }
 
+    /// How many tasks have no service. O(services).
+    pub fn container_tasks(&self) -> usize {
+        self.tasks.len() - self.service_tasks.values().map(BTreeSet::len).sum::<usize>()
+    }
+
     /// All tasks of a service, by id.
     pub fn service_tasks(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
         self.service_tasks.get(service).into_iter().flatten().map(|id| &*self.tasks[id])

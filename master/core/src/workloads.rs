@@ -25,6 +25,10 @@ use crate::{
 /// Most replicas of one service. A slot is a small integer in names and in DNS answers; 65,535 is far above both.
 const REPLICAS_MAX: u32 = 65_535;
 
+/// Most tasks that a cluster is asked to run, those of global services counted on each node. A master holds some 5 KB
+/// for each (docs/limits.md): a mistyped number is refused before it takes the memory of the machine.
+const TASKS_MAX: u64 = 250_000;
+
 impl Core {
     pub(crate) fn stack_apply(&self, apply: &StackApply, ctx: &Context) -> Decision {
         let stack = &apply.stack;
@@ -38,6 +42,7 @@ impl Core {
         }
         plan_volumes(self, stack, &mut plan);
         self.plan_orphans(apply, &mut plan, &mut changes);
+        self.check_tasks(&changes, 0)?;
         plan.items.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         let changes = if apply.dry_run { Vec::new() } else { changes };
         Ok((changes, Reply::Plan(plan)))
@@ -232,6 +237,32 @@ impl Core {
         Ok(())
     }
 
+    /// Refuses what would ask for more tasks than a cluster may have: these changes of services and so many container
+    /// tasks more. What asks for no more than there is already passes, whatever the number. O(services).
+    fn check_tasks(&self, changes: &[Change], containers: u64) -> Result<(), ApiError> {
+        let of = |service: &Service| match service.spec.mode {
+            ServiceMode::Replicated(n) => u64::from(n),
+            ServiceMode::Global => self.model.nodes.len() as u64,
+        };
+        let there = self.model.services.values().map(of).sum::<u64>() + self.model.container_tasks() as u64;
+        let (mut more, mut less) = (containers, 0);
+        for change in changes {
+            let (id, after) = match change {
+                Change::Upsert(Object::Service(service)) => (service.id.clone(), of(service)),
+                Change::Delete(Key { kind: Kind::Service, id }) => (ServiceId::new(id.clone()), 0),
+                _ => continue,
+            };
+            more += after;
+            less += self.model.services.get(&id).map_or(0, of);
+        }
+        let wanted = there + more - less;
+        if wanted <= TASKS_MAX.max(there) {
+            return Ok(());
+        }
+        let message = format!("that would be {wanted} tasks in all; a cluster runs at most {TASKS_MAX}");
+        Err(ApiError::new("cluster_full", message).with_hint("skein service ls"))
+    }
+
     /// A container name must be nobody else's.
     fn check_container_name(&self, name: &str, service: Option<&str>) -> Result<(), ApiError> {
         check_name("container", name)?;
@@ -365,6 +396,7 @@ impl Core {
         let id = TaskId::new(rng.id());
         let name = if create.name.is_empty() { format!("run-{}", id.short()) } else { create.name.clone() };
         self.check_container_name(&name, None)?;
+        self.check_tasks(&[], 1)?;
         let networks: Vec<Network> =
             create.spec.networks.iter().filter_map(|a| self.model.network(&a.network)).cloned().collect();
         if let Some(network) = networks.iter().find(|n| is_removed(n)) {

@@ -51,6 +51,23 @@ fn expressions() {
 }
 
 #[test]
+fn more_tasks_than_a_cluster_runs() {
+    let mut c = Cluster::with_nodes(1);
+    let of = |name: &str, n| service(name).with(|s| replicas(s, n));
+    let many = |last| vec![of("a", 65_535), of("b", 65_535), of("c", 65_535), of("d", last)];
+    let error = c.refused(up(many(53_396)), "cluster_full");
+    assert_eq!(error.message, "that would be 250001 tasks in all; a cluster runs at most 250000");
+    let plan = |services| {
+        let stack = stack(services);
+        Command::StackApply(Box::new(StackApply { stack, dry_run: true, ..StackApply::default() }))
+    };
+    c.ok(plan(many(53_395)));
+    c.ok(Command::ContainerCreate(Box::new(container("one"))));
+    c.refused(plan(many(53_395)), "cluster_full");
+    c.ok(plan(many(53_394)));
+}
+
+#[test]
 fn services_that_cannot_be() {
     let mut c = Cluster::with_nodes(1);
     use DependencyCondition::ServiceStarted;
