@@ -1,7 +1,7 @@
 //! Nodes: what a host is, offers and is labelled with.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr},
 };
 
@@ -95,6 +95,9 @@ pub struct NodeDescription {
     pub capacity: Resources,
     /// What of it the cluster may use: capacity less `reserve`, or `offer`.
     pub offered: Resources,
+    /// How much more than `offered` may be set aside here; none: the cluster's ratio.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overcommit: Option<Overcommit>,
     /// `linux`.
     pub os: String,
     /// As Docker names it: `x86_64`, `aarch64`.
@@ -109,6 +112,12 @@ pub struct NodeDescription {
     pub engine_labels: BTreeMap<String, String>,
     /// The engine's storage driver.
     pub storage_driver: String,
+    /// What the engine runs containers with unless told otherwise: `runc`. Constraints see it as `executiondriver`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub execution_driver: String,
+    /// What else is counted on this host, by kind: GPUs, licences. See docs/scheduling.md, "Generic resources".
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub generic: BTreeMap<String, GenericOffer>,
     /// Volume plugins of the engine.
     pub volume_plugins: Vec<String>,
     /// Network plugins of the engine.
@@ -138,6 +147,48 @@ pub struct Resources {
     pub nano_cpus: u64,
     /// Bytes.
     pub mem_bytes: u64,
+}
+
+/// How much may be set aside of what is offered, in percent; default 100. Limits are not touched by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Overcommit {
+    /// Of CPUs, within [`OVERCOMMIT_PERCENT`].
+    pub cpu_percent: u32,
+    /// Of memory, within [`OVERCOMMIT_PERCENT`].
+    pub memory_percent: u32,
+}
+
+/// Percentages that an [`Overcommit`] may have: from a tenth to a hundred times the offer.
+pub const OVERCOMMIT_PERCENT: std::ops::RangeInclusive<u32> = 10..=10_000;
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self { cpu_percent: 100, memory_percent: 100 }
+    }
+}
+
+/// How many of one kind of generic resource a host has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum GenericOffer {
+    /// A number; nothing tells one from the other.
+    Count(u64),
+    /// Each with an id that the task is told: `GPU-0`. At most [`GENERIC_IDS_MAX`].
+    Named(BTreeSet<String>),
+}
+
+/// Most ids of one kind of generic resource on one host.
+pub const GENERIC_IDS_MAX: usize = 1_024;
+
+impl GenericOffer {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::Count(count) => *count,
+            Self::Named(ids) => ids.len() as u64,
+        }
+    }
 }
 
 /// A change of a node's specification; what is absent stays.

@@ -29,6 +29,15 @@ pub struct ContainerSpec {
     pub user: Option<String>,
     /// Working directory.
     pub working_dir: Option<String>,
+    /// `os/architecture[/variant]` that the image is for; none: whatever the host has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// The process ids of another container of the same host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<String>,
+    /// The shared memory of another container of the same host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipc: Option<String>,
     /// All capabilities and devices of the host.
     pub privileged: bool,
     /// Read-only root file system.
@@ -79,6 +88,9 @@ pub struct Mount {
     /// Size limit of a tmpfs.
     #[serde(default)]
     pub tmpfs_size_bytes: Option<u64>,
+    /// Driver of a volume that is made for this; none: the engine's own, `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_driver: Option<String>,
 }
 
 /// The kinds of [`Mount`].
@@ -165,14 +177,34 @@ impl Default for RestartPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Placement {
-    /// Expressions in either spelling: `node.labels.disk==ssd`, `constraint:disk==ssd`; see docs/placement.md.
+    /// Expressions in either spelling: `node.labels.disk==ssd`, `constraint:disk==ssd`; see docs/scheduling.md.
     pub constraints: Vec<String>,
     /// `affinity:` expressions.
     pub affinities: Vec<String>,
+    /// Sets of node names of which each must hold the task's node: `node==a|b|c`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub whitelists: Vec<String>,
+    /// Over what the tasks of a service are spread, the first before the next; at most [`PREFERENCES_MAX`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub preferences: Vec<Preference>,
+    /// Network plugins that the engine must have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub network_plugins: Vec<String>,
     /// How to choose among the nodes that fit; none takes the cluster's default.
     pub strategy: Option<Strategy>,
     /// At most this many tasks of the service on one node; 0 means no limit.
     pub max_replicas_per_node: u32,
+}
+
+/// Most preferences of one service: a site, a zone and a rack, with one to spare.
+pub const PREFERENCES_MAX: usize = 4;
+
+/// Over what the tasks of a service are spread (Docker swarm mode, `--placement-pref`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preference {
+    /// Evenly over the values of this key of a constraint: `node.labels.zone`.
+    Spread(String),
 }
 
 /// How to choose among the nodes that fit (Docker Swarm's words).
@@ -189,13 +221,16 @@ pub enum Strategy {
 }
 
 /// Reservations steer placement, limits are enforced by the engine. 0 means none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ResourceRequirements {
     /// Set aside on the node.
     pub reservations: Resources,
     /// Not to be exceeded.
     pub limits: Resources,
+    /// Generic resources set aside on the node, by kind; 0 counts as absent.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub generic: BTreeMap<String, u64>,
 }
 
 /// Transport protocol of a published port.

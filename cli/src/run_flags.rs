@@ -157,7 +157,7 @@ fn resources(args: &RunArgs) -> Result<ResourceRequirements, String> {
         nano_cpus: cpus("--cpus-reservation", &args.cpus_reservation)?,
         mem_bytes: size("--memory-reservation", &args.memory_reservation)?,
     };
-    Ok(ResourceRequirements { reservations, limits })
+    Ok(ResourceRequirements { reservations, limits, ..Default::default() })
 }
 
 fn mounts(args: &RunArgs, around: &Surroundings<'_>, container: &mut ContainerSpec) -> Result<(), String> {

@@ -8,7 +8,7 @@ use std::{
 use ipnet::Ipv4Net;
 use master_core::Settings;
 use serde::Deserialize;
-use skein_api::{DEFAULT_PORT, DEFAULT_SOCKET, Strategy};
+use skein_api::{DEFAULT_PORT, DEFAULT_SOCKET, OVERCOMMIT_PERCENT, Overcommit, Strategy};
 use skein_daemon::{ConfigError, LogFormat, check_absolute, read_config};
 
 /// Where a configuration is read from unless a flag says otherwise. It need not be there.
@@ -28,6 +28,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Strategy where a service names none.
     pub strategy: Strategy,
+    /// How much may be set aside on nodes that have no ratio of their own.
+    pub overcommit: Overcommit,
     /// Subnets for networks that name none are cut from this.
     pub subnet_pool: Ipv4Net,
     /// Prefix length of such a subnet, 16 to 28.
@@ -45,6 +47,7 @@ impl Default for Config {
             socket: DEFAULT_SOCKET.into(),
             names: Vec::new(),
             strategy: settings.strategy,
+            overcommit: settings.overcommit,
             subnet_pool: settings.subnet_pool,
             subnet_prefix: settings.subnet_prefix,
             log_format: LogFormat::Text,
@@ -94,6 +97,10 @@ impl Config {
         if !(16..=28).contains(&self.subnet_prefix) {
             return Err(ConfigError::value("subnet_prefix", format!("{} is not 16 to 28", self.subnet_prefix)));
         }
+        let Overcommit { cpu_percent, memory_percent } = self.overcommit;
+        if let Some(wrong) = [cpu_percent, memory_percent].iter().find(|p| !OVERCOMMIT_PERCENT.contains(p)) {
+            return Err(ConfigError::value("overcommit", format!("{wrong} percent is not 10 to 10000")));
+        }
         if self.subnet_pool.prefix_len() > self.subnet_prefix {
             let message = format!("{} is smaller than one subnet of /{}", self.subnet_pool, self.subnet_prefix);
             return Err(ConfigError::value("subnet_pool", message));
@@ -103,7 +110,12 @@ impl Config {
 
     /// The part that decisions depend on.
     pub fn settings(&self) -> Settings {
-        Settings { strategy: self.strategy, subnet_pool: self.subnet_pool.trunc(), subnet_prefix: self.subnet_prefix }
+        Settings {
+            strategy: self.strategy,
+            overcommit: self.overcommit,
+            subnet_pool: self.subnet_pool.trunc(),
+            subnet_prefix: self.subnet_prefix,
+        }
     }
 }
 
@@ -128,6 +140,9 @@ mod tests {
         check("", "ok 10.64.0.0/10 20");
         check("subnet_pool = \"10.0.0.0/8\"\nsubnet_prefix = 24", "ok 10.0.0.0/8 24");
         check("subnet_prefix = 30", "configuration key `subnet_prefix`: 30 is not 16 to 28");
+        check("overcommit = { cpu_percent = 150 }", "ok");
+        check("overcommit = { memory_percent = 1 }", "configuration key `overcommit`: 1 percent is not 10 to 10000");
+        check("overcommit = { cpus = 2 }", "unknown field `cpus`");
         check("data_dir = \"x\"", "configuration key `data_dir`: x is not an absolute path");
         check("strategy = \"fast\"", "unknown variant `fast`, expected one of `spread`, `binpack`, `random`");
         check("listne = \"[::]:1\"", "unknown field `listne`");

@@ -276,6 +276,7 @@ async fn containers_are_made_adopted_and_removed() {
         target: "/data".into(),
         read_only: false,
         tmpfs_size_bytes: None,
+        volume_driver: None,
     }];
     let user = TaskAssignment { volumes_from: vec![(TaskId::new("data"), true)], ..task("user", WAIT) };
     agent.assign([web.clone(), data.clone(), user.clone()]);

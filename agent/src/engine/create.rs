@@ -359,6 +359,7 @@ mod tests {
             target: "/x".into(),
             read_only: true,
             tmpfs_size_bytes: size,
+            volume_driver: None,
         };
         let mounts = vec![
             of(MountKind::Volume, Some("shop_data"), None),

@@ -37,6 +37,7 @@ pub(crate) fn short(text: &str, base: &Path, home: Option<&str>) -> Result<Short
         target: target.into(),
         read_only: false,
         tmpfs_size_bytes: None,
+        volume_driver: None,
     };
     if let Some(source) = source {
         if source.starts_with(['/', '.', '~']) {
@@ -63,8 +64,14 @@ pub(crate) fn short(text: &str, base: &Path, home: Option<&str>) -> Result<Short
 pub(crate) fn tmpfs_short(text: &str) -> Result<Short, String> {
     let (target, options) = text.split_once(':').unwrap_or((text, ""));
     check_target(target)?;
-    let mut mount =
-        Mount { kind: MountKind::Tmpfs, source: None, target: target.into(), read_only: false, tmpfs_size_bytes: None };
+    let mut mount = Mount {
+        kind: MountKind::Tmpfs,
+        source: None,
+        target: target.into(),
+        read_only: false,
+        tmpfs_size_bytes: None,
+        volume_driver: None,
+    };
     let mut no_effect = Vec::new();
     for option in options.split(',').filter(|o| !o.is_empty()) {
         match option.split_once('=') {
@@ -196,5 +203,5 @@ fn long(cx: &mut Cx, node: &Node, path: &str, around: &Surroundings<'_>) -> Opti
         }
         size = options.get("size").and_then(|(n, p)| cx.parsed(n, &p, values::size_bytes)).or(size);
     }
-    Some(Mount { kind, source, target, read_only, tmpfs_size_bytes: size })
+    Some(Mount { kind, source, target, read_only, tmpfs_size_bytes: size, volume_driver: None })
 }

@@ -8,6 +8,7 @@ use crate::{
     core::Core,
     model::{Change, Object},
     placement::placed,
+    scheduler::Dimension,
 };
 
 /// Every broken invariant, one line each; empty when all is well.
@@ -48,21 +49,24 @@ pub(crate) fn check_touched(core: &Core, changes: &[Change]) -> Vec<String> {
 /// What the tasks on a node hold together is there, and no two of them have one port.
 fn capacity(core: &Core, node: &NodeId, broken: &mut Vec<String>) {
     let Some(host) = core.model().nodes.get(node) else { return };
-    let offered = host.description.offered;
-    let (mut nano_cpus, mut mem_bytes) = (0_u64, 0_u64);
+    let Some(facts) = core.scheduler().node(node) else { return };
+    let mut taken: BTreeMap<Dimension, u64> = BTreeMap::new();
     let mut ports = BTreeSet::new();
     for placed in core.model().node_tasks(node).filter_map(|task| placed(core.model(), task)) {
-        nano_cpus = nano_cpus.saturating_add(placed.reservations.nano_cpus);
-        mem_bytes = mem_bytes.saturating_add(placed.reservations.mem_bytes);
+        for (dimension, amount) in placed.takes() {
+            let taken = taken.entry(dimension).or_default();
+            *taken = taken.saturating_add(amount);
+        }
         for port in placed.ports.iter().filter(|p| p.host_port != 0 && p.host_ip.is_none()) {
             if !ports.insert((port.protocol, port.host_port)) {
                 broken.push(format!("port {} of node {} has two owners", port.host_port, host.name));
             }
         }
     }
-    if nano_cpus > offered.nano_cpus || mem_bytes > offered.mem_bytes {
-        let held = format!("{nano_cpus} nano-CPUs and {mem_bytes} bytes are held");
-        broken.push(format!("node {} offers {offered:?}, {held}", host.name));
+    for (dimension, taken) in taken {
+        if let Some(offered) = facts.offer(&dimension).filter(|offered| taken > *offered) {
+            broken.push(format!("node {} offers {offered} of {dimension:?}, {taken} are held", host.name));
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use skein_api::{ApiError, Node, NodeId, NodeStatus, ServiceId, Strategy, TaskId, TaskSpec, TaskState};
+use skein_api::{ApiError, Node, NodeId, NodeStatus, Overcommit, ServiceId, Strategy, TaskId, TaskSpec, TaskState};
 
 use crate::{
     command::{Command, Context, Decision, Now, Reply},
@@ -28,7 +28,7 @@ use crate::{
     model::{Change, Key, Kind, Model, Object},
     placement,
     readiness::Readiness,
-    scheduler::{NodeFacts, Scheduler},
+    scheduler::Scheduler,
 };
 
 /// Largest object, as the store keeps it. A service has its specification once and each task a copy; 256 KiB is 250 times
@@ -40,6 +40,8 @@ const OBJECT_BYTES_MAX: usize = 256 << 10;
 pub struct Settings {
     /// Used where neither service nor task names a strategy.
     pub strategy: Strategy,
+    /// How much may be set aside on nodes that have no ratio of their own.
+    pub overcommit: Overcommit,
     /// Subnets for networks that name none are cut from this.
     pub subnet_pool: ipnet::Ipv4Net,
     /// Prefix length of such a subnet.
@@ -50,6 +52,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             strategy: Strategy::Spread,
+            overcommit: Overcommit::default(),
             subnet_pool: "10.64.0.0/10".parse().expect("a valid prefix"),
             // 1,024 networks of 4,096 addresses each.
             subnet_prefix: 20,
@@ -263,7 +266,16 @@ impl Core {
                 self.dirty_services.insert(ServiceId::new(&key.id));
                 self.wake_pending = true;
             }
-            Kind::Volume => self.wake_pending = true,
+            Kind::Volume => {
+                let node = match (before.as_ref(), &change) {
+                    (_, Change::Upsert(Object::Volume(volume))) | (Some(Object::Volume(volume)), _) => Some(volume),
+                    _ => None,
+                };
+                if let Some(node) = node.map(|volume| volume.node.clone()) {
+                    self.note_facts(&node);
+                }
+                self.wake_pending = true;
+            }
             Kind::Network => (self.grow, self.sweep) = (true, true),
             Kind::Block if matches!(change, Change::Delete(_)) => (self.grow, self.wake_pending) = (true, true),
             Kind::Cluster | Kind::RemovedNode | Kind::Token | Kind::Block => {}
@@ -272,11 +284,19 @@ impl Core {
         before
     }
 
+    /// What the scheduler knows of a node follows the model and its liveness.
+    fn note_facts(&mut self, id: &NodeId) {
+        if let Some(node) = self.model.nodes.get(id) {
+            let facts = placement::facts(&self.model, node, self.liveness.is_ready(id), self.settings.overcommit);
+            self.scheduler.apply_node(facts);
+        }
+    }
+
     fn note_node(&mut self, id: &NodeId) {
         match self.model.nodes.get(id) {
             Some(node) => {
                 self.liveness.ensure(id, self.now);
-                let facts = NodeFacts::new(node, self.liveness.is_ready(id));
+                let facts = placement::facts(&self.model, node, self.liveness.is_ready(id), self.settings.overcommit);
                 self.scheduler.apply_node(facts);
             }
             None => {
@@ -390,7 +410,7 @@ impl Core {
         let Some(known) = self.model.nodes.get(node).filter(|_| self.liveness.refresh(node, now)) else { return };
         // In no agent's documents: names of a lost host's containers go with their tasks.
         let ready = self.liveness.is_ready(node);
-        self.scheduler.apply_node(NodeFacts::new(known, ready));
+        self.scheduler.apply_node(placement::facts(&self.model, known, ready, self.settings.overcommit));
         self.wake_pending = true;
         self.mark_global_services();
         if ready {

@@ -264,6 +264,8 @@ pub struct Model {
     network_names: BTreeMap<String, NetworkId>,
     service_names: BTreeMap<String, ServiceId>,
     volume_names: BTreeMap<String, VolumeId>,
+    /// Names of the volumes on each node.
+    node_volumes: BTreeMap<NodeId, BTreeSet<String>>,
     hosts: Hosts,
     /// Tasks by their names and by the container names that users chose.
     task_names: BTreeMap<String, BTreeSet<TaskId>>,
@@ -360,8 +362,11 @@ impl Model {
                 before
             }
             Object::Volume(o) => {
+                let before = self.delete(&Key { kind: Kind::Volume, id: o.id.to_string() });
                 self.volume_names.insert(o.name.clone(), o.id.clone());
-                self.volumes.insert(o.id.clone(), o).map(Object::Volume)
+                self.node_volumes.entry(o.node.clone()).or_default().insert(o.name.clone());
+                self.volumes.insert(o.id.clone(), o);
+                before
             }
             Object::Service(o) => {
                 self.service_names.insert(o.spec.name.clone(), o.id.clone());
@@ -414,6 +419,12 @@ impl Model {
             Kind::Volume => {
                 let volume = self.volumes.remove(&VolumeId::new(id))?;
                 self.volume_names.remove(&volume.name);
+                if let Some(names) = self.node_volumes.get_mut(&volume.node) {
+                    names.remove(&volume.name);
+                    if names.is_empty() {
+                        self.node_volumes.remove(&volume.node);
+                    }
+                }
                 Some(Object::Volume(volume))
             }
             Kind::Service => {
@@ -526,6 +537,11 @@ impl Model {
     /// A service by its full name.
     pub fn service_named(&self, name: &str) -> Option<&Service> {
         self.services.get(self.service_names.get(name)?)
+    }
+
+    /// Names of the volumes on a node.
+    pub fn node_volumes(&self, node: &NodeId) -> impl Iterator<Item = &String> {
+        self.node_volumes.get(node).into_iter().flatten()
     }
 
     /// A volume by name.

@@ -10,14 +10,14 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use skein_api::{
-    ApiError, Availability, Explanation, MountKind, NodeId, NodeState, RestartCondition, Service, Task, TaskSpec,
-    TaskState,
+    ApiError, Availability, Explanation, MountKind, Node, NodeId, NodeState, Overcommit, RestartCondition, Service,
+    Task, TaskSpec, TaskState,
 };
 
 use crate::{
     core::Core,
     model::Model,
-    scheduler::{ConstraintError, FilterKind, Pin, Placed, Request},
+    scheduler::{ConstraintError, FilterKind, NodeFacts, Pin, Placed, Request},
 };
 
 /// Whether a task with a node holds its ports and reservations there.
@@ -46,14 +46,31 @@ pub(crate) fn placed(model: &Model, task: &Task) -> Option<Placed> {
     let container = &task.spec.container;
     Some(Placed {
         task: task.id.clone(),
-        node,
         service: task.service.clone(),
+        service_name: service_name(task, &model.nodes[&node]).to_owned(),
+        node,
         name: container.container_name.clone().unwrap_or_else(|| task.name.clone()),
         image: container.image.clone(),
         labels: container.labels.clone(),
         reservations: task.spec.resources.reservations,
+        generic: task.spec.resources.generic.clone(),
         ports: task.spec.ports.clone(),
     })
+}
+
+/// Name of a task's service, from the task's own: that stays when the service is removed before its tasks.
+fn service_name<'a>(task: &'a Task, node: &Node) -> &'a str {
+    if task.service.is_none() {
+        return "";
+    }
+    // `<service>.<slot>`, of a global one `<service>.<node name>`.
+    let suffix = if task.slot > 0 { task.slot.to_string() } else { node.name.clone() };
+    task.name.strip_suffix(&suffix).and_then(|name| name.strip_suffix('.')).unwrap_or(&task.name)
+}
+
+/// What the scheduler knows of a node.
+pub(crate) fn facts(model: &Model, node: &Node, ready: bool, overcommit: Overcommit) -> NodeFacts {
+    NodeFacts::new(node, ready, overcommit).with_volumes(model.node_volumes(&node.id).cloned())
 }
 
 /// Where a task can only go because of what is there already.
@@ -184,7 +201,11 @@ pub(crate) fn compile(
     service: Option<&Service>,
     pin: Option<Pin>,
 ) -> Result<Request, ConstraintError> {
-    Request::compile(spec, service.map(|s| s.id.clone()), pin, core.settings.strategy)
+    let request = Request::compile(spec, service.map(|s| s.id.clone()), pin, core.settings.strategy)?;
+    Ok(match service {
+        Some(service) => request.in_service(&service.spec.name),
+        None => request,
+    })
 }
 
 /// Refuses to start a stopped container task again where another has taken what it held.
@@ -204,11 +225,9 @@ pub(crate) fn check_room(core: &Core, task: &Task) -> Result<(), ApiError> {
     let request = compile(core, spec, None, None).map_err(|error| bad_constraint(name, &error))?;
     // Its node alone, as if it were ready and active: a paused node keeps what it has.
     let mut alone = crate::scheduler::Scheduler::new();
-    let active = skein_api::Node {
-        spec: skein_api::NodeSpec { availability: Availability::Active, ..node.spec.clone() },
-        ..node.clone()
-    };
-    alone.apply_node(crate::scheduler::NodeFacts::new(&active, true));
+    let active =
+        Node { spec: skein_api::NodeSpec { availability: Availability::Active, ..node.spec.clone() }, ..node.clone() };
+    alone.apply_node(facts(&core.model, &active, true, core.settings.overcommit));
     for other in core.model.node_tasks(&node.id).filter_map(|t| placed(&core.model, t)) {
         alone.apply_task(other);
     }

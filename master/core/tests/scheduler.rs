@@ -130,6 +130,7 @@ fn soft_expressions_are_given_up_one_by_one() {
         [
             ("node is ready", 1, 1),
             ("node is active", 0, 0),
+            ("container slots", 0, 0),
             ("constraint zone==~b (given up: no node would be left)", 0, 2),
             ("constraint zone==~a (met by 1 of 2)", 0, 2),
         ]
@@ -231,11 +232,8 @@ fn host_ports_conflict_by_protocol_port_and_address() {
 }
 
 #[test]
-fn max_replicas_pins_platform_and_plugins() {
-    let mut scheduler = cluster([
-        node("n1", &[]),
-        NodeFacts { arch: "aarch64".into(), volume_plugins: vec!["nfs".into()], ..node("n2", &[]) },
-    ]);
+fn max_replicas_pins_and_platform() {
+    let mut scheduler = cluster([node("n1", &[]), NodeFacts { arch: "aarch64".into(), ..node("n2", &[]) }]);
     let mut limited = TaskSpec::default();
     limited.placement.max_replicas_per_node = 1;
     let request = compile(&limited);
@@ -258,9 +256,10 @@ fn max_replicas_pins_platform_and_plugins() {
          1 ruled out because volumes_from web runs on n1"
     );
     assert!(!scheduler.constraints_can_be_met(&both));
-    assert_eq!(names(&scheduler, &free.clone().on_platform("linux", "arm64")), ["n2"]);
-    assert_eq!(names(&scheduler, &free.clone().on_platform("", "")), ["n1", "n2"]);
-    assert_eq!(names(&scheduler, &free.with_volume_plugin("nfs")), ["n2"]);
+    let mut arm = TaskSpec::default();
+    arm.container.platform = Some("linux/arm64/v8".to_owned());
+    assert_eq!(names(&scheduler, &compile(&arm)), ["n2"]);
+    assert_eq!(names(&scheduler, &free), ["n1", "n2"]);
 }
 
 #[test]
@@ -279,7 +278,13 @@ fn what_a_node_is_outlasts_its_state() {
         "no node fits: 3 nodes; 1 not ready; 1 paused or drained; constraint zone==a took 1"
     );
     let alone: Vec<_> = rejection.filters.iter().map(|tally| (tally.kind, tally.rejected_alone)).collect();
-    assert_eq!(alone, [(FilterKind::Health, 1), (FilterKind::Availability, 1), (FilterKind::Constraint, 1)]);
+    let expected = [
+        (FilterKind::Health, 1),
+        (FilterKind::Availability, 1),
+        (FilterKind::Constraint, 1),
+        (FilterKind::Resources, 0),
+    ];
+    assert_eq!(alone, expected);
     let explanation = rejection.into_explanation("web");
     assert_eq!((explanation.subject.as_str(), explanation.nodes, explanation.fitting), ("web", 3, 0));
     assert_eq!(explanation.filters[2].filter, "constraint zone==a");
@@ -416,7 +421,10 @@ fn expressions_come_from_environment_and_labels_too() {
     spec.container.labels = labels;
     let rejection = Scheduler::new().place(&compile(&spec), 0).unwrap_err();
     let filters: Vec<_> = rejection.filters[2..].iter().map(|tally| tally.filter.as_str()).collect();
-    assert_eq!(filters, ["constraint node.labels.disk==ssd", "constraint disk==ssd", "constraint zone==a"]);
+    assert_eq!(
+        filters,
+        ["constraint node.labels.disk==ssd", "constraint disk==ssd", "constraint zone==a", "container slots"]
+    );
 }
 
 #[test]

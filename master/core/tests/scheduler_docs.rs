@@ -1,9 +1,9 @@
-//! Every expression and message that docs/placement.md shows is one that the scheduler takes or says.
+//! Every expression and message that docs/scheduling.md shows is one that the scheduler takes or says.
 
 use master_core::scheduler::{EXPRESSION_CHARS_MAX, EXPRESSIONS_MAX, Request};
 use skein_api::{Strategy, TaskSpec};
 
-const PLACEMENT: &str = include_str!("../../../docs/placement.md");
+const PLACEMENT: &str = include_str!("../../../docs/scheduling.md");
 
 /// First cells of the table whose heading begins with `head`, without their back quotes.
 fn first_cells(head: &str) -> Vec<String> {
@@ -42,5 +42,5 @@ fn every_expression_parses() {
 fn the_error_and_the_limits_are_the_real_ones() {
     let err = compile(Some("node.labels.disk=ssd"), None).unwrap_err();
     assert!(PLACEMENT.contains(&format!("```text\n{err}\n```")), "{err}");
-    assert_eq!((EXPRESSION_CHARS_MAX, EXPRESSIONS_MAX), (1_024, 64), "docs/placement.md names both");
+    assert_eq!((EXPRESSION_CHARS_MAX, EXPRESSIONS_MAX), (1_024, 64), "docs/scheduling.md names both");
 }

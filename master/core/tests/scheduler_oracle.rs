@@ -14,7 +14,8 @@ use proptest::{
     test_runner::TestRunner,
 };
 use skein_api::{
-    Availability, NodeId, PortPublish, Protocol, Resources, ServiceId, Strategy as Choice, TaskId, TaskSpec,
+    Availability, Mount, MountKind, NodeId, PortPublish, Preference, Protocol, Resources, ServiceId,
+    Strategy as Choice, TaskId, TaskSpec,
 };
 
 const CONSTRAINTS: &[&str] = &[
@@ -47,7 +48,16 @@ const CONSTRAINTS: &[&str] = &[
     "node.site!=dc1",
     "kernelversion==6.*",
     "operatingsystem==/debian/",
+    "executiondriver==runc",
+    "node.ip==10.0.0.0/29",
+    "node.ip!=10.0.0.3",
+    "node.ip==~fd00::/16",
 ];
+
+const WHITELISTS: &[&str] = &["node==node-0|node-1|n2", "node==n3", "whitelist:node==node-1|node-4|node-9|nobody"];
+
+const PREFERENCES: &[&str] =
+    &["node.labels.zone", "disk", "node.site", "node", "node.platform.arch", "engine.labels.gpu"];
 
 /// None that could mean a container of a batch by a glob: batches know no names (see `place_batch`).
 const AFFINITIES: &[&str] = &[
@@ -63,6 +73,14 @@ const AFFINITIES: &[&str] = &[
     "tier!=front",
     "tier!=~/back/",
     "tier==~*",
+    "service!=web",
+    "service==~w*",
+    "service!=~/^(web|s1)$/",
+    "service==s0",
+    "volume==data",
+    "volume!=data",
+    "volume==~d*",
+    "volume!=~/log/",
 ];
 
 #[derive(Clone, Debug)]
@@ -70,23 +88,32 @@ struct Ask {
     spec: TaskSpec,
     service: Option<ServiceId>,
     pins: Vec<Pin>,
-    platform: (String, String),
-    plugins: (bool, bool),
 }
 
 impl Ask {
     fn request(&self) -> Request {
         let request = Request::compile(&self.spec, self.service.clone(), None, Choice::Spread).expect("it parses");
-        let mut request = self.pins.iter().fold(request, |request, pin| request.pinned(pin.clone()));
-        request = request.on_platform(&self.platform.0, &self.platform.1);
-        if self.plugins.0 {
-            request = request.with_volume_plugin("nfs");
-        }
-        if self.plugins.1 {
-            request = request.with_network_plugin("weave");
-        }
-        request
+        let request = request.in_service(service_name(self.service.as_ref()));
+        self.pins.iter().fold(request, |request, pin| request.pinned(pin.clone()))
     }
+}
+
+/// `web` for the first service, so that expressions can mean it.
+fn service_name(service: Option<&ServiceId>) -> &'static str {
+    match service.map(ServiceId::as_str) {
+        Some("s0") => "web",
+        Some("s1") => "worker",
+        Some(_) => "db",
+        None => "",
+    }
+}
+
+/// Of the kinds of generic resources that there are, some; none or 0 of a kind are different ways to ask for nothing.
+fn generic(max: u64) -> impl Strategy<Value = BTreeMap<String, u64>> {
+    (option::weighted(0.3, 0..=max), option::weighted(0.1, 0..=max)).prop_map(|(gpu, licence)| {
+        let entry = |kind: &str, count: Option<u64>| count.map(|count| (kind.to_owned(), count));
+        [entry("gpu", gpu), entry("licence", licence)].into_iter().flatten().collect()
+    })
 }
 
 #[derive(Clone, Debug)]
@@ -145,6 +172,8 @@ fn node(ids: u32) -> impl Strategy<Value = NodeFacts> {
         prop_oneof![6 => Just(Availability::Active), 1 => Just(Availability::Pause), 1 => Just(Availability::Drain)],
         prop::bool::weighted(0.85),
         resources(12),
+        (generic(4), option::weighted(0.3, 0..6_u64)),
+        subsequence(vec!["data", "logs"], 0..=2),
     );
     (
         0..ids,
@@ -157,7 +186,7 @@ fn node(ids: u32) -> impl Strategy<Value = NodeFacts> {
     )
         .prop_map(|(id, labels, engine_labels, standard, state, volume_plugins, network_plugins)| {
             let (site, os, arch, operating_system, kernel, storage_driver) = standard;
-            let (availability, ready, offered) = state;
+            let (availability, ready, offered, (generic, slots), volumes) = state;
             NodeFacts {
                 id: NodeId::new(format!("n{id}")),
                 name: format!("node-{id}"),
@@ -171,6 +200,11 @@ fn node(ids: u32) -> impl Strategy<Value = NodeFacts> {
                 operating_system,
                 kernel,
                 storage_driver,
+                execution_driver: if id % 2 == 0 { "runc".to_owned() } else { String::new() },
+                addresses: vec![format!("10.0.0.{id}"), format!("fd0{}::{id}", id % 2)],
+                generic,
+                slots,
+                volumes: volumes.into_iter().map(str::to_owned).collect(),
                 availability,
                 ready,
                 offered,
@@ -211,30 +245,62 @@ fn ask(ids: u32) -> impl Strategy<Value = Ask> {
         reason: "volume data lives there".to_owned(),
     });
     let pins = prop_oneof![5 => Just(Vec::new()), 1 => vec(pin, 1..3)];
-    let platform = prop_oneof![4 => Just(("", "")), 1 => Just(("linux", "amd64")), 1 => Just(("", "aarch64"))]
-        .prop_map(|(os, arch)| (os.to_owned(), arch.to_owned()));
+    let platform = select(vec![None, None, None, None, Some("linux/amd64"), Some("aarch64")]);
     let plugins = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    (expressions, placement, resources(3), ports(), (service(), images(), task_labels()), pins, platform, plugins)
-        .prop_map(|(expressions, placement, reservations, ports, (service, image, labels), pins, platform, plugins)| {
+    let whitelists = prop_oneof![5 => Just(Vec::new()), 1 => subsequence(WHITELISTS, 1..3)];
+    let preferences = prop_oneof![1 => Just(Vec::new()), 1 => subsequence(PREFERENCES, 1..4).prop_shuffle()];
+    let node = (platform, plugins, whitelists, preferences);
+    let amounts = (resources(3), prop_oneof![3 => Just(BTreeMap::new()), 1 => generic(2)]);
+    (expressions, placement, amounts, ports(), (service(), images(), task_labels()), pins, node).prop_map(
+        |(expressions, placement, amounts, ports, (service, image, labels), pins, node)| {
             let (constraints, affinities, few) = expressions;
+            let (platform, plugins, whitelists, preferences) = node;
             let mut spec = TaskSpec::default();
-            let owned = |list: Vec<&str>| list.into_iter().take(if few { 1 } else { 9 }).map(str::to_owned).collect();
-            spec.placement.constraints = owned(constraints);
-            spec.placement.affinities = owned(affinities);
+            let owned = |list: Vec<&str>, max| list.into_iter().take(max).map(str::to_owned).collect();
+            let most = if few { 1 } else { 9 };
+            spec.placement.constraints = owned(constraints, most);
+            spec.placement.affinities = owned(affinities, most);
+            spec.placement.whitelists = owned(whitelists, 9);
+            spec.placement.preferences =
+                preferences.into_iter().map(|key| Preference::Spread(key.to_owned())).collect();
             spec.placement.strategy = Some(placement.0);
             spec.placement.max_replicas_per_node = placement.1;
-            spec.resources.reservations = reservations;
+            if plugins.1 {
+                spec.placement.network_plugins.push("weave".to_owned());
+            }
+            spec.resources.reservations = amounts.0;
+            spec.resources.generic = amounts.1;
             spec.ports = ports;
             spec.container.image = image;
             spec.container.labels = labels;
-            Ask { spec, service, pins, platform, plugins }
-        })
+            spec.container.platform = platform.map(str::to_owned);
+            if plugins.0 {
+                spec.container.mounts.push(volume("nfs"));
+            }
+            Ask { spec, service, pins }
+        },
+    )
+}
+
+/// An anonymous volume of that driver.
+fn volume(driver: &str) -> Mount {
+    Mount {
+        kind: MountKind::Volume,
+        source: None,
+        target: "/data".to_owned(),
+        read_only: false,
+        tmpfs_size_bytes: None,
+        volume_driver: Some(driver.to_owned()),
+    }
 }
 
 fn placed(ids: u32) -> impl Strategy<Value = Placed> {
     let names = words(&["", "web-1", "web-2", "task-5", "db"]);
-    (0..40_u32, 0..ids, service(), names, images(), task_labels(), resources(3), ports()).prop_map(
-        |(task, node, service, name, image, labels, reservations, ports)| Placed {
+    let amounts = (resources(3), prop_oneof![3 => Just(BTreeMap::new()), 1 => generic(2)]);
+    (0..40_u32, 0..ids, service(), names, images(), task_labels(), amounts, ports()).prop_map(
+        |(task, node, service, name, image, labels, (reservations, generic), ports)| Placed {
+            service_name: service_name(service.as_ref()).to_owned(),
+            generic,
             task: TaskId::new(format!("task-{task}")),
             node: NodeId::new(format!("n{node}")),
             service,
@@ -361,6 +427,7 @@ fn the_histories_meet_every_filter() {
         FilterKind::Health,
         FilterKind::Availability,
         FilterKind::Pinned,
+        FilterKind::Whitelist,
         FilterKind::Constraint,
         FilterKind::Affinity,
         FilterKind::Platform,

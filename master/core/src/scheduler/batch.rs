@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
 };
 
 use skein_api::{NodeId, Strategy};
@@ -14,7 +14,7 @@ use skein_api::{NodeId, Strategy};
 use super::{
     Scheduler,
     bits::{Bits, NodeIdx},
-    eval::{Copies, Evaluation},
+    eval::{Branch, Copies, Evaluation},
     explain::Rejection,
     rank::{Rank, batch_seed, pick, rank},
     request::Request,
@@ -45,6 +45,7 @@ impl Scheduler {
         let evaluation = Evaluation::new(self, request);
         let mut run = Run::new(&evaluation);
         match request.strategy {
+            _ if !request.preferences.is_empty() => run.place_preferred(count, seed),
             Strategy::Random => run.place_random(count, seed),
             Strategy::Spread | Strategy::Binpack => run.place_ranked(count),
         }
@@ -103,6 +104,53 @@ impl<'a> Run<'a> {
             let Some(Reverse((_, (_, idx)))) = queue.pop() else { break };
             if let Some(copies) = self.take(idx) {
                 queue.push(entry(self, idx, copies));
+            }
+        }
+    }
+
+    /// With preferences a copy changes the standing of every node of its branches: each branch keeps its nodes in
+    /// order, and a step compares the branches. O(n · (branches · levels + log nodes)).
+    fn place_preferred(&mut self, count: u32, seed: u64) {
+        let random = self.evaluation.request.strategy == Strategy::Random;
+        let key = |run: &Self, idx, copies| {
+            let rank = if random { ([0; 3], idx) } else { rank(run.evaluation, idx, copies) };
+            (run.soft_rank(idx, copies), rank)
+        };
+        let mut branches: BTreeMap<Branch<'a>, BTreeSet<(SoftRank, Rank)>> = BTreeMap::new();
+        for idx in self.fitting.iter() {
+            branches.entry(self.evaluation.branch(idx)).or_default().insert(key(self, idx, 0));
+        }
+        let mut own = self.evaluation.own_tasks(&self.copies);
+        for step in 0..count {
+            let standing = |branch: &Branch<'a>, first: &(SoftRank, Rank)| {
+                (first.0, Evaluation::own_of(&own, branch), if random { None } else { Some(first.1) })
+            };
+            let heads = branches.iter().filter_map(|(branch, nodes)| Some((standing(branch, nodes.first()?), branch)));
+            let Some((best, branch)) = heads.min() else { break };
+            let (entry, branch) = if random {
+                // Any node of the branches that stand equal, in the order of their positions.
+                let equal = branches.iter().flat_map(|(branch, nodes)| {
+                    let equal = nodes.first().is_some_and(|first| standing(branch, first) == best);
+                    let nodes = nodes.iter().take_while(|(soft, _)| *soft == best.0);
+                    nodes.filter(move |_| equal).map(move |entry| (entry.1.1, *entry, branch))
+                });
+                let mut equal: Vec<_> = equal.collect();
+                equal.sort_unstable();
+                let (_, entry, branch) = equal[pick(batch_seed(seed, step), equal.len())];
+                (entry, branch.clone())
+            } else {
+                (*branches[branch].first().expect("it has the best node"), branch.clone())
+            };
+            let nodes = branches.get_mut(&branch).expect("found there");
+            nodes.remove(&entry);
+            let idx = entry.1.1;
+            if let Some(copies) = self.take(idx) {
+                nodes.insert(key(self, idx, copies));
+            }
+            if self.evaluation.request.service.is_some() {
+                for depth in 1..=branch.len() {
+                    *own.entry(branch[..depth].to_vec()).or_default() += 1;
+                }
             }
         }
     }

@@ -11,12 +11,15 @@ use super::{
     Scheduler,
     bits::{Bits, NodeIdx, Posting},
     expr::{NodeKey, Pattern},
-    facts::{HostAddr, NodeAttr, TaskAttr},
+    facts::{Dimension, HostAddr, NodeAttr, NodeFacts, TaskAttr},
     request::{Filter, Request},
 };
 
 /// Copies of the request that are to be counted as placed although they are not in the index.
 pub(super) type Copies = BTreeMap<NodeIdx, u32>;
+
+/// Values of the preferences of a request, the outer first; a part of it is a branch of an outer level.
+pub(super) type Branch<'a> = Vec<&'a str>;
 
 /// A request against the present state.
 pub(super) struct Evaluation<'a> {
@@ -67,7 +70,7 @@ impl<'a> Evaluation<'a> {
                 let nodes = pin.nodes.iter().filter_map(|id| self.scheduler.position(id));
                 within.and(&nodes.collect());
             }
-            Filter::Constraint(constraint) => {
+            Filter::Constraint(constraint) | Filter::Whitelist(constraint) | Filter::VolumeAffinity(constraint) => {
                 keep(&mut within, &self.nodes_matching(&constraint.key, &constraint.pattern), constraint.negated);
             }
             Filter::Affinity(affinity) => {
@@ -82,8 +85,8 @@ impl<'a> Evaluation<'a> {
             }
             Filter::VolumePlugin(name) => within.and(&self.nodes_with(&NodeAttr::VolumePlugin, name)),
             Filter::NetworkPlugin(name) => within.and(&self.nodes_with(&NodeAttr::NetworkPlugin, name)),
-            Filter::Cpu(_) | Filter::Memory(_) => {
-                return within.iter().filter(|i| self.has_room(filter, *i, 0)).collect();
+            Filter::Amount(dimension, amount) => {
+                return within.iter().filter(|i| self.has_room(dimension, *amount, *i, 0)).collect();
             }
             Filter::Port(port) => {
                 let wanted = HostAddr::of(port);
@@ -123,7 +126,7 @@ impl<'a> Evaluation<'a> {
             return without;
         }
         match filter {
-            Filter::Cpu(_) | Filter::Memory(_) => self.has_room(filter, idx, copies),
+            Filter::Amount(dimension, amount) => self.has_room(dimension, *amount, idx, copies),
             // A claim conflicts with itself.
             Filter::Port(_) => false,
             Filter::MaxReplicas { max, .. } => self.replicas(idx, copies) < *max,
@@ -133,17 +136,50 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Whether one more fits beside what is there and `copies`.
-    fn has_room(&self, filter: &Filter<'_>, idx: NodeIdx, copies: u32) -> bool {
-        let load = self.scheduler.index.load(idx);
-        let fits = |amount: u64, used: u128, offered: u64| {
-            let used = if skein_api::mutant!("no-capacity") { 0 } else { used };
-            used + u128::from(amount) * (u128::from(copies) + 1) <= u128::from(offered)
-        };
-        match filter {
-            Filter::Cpu(amount) => fits(*amount, load.nano_cpus, load.offered.nano_cpus),
-            Filter::Memory(amount) => fits(*amount, load.mem_bytes, load.offered.mem_bytes),
-            _ => true,
+    fn has_room(&self, dimension: &Dimension, amount: u64, idx: NodeIdx, copies: u32) -> bool {
+        let Some(offered) = self.scheduler.at(idx).and_then(|facts| facts.offer(dimension)) else { return true };
+        let used = self.scheduler.index.used(dimension, idx);
+        let used = if skein_api::mutant!("no-capacity") { 0 } else { used };
+        used + u128::from(amount) * (u128::from(copies) + 1) <= u128::from(offered)
+    }
+
+    /// The branch of a node: its values of the request's preferences, the outer first.
+    pub(super) fn branch(&self, idx: NodeIdx) -> Branch<'a> {
+        let facts = self.scheduler.at(idx).expect("the index only holds positions of nodes");
+        self.request.preferences.iter().map(|preference| facts.value_of(&preference.key)).collect()
+    }
+
+    /// How many tasks of the request's own service each branch has, of every level, with `copies` counted as placed.
+    /// Those on nodes that are lost or drained are on their way out and do not count.
+    pub(super) fn own_tasks(&self, copies: &Copies) -> BTreeMap<Branch<'a>, u64> {
+        let mut own = BTreeMap::new();
+        let Some(service) = &self.request.service else { return own };
+        let counts = self.scheduler.index.service(service);
+        for (idx, count) in counts.into_iter().flatten().chain(copies) {
+            if self.scheduler.at(*idx).is_some_and(NodeFacts::keeps_tasks) {
+                let branch = self.branch(*idx);
+                for depth in 1..=branch.len() {
+                    *own.entry(branch[..depth].to_vec()).or_default() += u64::from(*count);
+                }
+            }
         }
+        own
+    }
+
+    /// The own tasks of a node's branches, the outer first.
+    pub(super) fn own_of(own: &BTreeMap<Branch<'a>, u64>, branch: &Branch<'a>) -> Vec<u64> {
+        (1..=branch.len()).map(|depth| own.get(&branch[..depth]).copied().unwrap_or(0)).collect()
+    }
+
+    /// Narrows what is left to the branches with the fewest own tasks.
+    pub(super) fn spread_out(&self, left: Bits) -> Bits {
+        if self.request.preferences.is_empty() {
+            return left;
+        }
+        let own = self.own_tasks(&Copies::new());
+        let counted: Vec<_> = left.iter().map(|idx| (Self::own_of(&own, &self.branch(idx)), idx)).collect();
+        let least = counted.iter().map(|(count, _)| count).min().cloned();
+        counted.into_iter().filter(|(count, _)| Some(count) == least.as_ref()).map(|(_, idx)| idx).collect()
     }
 
     /// Tasks of the request's own service on a node, with `copies` more; 0 for a request without a service.

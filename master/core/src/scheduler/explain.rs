@@ -130,7 +130,7 @@ impl Scheduler {
         }
         filters.extend(tally_soft(&evaluation, &fitting));
         let left = number(&fitting);
-        let preferred = evaluation.preferred(fitting);
+        let preferred = evaluation.spread_out(evaluation.preferred(fitting));
         let next = match request.strategy {
             Strategy::Random if preferred.len() > 1 => format!("any of {} of them (random)", preferred.len()),
             // With one candidate left the seed does not matter, and the other strategies have none.

@@ -1,10 +1,11 @@
 //! Constraint and affinity expressions: parsing with positions, and matching of single values.
 //!
-//! Owns the syntax (docs/placement.md) and its limits. It must not know nodes, tasks or the index: a parsed
+//! Owns the syntax (docs/scheduling.md) and its limits. It must not know nodes, tasks or the index: a parsed
 //! expression names an attribute and tells for one value whether it matches. Pure, no tasks, no channels.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
+use ipnet::IpNet;
 use regex_lite::{Regex, RegexBuilder};
 
 use super::facts::{NodeAttr, TaskAttr};
@@ -58,6 +59,10 @@ pub(super) enum Pattern {
     Glob(Vec<String>),
     /// Anywhere in the value, as regexes do.
     Regex(Regex),
+    /// Character for character one of these.
+    OneOf(BTreeSet<String>),
+    /// An address in this prefix.
+    Subnet(IpNet),
 }
 
 impl Pattern {
@@ -67,12 +72,14 @@ impl Pattern {
             Self::Exact(exact) => exact == value,
             Self::Glob(parts) => glob_matches(parts, value),
             Self::Regex(regex) => regex.is_match(value),
+            Self::OneOf(values) => values.contains(value),
+            Self::Subnet(net) => value.parse::<IpAddr>().is_ok_and(|ip| net.contains(&ip)),
         }
     }
 }
 
 /// `parts` are what stands between the `*`, so there are at least two; taking each as early as possible is enough.
-fn glob_matches(parts: &[String], value: &str) -> bool {
+pub(super) fn glob_matches(parts: &[String], value: &str) -> bool {
     let [first, middle @ .., last] = parts else {
         return false;
     };
@@ -129,32 +136,154 @@ pub(super) type Constraint = Expression<NodeKey>;
 /// About the tasks on a node.
 pub(super) type Affinity = Expression<TaskAttr>;
 
-const CONSTRAINT: Syntax =
-    Syntax { kind: "constraint", prefix: "constraint:", other: "affinity:", example: "node.labels.disk==ssd" };
-const AFFINITY: Syntax =
-    Syntax { kind: "affinity", prefix: "affinity:", other: "constraint:", example: "affinity:container!=db*" };
+/// Whether an affinity looks at what runs on a node or at what lies there.
+#[derive(Clone, Debug)]
+pub(super) enum AnyAffinity {
+    Tasks(Affinity),
+    /// Volumes are facts of the node.
+    Volumes(Constraint),
+}
+
+/// What the three kinds of expressions begin with in an environment.
+pub(super) const CONSTRAINT_PREFIX: &str = "constraint:";
+pub(super) const AFFINITY_PREFIX: &str = "affinity:";
+pub(super) const WHITELIST_PREFIX: &str = "whitelist:";
+
+/// Key of a container's label in an affinity, before which the words `container`, `image`, … stand for themselves.
+const CONTAINER_LABELS: &str = "container.labels.";
+
+const CONSTRAINT: Syntax = Syntax { kind: "constraint", prefix: CONSTRAINT_PREFIX, example: "node.labels.disk==ssd" };
+const AFFINITY: Syntax = Syntax { kind: "affinity", prefix: AFFINITY_PREFIX, example: "affinity:container!=db*" };
+const WHITELIST: Syntax =
+    Syntax { kind: "whitelist", prefix: WHITELIST_PREFIX, example: "whitelist:node==dc1-a|dc1-b" };
+const PLATFORM: Syntax = Syntax { kind: "platform", prefix: "", example: "linux/arm64" };
+const PREFERENCE: Syntax = Syntax { kind: "preference", prefix: "spread=", example: "node.labels.zone" };
+
+/// What a list of expressions is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ExprKind {
+    Constraint,
+    Affinity,
+    Whitelist,
+    Preference,
+}
+
+impl ExprKind {
+    fn syntax(self) -> &'static Syntax {
+        match self {
+            Self::Constraint => &CONSTRAINT,
+            Self::Affinity => &AFFINITY,
+            Self::Whitelist => &WHITELIST,
+            Self::Preference => &PREFERENCE,
+        }
+    }
+}
 
 /// Parses a constraint in either spelling.
 pub(super) fn parse_constraint(expression: &str) -> Result<Constraint, ConstraintError> {
-    let parts = CONSTRAINT.split(expression)?;
+    let mut parts = CONSTRAINT.split(expression)?;
     let key = node_key(parts.key).map_err(|expected| CONSTRAINT.error(expression, parts.key_at, expected))?;
+    if let (NodeKey::First(attrs), Pattern::Exact(text)) = (&key, &parts.pattern)
+        && attrs[..] == [NodeAttr::Ip]
+    {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let expected = "an address such as 10.0.0.7 or a prefix such as 10.0.0.0/24";
+        parts.pattern =
+            Pattern::Subnet(net.map_err(|_| CONSTRAINT.error(expression, parts.value_at, expected))?.trunc());
+    }
     Ok(parts.into_expression(key))
 }
 
 /// Parses an affinity expression.
-pub(super) fn parse_affinity(expression: &str) -> Result<Affinity, ConstraintError> {
+pub(super) fn parse_affinity(expression: &str) -> Result<AnyAffinity, ConstraintError> {
     let parts = AFFINITY.split(expression)?;
     let key = match parts.key {
         "container" => TaskAttr::Container,
         "image" => TaskAttr::Image,
-        label => TaskAttr::Label(label.to_owned()),
+        "service" => TaskAttr::Service,
+        "volume" => {
+            return Ok(AnyAffinity::Volumes(parts.into_expression(NodeKey::First(vec![NodeAttr::Volume]))));
+        }
+        key => match key.strip_prefix(CONTAINER_LABELS) {
+            Some("") => {
+                let expected = format!("the key of a label after `{CONTAINER_LABELS}`");
+                return Err(AFFINITY.error(expression, parts.key_at, expected));
+            }
+            label => TaskAttr::Label(label.unwrap_or(key).to_owned()),
+        },
     };
-    Ok(parts.into_expression(key))
+    Ok(AnyAffinity::Tasks(parts.into_expression(key)))
+}
+
+/// Parses a set of nodes: `[whitelist:]node==a|b|c`.
+pub(super) fn parse_whitelist(expression: &str) -> Result<Constraint, ConstraintError> {
+    let mut parts = WHITELIST.split(expression)?;
+    if parts.key != "node" {
+        return Err(WHITELIST.error(expression, parts.key_at, "`node`"));
+    }
+    if parts.negated || parts.soft {
+        return Err(WHITELIST.error(expression, parts.op_at, "`==`"));
+    }
+    let mut names = BTreeSet::new();
+    let mut at = parts.value_at;
+    for name in parts.value.split('|') {
+        let allowed = |c: char| is_key_char(c) && c != '/';
+        let trimmed = name.trim();
+        if trimmed.is_empty() || !trimmed.chars().all(allowed) {
+            let offset = name.find(|c: char| !allowed(c) && c != ' ').unwrap_or(name.len() - name.trim_start().len());
+            return Err(WHITELIST.error(expression, at + offset, "the name or id of a node, and `|` before the next"));
+        }
+        names.insert(trimmed.to_owned());
+        at += name.len() + 1;
+    }
+    parts.pattern = Pattern::OneOf(names);
+    Ok(parts.into_expression(NodeKey::Any(vec![NodeAttr::Name, NodeAttr::Id])))
+}
+
+/// Parses the key of a spread preference: `[spread=]node.labels.zone`.
+pub(super) fn parse_preference(text: &str) -> Result<NodeKey, ConstraintError> {
+    let at = skip_blanks(text, 0);
+    let at = if text[at..].starts_with(PREFERENCE.prefix) { at + PREFERENCE.prefix.len() } else { at };
+    let key = text[at..].trim_end();
+    let wrong = key.find(|c| !is_key_char(c)).or_else(|| key.is_empty().then_some(0));
+    if let Some(offset) = wrong {
+        return Err(PREFERENCE.error(text, at + offset, "a key made of letters, digits and `.` `_` `-` `/`"));
+    }
+    match node_key(key).map_err(|expected| PREFERENCE.error(text, at, expected))? {
+        NodeKey::First(attrs) if attrs == [NodeAttr::Ip] => {
+            Err(PREFERENCE.error(text, at, "a key with one value, such as a label"))
+        }
+        key => Ok(key),
+    }
+}
+
+/// What an image runs on; an empty part means any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Platform {
+    pub(super) os: String,
+    pub(super) arch: String,
+}
+
+/// Parses `os[/architecture[/variant]]` or an architecture alone, as Docker's `--platform` takes it. The variant
+/// does not count: engines say `armv7l`, not how an image would name it.
+pub(super) fn parse_platform(text: &str) -> Result<Platform, ConstraintError> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let wrong = |part: &&str| part.is_empty() || !part.chars().all(|c| is_key_char(c) && c != '/');
+    if let Some(at) = parts.iter().position(|part| wrong(part)).or_else(|| (parts.len() > 3).then_some(3)) {
+        let offset = parts[..at].iter().map(|part| part.len() + 1).sum();
+        return Err(PLATFORM.error(text, offset, "`os/architecture` with at most a variant after it"));
+    }
+    let (os, arch) = match parts[..] {
+        [os @ ("linux" | "windows" | "darwin" | "freebsd")] => (os, ""),
+        [arch] => ("", arch),
+        _ => (parts[0], parts[1]),
+    };
+    Ok(Platform { os: os.to_ascii_lowercase(), arch: arch.to_ascii_lowercase() })
 }
 
 /// An error about a list of expressions rather than one of them.
-pub(super) fn list_error(kind_is_affinity: bool, text: &str, column: usize, expected: String) -> ConstraintError {
-    let syntax = if kind_is_affinity { &AFFINITY } else { &CONSTRAINT };
+pub(super) fn list_error(kind: ExprKind, text: &str, column: usize, expected: String) -> ConstraintError {
+    let syntax = kind.syntax();
     ConstraintError {
         kind: syntax.kind,
         expression: text.to_owned(),
@@ -187,11 +316,12 @@ fn node_key(key: &str) -> Result<NodeKey, String> {
         "node.hostname" => NodeAttr::Hostname,
         "node.role" => NodeAttr::Role,
         "node.site" => NodeAttr::Site,
+        "node.ip" => NodeAttr::Ip,
         "node.platform.os" => NodeAttr::Os,
         "node.platform.arch" => NodeAttr::Arch,
         _ if lower.starts_with("node.") || lower.starts_with("engine.") => {
-            return Err("one of node.id, node.name, node.hostname, node.role, node.site, node.platform.os, \
-                        node.platform.arch, node.labels.<key>, engine.labels.<key>"
+            return Err("one of node.id, node.name, node.hostname, node.ip, node.role, node.site, \
+                        node.platform.os, node.platform.arch, node.labels.<key>, engine.labels.<key>"
                 .to_owned());
         }
         _ => return Ok(NodeKey::First(bare_key(key, &lower))),
@@ -204,6 +334,7 @@ fn bare_key(key: &str, lower: &str) -> Vec<NodeAttr> {
     let mut attrs = vec![NodeAttr::NodeLabel(key.to_owned()), NodeAttr::EngineLabel(key.to_owned())];
     match lower {
         "storagedriver" => attrs.push(NodeAttr::StorageDriver),
+        "executiondriver" => attrs.push(NodeAttr::ExecutionDriver),
         "kernelversion" => attrs.push(NodeAttr::Kernel),
         "operatingsystem" => attrs.push(NodeAttr::OperatingSystem),
         "engineversion" => attrs.push(NodeAttr::EngineVersion),
@@ -213,19 +344,20 @@ fn bare_key(key: &str, lower: &str) -> Vec<NodeAttr> {
     attrs
 }
 
-/// What differs between the two kinds of expressions.
+/// What differs between the kinds of expressions.
 struct Syntax {
     kind: &'static str,
     prefix: &'static str,
-    other: &'static str,
     example: &'static str,
 }
 
 /// An expression taken apart.
 struct Parts<'a> {
     key: &'a str,
-    /// Byte offset of the key.
+    /// Byte offsets.
     key_at: usize,
+    op_at: usize,
+    value_at: usize,
     negated: bool,
     soft: bool,
     value: &'a str,
@@ -245,7 +377,13 @@ impl Syntax {
     /// An error at a byte offset.
     fn error(&self, expression: &str, at: usize, expected: impl Into<String>) -> ConstraintError {
         let column = expression.get(..at).unwrap_or(expression).chars().count() + 1;
-        list_error(self.kind == AFFINITY.kind, expression, column, expected.into())
+        ConstraintError {
+            kind: self.kind,
+            expression: expression.to_owned(),
+            column,
+            expected: expected.into(),
+            example: self.example,
+        }
     }
 
     /// `[prefix] key (==|!=)[~] value`, blanks between the parts allowed.
@@ -254,7 +392,8 @@ impl Syntax {
             return Err(self.error(expression, at, format!("the end: at most {EXPRESSION_CHARS_MAX} characters")));
         }
         let mut key_at = skip_blanks(expression, 0);
-        if expression[key_at..].starts_with(self.other) {
+        let others = [CONSTRAINT_PREFIX, AFFINITY_PREFIX, WHITELIST_PREFIX].into_iter().filter(|p| *p != self.prefix);
+        if others.into_iter().any(|prefix| expression[key_at..].starts_with(prefix)) {
             let expected = format!("`{}`, this is a list of {} expressions", self.prefix, self.kind);
             return Err(self.error(expression, key_at, expected));
         }
@@ -275,7 +414,8 @@ impl Syntax {
         let value_at = skip_blanks(expression, op_at + 2 + usize::from(soft));
         let value = expression[value_at..].trim_end();
         let pattern = self.pattern(expression, value_at, value)?;
-        Ok(Parts { key: &expression[key_at..key_at + key_len], key_at, negated, soft, value, pattern })
+        let key = &expression[key_at..key_at + key_len];
+        Ok(Parts { key, key_at, op_at, value_at, negated, soft, value, pattern })
     }
 
     /// The value: `/regex/`, a glob or a plain text.
@@ -421,11 +561,70 @@ mod tests {
     }
 
     #[test]
+    fn addresses_match_by_prefix() {
+        let check = |value: &str, yes: &[&str], no: &[&str]| {
+            let pattern = parse_constraint(&format!("node.ip=={value}")).unwrap().pattern;
+            yes.iter().for_each(|text| assert!(pattern.matches(text), "{value} shall match {text}"));
+            no.iter().for_each(|text| assert!(!pattern.matches(text), "{value} shall not match {text}"));
+        };
+        check("10.0.0.7", &["10.0.0.7"], &["10.0.0.70", "fd00::7"]);
+        check("10.1.2.3/16", &["10.1.0.1", "10.1.255.255"], &["10.2.0.1", ""]);
+        check("fd00::/8", &["fd01::1"], &["fe80::1", "10.0.0.7"]);
+        check("10.0.*", &["10.0.3.4"], &["10.1.3.4"]);
+        check_error("node.ip==10.0.0", 10, "a prefix such as");
+    }
+
+    #[test]
+    fn whitelists_are_sets_of_names() {
+        let check = |text: &str, names: &[&str]| match parse_whitelist(text).unwrap().pattern {
+            Pattern::OneOf(got) => assert!(got.iter().eq(names), "{text}: {got:?}"),
+            other => panic!("{other:?}"),
+        };
+        check("node==a", &["a"]);
+        check("whitelist:node==dc1-b | dc1-a|dc1-b", &["dc1-a", "dc1-b"]);
+        let wrong = |text: &str, column, expected: &str| {
+            let err = parse_whitelist(text).unwrap_err();
+            assert_eq!((err.column, err.expected.contains(expected)), (column, true), "{text}: {err}");
+        };
+        wrong("node!=a", 5, "`==`");
+        wrong("node==~a", 5, "`==`");
+        wrong("zone==a", 1, "`node`");
+        wrong("node==a||b", 9, "the name");
+        wrong("node==a|b*", 10, "the name");
+        wrong("node==a|", 9, "the name");
+        wrong("constraint:node==a", 1, "`whitelist:`");
+    }
+
+    #[test]
+    fn preferences_are_keys() {
+        let check = |text: &str, expected: NodeKey| assert_eq!(parse_preference(text).unwrap(), expected, "{text}");
+        check("node.labels.zone", NodeKey::First(vec![NodeAttr::NodeLabel("zone".into())]));
+        check("spread=node.site", NodeKey::First(vec![NodeAttr::Site]));
+        let wrong = |text: &str, column, expected: &str| {
+            let err = parse_preference(text).unwrap_err();
+            assert_eq!((err.column, err.expected.contains(expected)), (column, true), "{text}: {err}");
+        };
+        wrong("", 1, "a key");
+        wrong("spread=", 8, "a key");
+        wrong("node.labels.zone==a", 17, "a key");
+        wrong("node.colour", 1, "node.labels.<key>");
+        wrong("node.ip", 1, "one value");
+    }
+
+    #[test]
     fn affinities_look_at_containers_images_and_labels() {
-        let check = |expression: &str, expected| assert_eq!(parse_affinity(expression).unwrap().key, expected);
+        let check = |expression: &str, expected| match parse_affinity(expression).unwrap() {
+            AnyAffinity::Tasks(affinity) => assert_eq!(affinity.key, expected),
+            AnyAffinity::Volumes(volumes) => panic!("{volumes}"),
+        };
         check("container==web", TaskAttr::Container);
         check("affinity:image==~redis", TaskAttr::Image);
         check("com.example.tier!=front", TaskAttr::Label("com.example.tier".into()));
+        check("service!=shop_web", TaskAttr::Service);
+        check("container.labels.service==x", TaskAttr::Label("service".into()));
+        let volumes = parse_affinity("volume==data*").unwrap();
+        assert!(matches!(volumes, AnyAffinity::Volumes(v) if v.key == NodeKey::First(vec![NodeAttr::Volume])));
+        assert_eq!(parse_affinity("container.labels.==x").unwrap_err().column, 1);
         let err = parse_affinity("constraint:disk==ssd").unwrap_err();
         assert_eq!((err.kind, err.column), ("affinity", 1));
     }

@@ -8,7 +8,25 @@ use std::{
     net::IpAddr,
 };
 
-use skein_api::{Availability, Node, NodeId, PortPublish, Resources, ServiceId, TaskId};
+use skein_api::{Availability, Node, NodeId, Overcommit, PortPublish, Resources, ServiceId, TaskId};
+
+use super::expr::NodeKey;
+
+/// Label of an engine, or of a node, that limits how many tasks hold a place there (Docker Swarm's name).
+const SLOTS_LABEL: &str = "containerslots";
+
+/// What is counted on a node. The order is that of the filters.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dimension {
+    /// Billionths of a CPU.
+    Cpu,
+    /// Bytes of memory.
+    Memory,
+    /// Things of this kind: GPUs, licences.
+    Generic(String),
+    /// Tasks; each takes one.
+    Slots,
+}
 
 /// One node as the scheduler sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,12 +55,22 @@ pub struct NodeFacts {
     pub engine_version: String,
     /// Storage driver of the engine.
     pub storage_driver: String,
+    /// What the engine runs containers with.
+    pub execution_driver: String,
+    /// Addresses in the underlay.
+    pub addresses: Vec<String>,
     /// Whether new tasks may come.
     pub availability: Availability,
     /// Whether the node is there.
     pub ready: bool,
-    /// What the cluster may use of it.
+    /// What the cluster may set aside of it: what the agent offers, times the overcommit ratio.
     pub offered: Resources,
+    /// How many there are of each kind of generic resource.
+    pub generic: BTreeMap<String, u64>,
+    /// Most tasks that may hold a place; none: no limit.
+    pub slots: Option<u64>,
+    /// Names of the cluster's volumes that live here.
+    pub volumes: BTreeSet<String>,
     /// Volume plugins of the engine.
     pub volume_plugins: Vec<String>,
     /// Network plugins of the engine.
@@ -50,14 +78,19 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
-    /// The facts of a node; `ready` is the caller's knowledge of its liveness.
-    pub fn new(node: &Node, ready: bool) -> Self {
+    /// The facts of a node. `ready` is the caller's knowledge of its liveness, `overcommit` the cluster's ratio for
+    /// nodes that have none of their own.
+    pub fn new(node: &Node, ready: bool, overcommit: Overcommit) -> Self {
         let said = &node.description;
         let mut labels = said.labels.clone();
         labels.extend(node.spec.labels.clone());
+        let slots = labels.get(SLOTS_LABEL).or_else(|| said.engine_labels.get(SLOTS_LABEL));
+        let ips = [said.underlay4.map(|ip| ip.to_string()), said.underlay6.map(|ip| ip.to_string())];
         Self {
             id: node.id.clone(),
             name: node.name.clone(),
+            // What is not a number limits nothing.
+            slots: slots.and_then(|text| text.trim().parse().ok()),
             labels,
             engine_labels: said.engine_labels.clone(),
             site: said.site.clone(),
@@ -68,12 +101,66 @@ impl NodeFacts {
             kernel: said.kernel.clone(),
             engine_version: said.engine_version.clone(),
             storage_driver: said.storage_driver.clone(),
+            execution_driver: said.execution_driver.clone(),
+            addresses: ips.into_iter().flatten().collect(),
             availability: node.spec.availability,
             ready,
-            offered: said.offered,
+            offered: committed(said.offered, said.overcommit.unwrap_or(overcommit)),
+            generic: said.generic.iter().map(|(kind, offer)| (kind.clone(), offer.count())).collect(),
+            volumes: BTreeSet::new(),
             volume_plugins: said.volume_plugins.clone(),
             network_plugins: said.network_plugins.clone(),
         }
+    }
+
+    /// With these volumes living here.
+    pub fn with_volumes(self, volumes: impl IntoIterator<Item = String>) -> Self {
+        Self { volumes: volumes.into_iter().collect(), ..self }
+    }
+
+    /// How much of a dimension may be set aside here; none: any amount. A kind that the node does not have is 0.
+    pub fn offer(&self, dimension: &Dimension) -> Option<u64> {
+        match dimension {
+            Dimension::Cpu => Some(self.offered.nano_cpus),
+            Dimension::Memory => Some(self.offered.mem_bytes),
+            Dimension::Generic(kind) => Some(self.generic.get(kind).copied().unwrap_or(0)),
+            Dimension::Slots => self.slots,
+        }
+    }
+
+    /// Whether what runs here stays: the node is there and not drained.
+    pub(super) fn keeps_tasks(&self) -> bool {
+        self.ready && self.availability != Availability::Drain
+    }
+
+    /// The value by which preferences tell nodes apart: the first one of the first attribute that the node has; empty
+    /// where it has none.
+    pub(super) fn value_of(&self, key: &NodeKey) -> &str {
+        let (NodeKey::Any(attrs) | NodeKey::First(attrs)) = key;
+        attrs.iter().find_map(|attr| self.value(attr)).unwrap_or_default()
+    }
+
+    /// The first value of an attribute; O(1) or O(log labels).
+    fn value(&self, attr: &NodeAttr) -> Option<&str> {
+        let text = match attr {
+            NodeAttr::Id => self.id.as_str(),
+            NodeAttr::Name => &self.name,
+            NodeAttr::Hostname => &self.hostname,
+            NodeAttr::Role => ROLE,
+            NodeAttr::Site => &self.site,
+            NodeAttr::Os => &self.os,
+            NodeAttr::Arch => &self.arch,
+            NodeAttr::OperatingSystem => &self.operating_system,
+            NodeAttr::Kernel => &self.kernel,
+            NodeAttr::EngineVersion => &self.engine_version,
+            NodeAttr::StorageDriver => &self.storage_driver,
+            NodeAttr::ExecutionDriver => &self.execution_driver,
+            NodeAttr::NodeLabel(key) => return self.labels.get(key).map(String::as_str),
+            NodeAttr::EngineLabel(key) => return self.engine_labels.get(key).map(String::as_str),
+            // Not keys of preferences.
+            NodeAttr::Ip | NodeAttr::Volume | NodeAttr::VolumePlugin | NodeAttr::NetworkPlugin => return None,
+        };
+        Some(text).filter(|text| !text.is_empty())
     }
 
     /// Every attribute with its value, as the index stores them. What is empty is absent.
@@ -91,7 +178,10 @@ impl NodeFacts {
             (NodeAttr::Kernel, &self.kernel),
             (NodeAttr::EngineVersion, &self.engine_version),
             (NodeAttr::StorageDriver, &self.storage_driver),
+            (NodeAttr::ExecutionDriver, &self.execution_driver),
         ];
+        let ips = self.addresses.iter().map(|ip| (NodeAttr::Ip, ip.as_str()));
+        let volumes = self.volumes.iter().map(|name| (NodeAttr::Volume, name.as_str()));
         let labels = self.labels.iter().map(|(k, v)| (NodeAttr::NodeLabel(k.clone()), v.as_str()));
         let engine = self.engine_labels.iter().map(|(k, v)| (NodeAttr::EngineLabel(k.clone()), v.as_str()));
         let volume = self.volume_plugins.iter().map(|p| (NodeAttr::VolumePlugin, p.as_str()));
@@ -103,6 +193,18 @@ impl NodeFacts {
             .chain(engine)
             .chain(volume)
             .chain(network)
+            .chain(volumes)
+            .chain(ips)
+    }
+}
+
+/// What may be set aside of an offer.
+fn committed(offered: Resources, ratio: Overcommit) -> Resources {
+    let scale =
+        |amount: u64, percent: u32| u64::try_from(u128::from(amount) * u128::from(percent) / 100).unwrap_or(u64::MAX);
+    Resources {
+        nano_cpus: scale(offered.nano_cpus, ratio.cpu_percent),
+        mem_bytes: scale(offered.mem_bytes, ratio.memory_percent),
     }
 }
 
@@ -121,10 +223,15 @@ pub(super) enum NodeAttr {
     Kernel,
     EngineVersion,
     StorageDriver,
+    ExecutionDriver,
+    /// Addresses in the underlay, as text.
+    Ip,
     NodeLabel(String),
     EngineLabel(String),
     VolumePlugin,
     NetworkPlugin,
+    /// Names of volumes.
+    Volume,
 }
 
 /// Masters run no tasks, so every node is a worker.
@@ -152,6 +259,8 @@ pub struct Placed {
     pub node: NodeId,
     /// Its service, if it has one.
     pub service: Option<ServiceId>,
+    /// The service's name; empty: none.
+    pub service_name: String,
     /// What affinities to a container match beside the id; empty: nothing.
     pub name: String,
     /// Image reference as the user wrote it.
@@ -160,6 +269,8 @@ pub struct Placed {
     pub labels: BTreeMap<String, String>,
     /// What it sets aside on its node.
     pub reservations: Resources,
+    /// What it sets aside of generic resources, by kind.
+    pub generic: BTreeMap<String, u64>,
     /// Its published ports; those with host port 0 claim nothing.
     pub ports: Vec<PortPublish>,
 }
@@ -167,10 +278,12 @@ pub struct Placed {
 /// What an affinity looks at on the tasks of a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum TaskAttr {
-    /// Id or name.
+    /// Id, its first 12 characters, or name.
     Container,
     /// Reference as written, and without its tag and digest.
     Image,
+    /// Name or id of the service.
+    Service,
     Label(String),
 }
 
@@ -180,9 +293,31 @@ impl Placed {
         let name = Some((TaskAttr::Container, self.name.as_str())).filter(|(_, name)| !name.is_empty());
         let images = image_names(&self.image).into_iter().map(|image| (TaskAttr::Image, image));
         let labels = self.labels.iter().map(|(k, v)| (TaskAttr::Label(k.clone()), v.as_str()));
-        let own_id = (TaskAttr::Container, self.task.as_str());
-        std::iter::once(own_id).chain(name).chain(images).chain(labels).collect()
+        let ids = [self.task.as_str(), self.task.short()].map(|id| (TaskAttr::Container, id));
+        let service = service_names(self.service.as_ref(), &self.service_name).map(|name| (TaskAttr::Service, name));
+        ids.into_iter().chain(name).chain(images).chain(service).chain(labels).collect()
     }
+
+    /// What it takes of its node, in the order of [`Dimension`]; no amount is 0.
+    pub fn takes(&self) -> impl Iterator<Item = (Dimension, u64)> + '_ {
+        amounts(self.reservations, &self.generic)
+    }
+}
+
+/// What a task takes of its node, in the order of [`Dimension`]; no amount is 0.
+pub(super) fn amounts(
+    reservations: Resources,
+    generic: &BTreeMap<String, u64>,
+) -> impl Iterator<Item = (Dimension, u64)> + '_ {
+    let first = [(Dimension::Cpu, reservations.nano_cpus), (Dimension::Memory, reservations.mem_bytes)];
+    let generic = generic.iter().map(|(kind, count)| (Dimension::Generic(kind.clone()), *count));
+    let all = first.into_iter().chain(generic).chain([(Dimension::Slots, 1)]);
+    all.filter(|(_, amount)| *amount > 0)
+}
+
+/// The names by which an affinity finds a service.
+pub(super) fn service_names<'a>(id: Option<&'a ServiceId>, name: &'a str) -> impl Iterator<Item = &'a str> + use<'a> {
+    id.map(ServiceId::as_str).into_iter().chain(Some(name).filter(|name| !name.is_empty()))
 }
 
 /// The names by which an affinity finds an image: as written, and the repository alone.
@@ -284,7 +419,7 @@ mod tests {
         let mut node = Node::default();
         node.description.labels = BTreeMap::from([("a".into(), "agent".into()), ("b".into(), "agent".into())]);
         node.spec.labels = BTreeMap::from([("a".into(), "operator".into())]);
-        let facts = NodeFacts::new(&node, true);
+        let facts = NodeFacts::new(&node, true, Overcommit::default());
         assert_eq!(facts.labels["a"], "operator");
         assert_eq!(facts.labels["b"], "agent");
         assert!(facts.ready);

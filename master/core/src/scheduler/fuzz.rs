@@ -3,7 +3,8 @@
 use skein_fuzz::{Form, Verdict};
 
 use super::expr::{
-    ConstraintError, EXPRESSION_CHARS_MAX, Expression, REGEX_BYTES_MAX, parse_affinity, parse_constraint,
+    AnyAffinity, ConstraintError, EXPRESSION_CHARS_MAX, Expression, REGEX_BYTES_MAX, parse_affinity, parse_constraint,
+    parse_platform, parse_preference, parse_whitelist,
 };
 
 /// Longest value that is matched: labels of a node are at most this long in practice, and time is linear in it.
@@ -17,6 +18,15 @@ const WORDS: &[&str] = &[
     "!=~",
     "constraint:",
     "affinity:",
+    "whitelist:node==",
+    "spread=",
+    "volume",
+    "service",
+    "node.ip",
+    "10.0.0.0/8",
+    "fd00::",
+    "a|b",
+    "linux/",
     "node.labels.",
     "engine.labels.",
     "node.id",
@@ -56,6 +66,21 @@ fn understood<K>(
     }
 }
 
+fn understood_affinity(affinity: &AnyAffinity, text: &str) {
+    let tasks = |text: &str| match parse_affinity(text)? {
+        AnyAffinity::Tasks(tasks) => Ok(tasks),
+        AnyAffinity::Volumes(volumes) => panic!("{volumes} was about tasks"),
+    };
+    let volumes = |text: &str| match parse_affinity(text)? {
+        AnyAffinity::Volumes(volumes) => Ok(volumes),
+        AnyAffinity::Tasks(tasks) => panic!("{tasks} was about volumes"),
+    };
+    match affinity {
+        AnyAffinity::Tasks(affinity) => understood(affinity, tasks, text),
+        AnyAffinity::Volumes(affinity) => understood(affinity, volumes, text),
+    }
+}
+
 /// A refusal shows its place within the expression.
 fn refused(error: &ConstraintError, text: &str) {
     assert!((1..=text.chars().count() + 1).contains(&error.column), "{error}");
@@ -76,9 +101,15 @@ fn expressions() {
             Err(error) => refused(error, text),
         }
         match &affinity {
-            Ok(expression) => understood(expression, parse_affinity, text),
+            Ok(expression) => understood_affinity(expression, text),
             Err(error) => refused(error, text),
         }
+        match parse_whitelist(text) {
+            Ok(whitelist) => understood(&whitelist, parse_whitelist, text),
+            Err(error) => refused(&error, text),
+        }
+        parse_preference(text).map_or_else(|error| refused(&error, text), |_| ());
+        parse_platform(text).map_or_else(|error| refused(&error, text), |_| ());
         Verdict::from(constraint.is_ok() || affinity.is_ok())
     });
 }

@@ -10,7 +10,7 @@ use skein_api::{Availability, Protocol, Resources, ServiceId};
 
 use super::{
     bits::{Bits, NodeIdx, Posting},
-    facts::{HostAddr, NodeAttr, NodeFacts, Placed, TaskAttr},
+    facts::{Dimension, HostAddr, NodeAttr, NodeFacts, Placed, TaskAttr},
 };
 
 /// How many tasks per node; nodes without one are absent.
@@ -29,6 +29,8 @@ pub(super) struct Index {
     attrs: BTreeMap<NodeAttr, Values>,
     /// Per position; a free one holds the default.
     loads: Vec<Load>,
+    /// What is set aside of each kind of generic resource, per node; nodes without are absent.
+    generic: BTreeMap<String, BTreeMap<NodeIdx, u128>>,
     /// Claims of each port: how many tasks of which node at which address.
     ports: BTreeMap<(Protocol, u16), BTreeMap<(NodeIdx, HostAddr), u32>>,
     /// Tasks of each service per node.
@@ -133,6 +135,9 @@ impl Index {
         load.nano_cpus += u128::from(task.reservations.nano_cpus);
         load.mem_bytes += u128::from(task.reservations.mem_bytes);
         load.tasks += 1;
+        for (kind, count) in task.generic.iter().filter(|(_, count)| **count > 0) {
+            *self.generic.entry(kind.clone()).or_default().entry(idx).or_default() += u128::from(*count);
+        }
         for port in task.ports.iter().filter(|port| port.host_port != 0) {
             let claims = self.ports.entry((port.protocol, port.host_port)).or_default();
             *claims.entry((idx, HostAddr::of(port))).or_default() += 1;
@@ -152,6 +157,17 @@ impl Index {
         load.nano_cpus -= u128::from(task.reservations.nano_cpus);
         load.mem_bytes -= u128::from(task.reservations.mem_bytes);
         load.tasks -= 1;
+        for (kind, count) in task.generic.iter().filter(|(_, count)| **count > 0) {
+            let used = self.generic.get_mut(kind).expect("the task was entered with this kind");
+            let left = used.get_mut(&idx).expect("the task was entered for this node");
+            *left -= u128::from(*count);
+            if *left == 0 {
+                used.remove(&idx);
+            }
+            if used.is_empty() {
+                self.generic.remove(kind);
+            }
+        }
         let claimed = task.ports.iter().filter(|port| port.host_port != 0);
         for port in claimed.filter(|_| !skein_api::mutant!("stale-index-bit")) {
             release_in(&mut self.ports, &(port.protocol, port.host_port), &(idx, HostAddr::of(port)));
@@ -171,6 +187,17 @@ impl Index {
     /// What a node offers and what of it is set aside.
     pub(super) fn load(&self, idx: NodeIdx) -> &Load {
         &self.loads[idx.index()]
+    }
+
+    /// What is set aside of a dimension on a node.
+    pub(super) fn used(&self, dimension: &Dimension, idx: NodeIdx) -> u128 {
+        let load = self.load(idx);
+        match dimension {
+            Dimension::Cpu => load.nano_cpus,
+            Dimension::Memory => load.mem_bytes,
+            Dimension::Slots => u128::from(load.tasks),
+            Dimension::Generic(kind) => self.generic.get(kind).and_then(|used| used.get(&idx)).copied().unwrap_or(0),
+        }
     }
 
     /// Who has which value of an attribute; none when no node has it.
@@ -201,6 +228,7 @@ impl Index {
             ("active nodes", self.active == other.active),
             ("node attributes", self.attrs == other.attrs),
             ("node loads", self.loads == other.loads),
+            ("generic resources", self.generic == other.generic),
             ("port claims", self.ports == other.ports),
             ("service counts", self.services == other.services),
             ("task attributes", self.task_attrs == other.task_attrs),

@@ -17,7 +17,7 @@
 //! explain.rs  counts per filter, sentences                  naive.rs    the same by plain loops: the oracle
 //! ```
 //!
-//! No tasks, no channels. What users read about it is docs/placement.md.
+//! No tasks, no channels. What users read about it is docs/scheduling.md.
 
 mod batch;
 mod bits;
@@ -41,7 +41,7 @@ pub use self::{
     bits::NodeIdx,
     explain::{FilterTally, Findings, Rejection},
     expr::{ConstraintError, EXPRESSION_CHARS_MAX},
-    facts::{NodeFacts, Placed},
+    facts::{Dimension, NodeFacts, Placed},
     rank::batch_seed,
     request::{
         EXPRESSIONS_MAX, Expressions, FilterKind, Pin, Request, expressions_from_env, expressions_from_labels,
@@ -218,7 +218,7 @@ impl Scheduler {
 
     /// Soft expressions, then the strategy.
     fn choose(&self, evaluation: &Evaluation<'_>, fitting: Bits, seed: u64) -> Option<NodeIdx> {
-        rank::choose(evaluation, &evaluation.preferred(fitting), seed)
+        rank::choose(evaluation, &evaluation.spread_out(evaluation.preferred(fitting)), seed)
     }
 
     fn at(&self, idx: NodeIdx) -> Option<&NodeFacts> {

@@ -70,6 +70,10 @@ impl Naive {
                 left = narrowed;
             }
         }
+        for level in 1..=request.preferences.len() {
+            let least = left.iter().map(|node| self.own_tasks(request, node, level)).min();
+            left.retain(|node| Some(self.own_tasks(request, node, level)) == least);
+        }
         let chosen = match request.strategy {
             Strategy::Random => left[pick(seed, left.len())],
             // Of equal ones, `min_by_key` takes the first.
@@ -155,7 +159,7 @@ impl Naive {
             Filter::Health => node.ready,
             Filter::Availability => node.availability == Availability::Active,
             Filter::Pinned(pin) => pin.nodes.contains(&node.id),
-            Filter::Constraint(constraint) => {
+            Filter::Constraint(constraint) | Filter::Whitelist(constraint) | Filter::VolumeAffinity(constraint) => {
                 let matches = |value: &str| constraint.pattern.matches(value);
                 key_values(&constraint.key, node).into_iter().any(matches) != constraint.negated
             }
@@ -169,9 +173,12 @@ impl Naive {
             }
             Filter::VolumePlugin(name) => node.volume_plugins.iter().any(|plugin| plugin == name),
             Filter::NetworkPlugin(name) => node.network_plugins.iter().any(|plugin| plugin == name),
-            Filter::Cpu(amount) => self.reserved_on(node).0 + u128::from(*amount) <= u128::from(node.offered.nano_cpus),
-            Filter::Memory(amount) => {
-                self.reserved_on(node).1 + u128::from(*amount) <= u128::from(node.offered.mem_bytes)
+            Filter::Amount(dimension, amount) => {
+                let taken = |task: &Placed| -> u128 {
+                    task.takes().filter(|(of, _)| of == *dimension).map(|(_, amount)| u128::from(amount)).sum()
+                };
+                let used: u128 = self.tasks_on(node).map(taken).sum();
+                node.offer(dimension).is_none_or(|offered| used + u128::from(*amount) <= u128::from(offered))
             }
             Filter::Port(wanted) => {
                 !self.tasks_on(node).flat_map(|task| &task.ports).any(|taken| conflicts(taken, wanted))
@@ -181,6 +188,17 @@ impl Naive {
                 own < *max as usize
             }
         }
+    }
+
+    /// Tasks of the request's service on the nodes that have the same values of the first `level` preferences, without
+    /// those on nodes that are lost or drained.
+    fn own_tasks(&self, request: &Request, node: &NodeFacts, level: usize) -> usize {
+        let same = |other: &&NodeFacts| {
+            let keys = request.preferences[..level].iter().map(|preference| &preference.key);
+            keys.into_iter().all(|key| preferred_value(key, other) == preferred_value(key, node))
+        };
+        let stays = |other: &&NodeFacts| other.ready && other.availability != Availability::Drain;
+        self.all().filter(same).filter(stays).map(|other| self.replicas(request, other)).sum()
     }
 
     fn replicas(&self, request: &Request, node: &NodeFacts) -> usize {
@@ -223,6 +241,14 @@ fn key_values<'a>(key: &NodeKey, node: &'a NodeFacts) -> Vec<&'a str> {
     }
 }
 
+/// What a preference tells nodes apart by: the first value; having none and having an empty one are the same.
+fn preferred_value<'a>(key: &NodeKey, node: &'a NodeFacts) -> &'a str {
+    let values = match key {
+        NodeKey::Any(attrs) | NodeKey::First(attrs) => attrs.iter().map(|attr| node_values(attr, node)),
+    };
+    values.into_iter().flatten().next().unwrap_or_default()
+}
+
 /// The values of one attribute; none where the node does not have it.
 fn node_values<'a>(attr: &NodeAttr, node: &'a NodeFacts) -> Vec<&'a str> {
     let said = |text: &'a String| if text.is_empty() { Vec::new() } else { vec![text.as_str()] };
@@ -238,6 +264,9 @@ fn node_values<'a>(attr: &NodeAttr, node: &'a NodeFacts) -> Vec<&'a str> {
         NodeAttr::Kernel => said(&node.kernel),
         NodeAttr::EngineVersion => said(&node.engine_version),
         NodeAttr::StorageDriver => said(&node.storage_driver),
+        NodeAttr::ExecutionDriver => said(&node.execution_driver),
+        NodeAttr::Ip => node.addresses.iter().map(String::as_str).collect(),
+        NodeAttr::Volume => node.volumes.iter().map(String::as_str).collect(),
         NodeAttr::NodeLabel(key) => node.labels.get(key).map(String::as_str).into_iter().collect(),
         NodeAttr::EngineLabel(key) => node.engine_labels.get(key).map(String::as_str).into_iter().collect(),
         NodeAttr::VolumePlugin => node.volume_plugins.iter().map(String::as_str).collect(),
@@ -247,7 +276,14 @@ fn node_values<'a>(attr: &NodeAttr, node: &'a NodeFacts) -> Vec<&'a str> {
 
 fn task_values<'a>(attr: &TaskAttr, task: &'a Placed) -> Vec<&'a str> {
     match attr {
-        TaskAttr::Container => [task.task.as_str(), &task.name].into_iter().filter(|name| !name.is_empty()).collect(),
+        TaskAttr::Container => {
+            let names = [task.task.as_str(), task.task.short(), &task.name];
+            names.into_iter().filter(|name| !name.is_empty()).collect()
+        }
+        TaskAttr::Service => {
+            let id = task.service.as_ref().map(|id| id.as_str());
+            id.into_iter().chain([task.service_name.as_str()]).filter(|name| !name.is_empty()).collect()
+        }
         TaskAttr::Image => image_names(&task.image),
         TaskAttr::Label(key) => task.labels.get(key).map(String::as_str).into_iter().collect(),
     }

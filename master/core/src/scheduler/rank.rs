@@ -1,6 +1,6 @@
 //! Strategies: which of the nodes that fit is taken.
 //!
-//! Owns the order of preference (docs/placement.md, "Strategies"). It must not know filters. Every order is total:
+//! Owns the order of preference (docs/scheduling.md, "Strategies"). It must not know filters. Every order is total:
 //! what is equal otherwise goes to the lower position. Pure, no tasks, no channels.
 
 use skein_api::{Resources, Strategy};

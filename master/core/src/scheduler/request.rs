@@ -9,40 +9,56 @@ use std::{
     net::IpAddr,
 };
 
-use skein_api::{NodeId, PortPublish, Protocol, Resources, ServiceId, Strategy, TaskId, TaskSpec};
-
-use super::{
-    expr::{Affinity, Constraint, ConstraintError, list_error, parse_affinity, parse_constraint},
-    facts::{HostAddr, Placed, TaskAttr, image_names},
+use skein_api::{
+    MountKind, NodeId, PREFERENCES_MAX, PortPublish, Preference as PreferenceSpec, Protocol, Resources, ServiceId,
+    Strategy, TaskId, TaskSpec,
 };
 
-/// Expressions of one request, constraints and affinities together: the soft ones are bits of a `u64` in a rank.
+use super::{
+    expr::{
+        AFFINITY_PREFIX, Affinity, AnyAffinity, CONSTRAINT_PREFIX, Constraint, ConstraintError, ExprKind, NodeKey,
+        Platform, WHITELIST_PREFIX, list_error, parse_affinity, parse_constraint, parse_platform, parse_preference,
+        parse_whitelist,
+    },
+    facts::{Dimension, HostAddr, Placed, TaskAttr, amounts, image_names, service_names},
+};
+
+/// Expressions of one request, constraints, affinities and whitelists together: the soft ones are bits of a `u64` in
+/// a rank.
 pub const EXPRESSIONS_MAX: usize = 64;
 
 /// Labels of a container that hold expressions as a JSON list (Docker Swarm's names).
 const CONSTRAINTS_LABEL: &str = "com.docker.swarm.constraints";
 const AFFINITIES_LABEL: &str = "com.docker.swarm.affinities";
+const WHITELISTS_LABEL: &str = "com.docker.swarm.whitelists";
 
-/// Prefixes of environment variables that are expressions.
-const CONSTRAINT_PREFIX: &str = "constraint:";
-const AFFINITY_PREFIX: &str = "affinity:";
+/// The volume driver that every engine has.
+const LOCAL_DRIVER: &str = "local";
 
 /// A task's needs, ready for any number of placements. Compile once per specification, not once per task.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub(super) service: Option<ServiceId>,
+    pub(super) service_name: String,
     pub(super) pins: Vec<Pin>,
+    pub(super) whitelists: Vec<Constraint>,
     pub(super) constraints: Vec<Constraint>,
+    pub(super) volume_affinities: Vec<Constraint>,
     pub(super) affinities: Vec<Affinity>,
     pub(super) soft: Vec<Soft>,
     pub(super) platform: Option<Platform>,
     pub(super) volume_plugins: BTreeSet<String>,
     pub(super) network_plugins: BTreeSet<String>,
     pub(super) reservations: Resources,
+    pub(super) generic: BTreeMap<String, u64>,
+    /// What a task takes of a node, by dimension; never 0.
+    pub(super) asks: Vec<(Dimension, u64)>,
     /// With a fixed host port, each claim once.
     pub(super) ports: Vec<PortPublish>,
     /// 0: no limit.
     pub(super) max_replicas: u32,
+    /// The outer before the inner.
+    pub(super) preferences: Vec<Preference>,
     pub(super) strategy: Strategy,
     pub(super) image: String,
     pub(super) labels: BTreeMap<String, String>,
@@ -57,10 +73,19 @@ pub struct Pin {
     pub reason: String,
 }
 
+/// An attribute over whose values the tasks of a service are spread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Preference {
+    /// As the user wrote it.
+    pub(super) text: String,
+    pub(super) key: NodeKey,
+}
+
 /// An expression that is given up when no node would be left.
 #[derive(Clone, Debug)]
 pub(super) enum Soft {
     Constraint(Constraint),
+    VolumeAffinity(Constraint),
     Affinity(Affinity),
 }
 
@@ -68,16 +93,10 @@ impl Soft {
     fn filter(&self) -> Filter<'_> {
         match self {
             Self::Constraint(constraint) => Filter::Constraint(constraint),
+            Self::VolumeAffinity(affinity) => Filter::VolumeAffinity(affinity),
             Self::Affinity(affinity) => Filter::Affinity(affinity),
         }
     }
-}
-
-/// What an image runs on; an empty part means any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Platform {
-    pub(super) os: String,
-    pub(super) arch: String,
 }
 
 impl Request {
@@ -85,43 +104,46 @@ impl Request {
     ///
     /// Expressions come from the placement, from the container's environment and from its labels
     /// ([`expressions_from_env`], [`expressions_from_labels`]); the same expression twice counts once.
-    /// `service` is the service whose replicas are counted; `default` is the cluster's strategy. A `pin` ties the
-    /// task to nodes; [`Request::pinned`] adds more.
+    /// `service` is the service whose replicas are counted; [`Request::in_service`] adds its name. `default` is the
+    /// cluster's strategy. A `pin` ties the task to nodes; [`Request::pinned`] adds more.
     ///
     /// # Errors
-    /// The first expression that does not parse, or one above [`EXPRESSIONS_MAX`].
+    /// The first expression that does not parse, or one above [`EXPRESSIONS_MAX`] or [`PREFERENCES_MAX`].
     pub fn compile(
         spec: &TaskSpec,
         service: Option<ServiceId>,
         pin: Option<Pin>,
         default: Strategy,
     ) -> Result<Self, ConstraintError> {
-        let from_env = expressions_from_env(&spec.container.env);
-        let from_labels = expressions_from_labels(&spec.container.labels)?;
+        let (container, placement) = (&spec.container, &spec.placement);
+        let drivers = container.mounts.iter().filter(|mount| mount.kind == MountKind::Volume);
+        let drivers = drivers.filter_map(|mount| mount.volume_driver.clone()).filter(|driver| driver != LOCAL_DRIVER);
+        let generic: BTreeMap<_, _> =
+            spec.resources.generic.iter().filter(|(_, n)| **n > 0).map(|(kind, n)| (kind.clone(), *n)).collect();
         let mut request = Self {
             service,
+            service_name: String::new(),
             pins: pin.into_iter().collect(),
+            whitelists: Vec::new(),
             constraints: Vec::new(),
+            volume_affinities: Vec::new(),
             affinities: Vec::new(),
             soft: Vec::new(),
-            platform: None,
-            volume_plugins: BTreeSet::new(),
-            network_plugins: BTreeSet::new(),
+            platform: container.platform.as_deref().map(parse_platform).transpose()?,
+            volume_plugins: drivers.collect(),
+            network_plugins: placement.network_plugins.iter().cloned().collect(),
             reservations: spec.resources.reservations,
+            asks: amounts(spec.resources.reservations, &generic).collect(),
+            generic,
             ports: Vec::new(),
-            max_replicas: spec.placement.max_replicas_per_node,
-            strategy: spec.placement.strategy.unwrap_or(default),
-            image: spec.container.image.clone(),
-            labels: spec.container.labels.clone(),
+            max_replicas: placement.max_replicas_per_node,
+            preferences: Vec::new(),
+            strategy: placement.strategy.unwrap_or(default),
+            image: container.image.clone(),
+            labels: container.labels.clone(),
         };
-        for text in spec.placement.constraints.iter().chain(&from_env.constraints).chain(&from_labels.constraints) {
-            request.check_count(false, text)?;
-            request.add_constraint(parse_constraint(text)?);
-        }
-        for text in spec.placement.affinities.iter().chain(&from_env.affinities).chain(&from_labels.affinities) {
-            request.check_count(true, text)?;
-            request.add_affinity(parse_affinity(text)?);
-        }
+        request.add_expressions(spec)?;
+        request.add_preferences(&placement.preferences)?;
         for port in spec.ports.iter().filter(|port| port.host_port != 0) {
             if !request.ports.iter().any(|known| claim(known) == claim(port)) {
                 request.ports.push(*port);
@@ -130,11 +152,56 @@ impl Request {
         Ok(request)
     }
 
-    fn check_count(&self, affinity: bool, text: &str) -> Result<(), ConstraintError> {
-        if self.constraints.len() + self.affinities.len() + self.soft.len() < EXPRESSIONS_MAX {
+    /// As a task of the service of that name.
+    pub fn in_service(self, name: impl Into<String>) -> Self {
+        Self { service_name: name.into(), ..self }
+    }
+
+    fn add_expressions(&mut self, spec: &TaskSpec) -> Result<(), ConstraintError> {
+        let (placement, from_env) = (&spec.placement, expressions_from_env(&spec.container.env));
+        let from_labels = expressions_from_labels(&spec.container.labels)?;
+        for text in placement.whitelists.iter().chain(&from_env.whitelists).chain(&from_labels.whitelists) {
+            self.check_count(ExprKind::Whitelist, text)?;
+            let whitelist = parse_whitelist(text)?;
+            if !self.whitelists.contains(&whitelist) {
+                self.whitelists.push(whitelist);
+            }
+        }
+        for text in placement.constraints.iter().chain(&from_env.constraints).chain(&from_labels.constraints) {
+            self.check_count(ExprKind::Constraint, text)?;
+            self.add_constraint(parse_constraint(text)?);
+        }
+        for text in placement.affinities.iter().chain(&from_env.affinities).chain(&from_labels.affinities) {
+            self.check_count(ExprKind::Affinity, text)?;
+            match parse_affinity(text)? {
+                AnyAffinity::Tasks(affinity) => self.add_affinity(affinity),
+                AnyAffinity::Volumes(affinity) => self.add_volume_affinity(affinity),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_preferences(&mut self, preferences: &[PreferenceSpec]) -> Result<(), ConstraintError> {
+        for PreferenceSpec::Spread(text) in preferences {
+            if self.preferences.len() == PREFERENCES_MAX {
+                let expected = format!("no more than {PREFERENCES_MAX} preferences");
+                return Err(list_error(ExprKind::Preference, text, 1, expected));
+            }
+            let preference = Preference { text: text.trim().to_owned(), key: parse_preference(text)? };
+            // A second time it would tell nothing apart.
+            if self.preferences.iter().all(|known| known.key != preference.key) {
+                self.preferences.push(preference);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_count(&self, kind: ExprKind, text: &str) -> Result<(), ConstraintError> {
+        let constraints = self.whitelists.len() + self.constraints.len() + self.volume_affinities.len();
+        if constraints + self.affinities.len() + self.soft.len() < EXPRESSIONS_MAX {
             return Ok(());
         }
-        Err(list_error(affinity, text, 1, format!("no more than {EXPRESSIONS_MAX} expressions in all")))
+        Err(list_error(kind, text, 1, format!("no more than {EXPRESSIONS_MAX} expressions in all")))
     }
 
     fn add_constraint(&mut self, constraint: Constraint) {
@@ -161,28 +228,21 @@ impl Request {
         }
     }
 
+    fn add_volume_affinity(&mut self, affinity: Constraint) {
+        let known_soft = |soft: &Soft| matches!(soft, Soft::VolumeAffinity(known) if *known == affinity);
+        if self.volume_affinities.contains(&affinity) || self.soft.iter().any(known_soft) {
+            return;
+        }
+        if affinity.soft {
+            self.soft.push(Soft::VolumeAffinity(affinity));
+        } else {
+            self.volume_affinities.push(affinity);
+        }
+    }
+
     /// Only these nodes. Each call is a filter of its own, so that an explanation counts them apart.
     pub fn pinned(mut self, pin: Pin) -> Self {
         self.pins.push(pin);
-        self
-    }
-
-    /// Only nodes of this platform; an empty part means any. Architectures by either name (`x86_64`, `amd64`).
-    pub fn on_platform(mut self, os: impl Into<String>, arch: impl Into<String>) -> Self {
-        let platform = Platform { os: os.into(), arch: arch.into() };
-        self.platform = Some(platform).filter(|p| !p.os.is_empty() || !p.arch.is_empty());
-        self
-    }
-
-    /// Only nodes whose engine has this volume plugin.
-    pub fn with_volume_plugin(mut self, name: impl Into<String>) -> Self {
-        self.volume_plugins.insert(name.into());
-        self
-    }
-
-    /// Only nodes whose engine has this network plugin.
-    pub fn with_network_plugin(mut self, name: impl Into<String>) -> Self {
-        self.network_plugins.insert(name.into());
         self
     }
 
@@ -202,10 +262,12 @@ impl Request {
             task,
             node,
             service: self.service.clone(),
+            service_name: self.service_name.clone(),
             name,
             image: self.image.clone(),
             labels: self.labels.clone(),
             reservations: self.reservations,
+            generic: self.generic.clone(),
             ports: self.ports.clone(),
         }
     }
@@ -216,6 +278,9 @@ impl Request {
         match &affinity.key {
             TaskAttr::Container => false,
             TaskAttr::Image => image_names(&self.image).iter().any(|name| affinity.pattern.matches(name)),
+            TaskAttr::Service => {
+                service_names(self.service.as_ref(), &self.service_name).any(|name| affinity.pattern.matches(name))
+            }
             TaskAttr::Label(key) => self.labels.get(key).is_some_and(|value| affinity.pattern.matches(value)),
         }
     }
@@ -232,17 +297,14 @@ impl Request {
     pub(super) fn filters(&self) -> Vec<Filter<'_>> {
         let mut filters = vec![Filter::Health, Filter::Availability];
         filters.extend(self.pins.iter().map(Filter::Pinned));
+        filters.extend(self.whitelists.iter().map(Filter::Whitelist));
         filters.extend(self.constraints.iter().map(Filter::Constraint));
+        filters.extend(self.volume_affinities.iter().map(Filter::VolumeAffinity));
         filters.extend(self.affinities.iter().map(Filter::Affinity));
         filters.extend(self.platform.iter().map(Filter::Platform));
         filters.extend(self.volume_plugins.iter().map(|name| Filter::VolumePlugin(name)));
         filters.extend(self.network_plugins.iter().map(|name| Filter::NetworkPlugin(name)));
-        if self.reservations.nano_cpus > 0 {
-            filters.push(Filter::Cpu(self.reservations.nano_cpus));
-        }
-        if self.reservations.mem_bytes > 0 {
-            filters.push(Filter::Memory(self.reservations.mem_bytes));
-        }
+        filters.extend(self.asks.iter().map(|(dimension, amount)| Filter::Amount(dimension, *amount)));
         filters.extend(self.ports.iter().map(Filter::Port));
         if let (Some(service), true) = (&self.service, self.max_replicas > 0) {
             filters.push(Filter::MaxReplicas { service, max: self.max_replicas });
@@ -270,6 +332,8 @@ pub enum FilterKind {
     Availability,
     /// A volume or a dependency lives elsewhere.
     Pinned,
+    /// A set of nodes.
+    Whitelist,
     /// A constraint expression.
     Constraint,
     /// An affinity expression.
@@ -278,7 +342,7 @@ pub enum FilterKind {
     Platform,
     /// A volume or network plugin.
     Plugin,
-    /// CPU or memory.
+    /// CPU, memory, generic resources or container slots.
     Resources,
     /// A port of the host.
     Port,
@@ -292,15 +356,20 @@ pub(super) enum Filter<'a> {
     Health,
     Availability,
     Pinned(&'a Pin),
+    Whitelist(&'a Constraint),
     Constraint(&'a Constraint),
+    /// Where volumes lie.
+    VolumeAffinity(&'a Constraint),
     Affinity(&'a Affinity),
     Platform(&'a Platform),
     VolumePlugin(&'a str),
     NetworkPlugin(&'a str),
-    Cpu(u64),
-    Memory(u64),
+    Amount(&'a Dimension, u64),
     Port(&'a PortPublish),
-    MaxReplicas { service: &'a ServiceId, max: u32 },
+    MaxReplicas {
+        service: &'a ServiceId,
+        max: u32,
+    },
 }
 
 impl Filter<'_> {
@@ -308,10 +377,11 @@ impl Filter<'_> {
     /// pass now will only pass after someone changed its labels or the specification.
     pub(super) fn is_lasting(&self) -> bool {
         match self {
-            Self::Pinned(_) | Self::Constraint(_) | Self::Platform(_) => true,
+            Self::Pinned(_) | Self::Whitelist(_) | Self::Constraint(_) | Self::Platform(_) => true,
             Self::VolumePlugin(_) | Self::NetworkPlugin(_) => true,
-            Self::Health | Self::Availability | Self::Affinity(_) => false,
-            Self::Cpu(_) | Self::Memory(_) | Self::Port(_) | Self::MaxReplicas { .. } => false,
+            // Volumes come and go with the tasks that use them.
+            Self::Health | Self::Availability | Self::Affinity(_) | Self::VolumeAffinity(_) => false,
+            Self::Amount(..) | Self::Port(_) | Self::MaxReplicas { .. } => false,
         }
     }
 
@@ -321,10 +391,11 @@ impl Filter<'_> {
             Self::Availability => FilterKind::Availability,
             Self::Pinned(_) => FilterKind::Pinned,
             Self::Constraint(_) => FilterKind::Constraint,
-            Self::Affinity(_) => FilterKind::Affinity,
+            Self::Whitelist(_) => FilterKind::Whitelist,
+            Self::Affinity(_) | Self::VolumeAffinity(_) => FilterKind::Affinity,
             Self::Platform(_) => FilterKind::Platform,
             Self::VolumePlugin(_) | Self::NetworkPlugin(_) => FilterKind::Plugin,
-            Self::Cpu(_) | Self::Memory(_) => FilterKind::Resources,
+            Self::Amount(..) => FilterKind::Resources,
             Self::Port(_) => FilterKind::Port,
             Self::MaxReplicas { .. } => FilterKind::MaxReplicas,
         }
@@ -338,14 +409,18 @@ impl fmt::Display for Filter<'_> {
             Self::Availability => f.write_str("node is active"),
             Self::Pinned(pin) => f.write_str(&pin.reason),
             Self::Constraint(constraint) => write!(f, "constraint {constraint}"),
+            Self::Whitelist(whitelist) => write!(f, "whitelist {whitelist}"),
+            Self::VolumeAffinity(affinity) => write!(f, "affinity {affinity}"),
             Self::Affinity(affinity) => write!(f, "affinity {affinity}"),
             Self::Platform(Platform { os, arch }) if arch.is_empty() => write!(f, "platform {os}"),
             Self::Platform(Platform { os, arch }) if os.is_empty() => write!(f, "platform {arch}"),
             Self::Platform(Platform { os, arch }) => write!(f, "platform {os}/{arch}"),
             Self::VolumePlugin(name) => write!(f, "volume plugin {name}"),
             Self::NetworkPlugin(name) => write!(f, "network plugin {name}"),
-            Self::Cpu(nano_cpus) => write!(f, "cpu reservation {}", Cpus(*nano_cpus)),
-            Self::Memory(bytes) => write!(f, "memory reservation {}", Bytes(*bytes)),
+            Self::Amount(Dimension::Cpu, nano_cpus) => write!(f, "cpu reservation {}", Cpus(*nano_cpus)),
+            Self::Amount(Dimension::Memory, bytes) => write!(f, "memory reservation {}", Bytes(*bytes)),
+            Self::Amount(Dimension::Generic(kind), count) => write!(f, "generic resource {kind} {count}"),
+            Self::Amount(Dimension::Slots, _) => f.write_str("container slots"),
             Self::Port(port) => write!(f, "host port {}", HostPort(port)),
             Self::MaxReplicas { max, .. } => write!(f, "max replicas per node {max}"),
         }
@@ -404,6 +479,8 @@ pub struct Expressions {
     pub constraints: Vec<String>,
     /// With their prefix, as written.
     pub affinities: Vec<String>,
+    /// With their prefix, as written.
+    pub whitelists: Vec<String>,
 }
 
 /// The expressions in a container's environment (Docker Swarm: `-e constraint:disk==ssd`).
@@ -417,6 +494,7 @@ pub fn expressions_from_env(env: &BTreeMap<String, Option<String>>) -> Expressio
         let list = match name {
             _ if name.starts_with(CONSTRAINT_PREFIX) => &mut found.constraints,
             _ if name.starts_with(AFFINITY_PREFIX) => &mut found.affinities,
+            _ if name.starts_with(WHITELIST_PREFIX) => &mut found.whitelists,
             _ => continue,
         };
         list.push(value.as_ref().map_or_else(|| name.clone(), |value| format!("{name}={value}")));
@@ -426,7 +504,7 @@ pub fn expressions_from_env(env: &BTreeMap<String, Option<String>>) -> Expressio
 
 /// Whether a variable of this name steers placement and is not meant for the process in the container.
 pub fn is_expression_variable(name: &str) -> bool {
-    name.starts_with(CONSTRAINT_PREFIX) || name.starts_with(AFFINITY_PREFIX)
+    [CONSTRAINT_PREFIX, AFFINITY_PREFIX, WHITELIST_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The expressions in a container's labels (Docker Swarm: `com.docker.swarm.constraints='["disk==ssd"]'`).
@@ -434,11 +512,15 @@ pub fn is_expression_variable(name: &str) -> bool {
 /// # Errors
 /// A label of that name that is not a JSON list of strings; the column is within the label's value.
 pub fn expressions_from_labels(labels: &BTreeMap<String, String>) -> Result<Expressions, ConstraintError> {
-    let list = |label: &str, affinity| match labels.get(label) {
+    let list = |label: &str, kind| match labels.get(label) {
         None => Ok(Vec::new()),
         Some(json) => serde_json::from_str::<Vec<String>>(json).map_err(|err| {
-            list_error(affinity, json, err.column(), format!("a JSON list of strings in the label {label}"))
+            list_error(kind, json, err.column(), format!("a JSON list of strings in the label {label}"))
         }),
     };
-    Ok(Expressions { constraints: list(CONSTRAINTS_LABEL, false)?, affinities: list(AFFINITIES_LABEL, true)? })
+    Ok(Expressions {
+        constraints: list(CONSTRAINTS_LABEL, ExprKind::Constraint)?,
+        affinities: list(AFFINITIES_LABEL, ExprKind::Affinity)?,
+        whitelists: list(WHITELISTS_LABEL, ExprKind::Whitelist)?,
+    })
 }

@@ -619,6 +619,7 @@ pub(crate) fn volume(spec: &mut ServiceSpec, name: &str) {
         target: "/data".into(),
         read_only: false,
         tmpfs_size_bytes: None,
+        volume_driver: None,
     });
 }
 
