@@ -269,7 +269,7 @@ pub(super) struct Platform {
 pub(super) fn parse_platform(text: &str) -> Result<Platform, ConstraintError> {
     let parts: Vec<&str> = text.split('/').collect();
     let wrong = |part: &&str| part.is_empty() || !part.chars().all(|c| is_key_char(c) && c != '/');
-    if let Some(at) = parts.iter().position(|part| wrong(part)).or_else(|| (parts.len() > 3).then_some(3)) {
+    if let Some(at) = parts.iter().position(wrong).or_else(|| (parts.len() > 3).then_some(3)) {
         let offset = parts[..at].iter().map(|part| part.len() + 1).sum();
         return Err(PLATFORM.error(text, offset, "`os/architecture` with at most a variant after it"));
     }
