@@ -7,7 +7,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use skein_api::Resources;
+use skein_api::{
+    GENERIC_IDS_MAX, GENERIC_KINDS_MAX, GenericOffer, LABEL_KEY_EXPECTED, LABELS_MAX, OVERCOMMIT_PERCENT, Overcommit,
+    Resources, check_node_label, is_label_key,
+};
 pub use skein_daemon::ConfigError;
 use skein_daemon::{LogFormat, check_absolute, read_config};
 
@@ -40,6 +43,10 @@ pub struct Config {
     pub offer: Amount,
     /// What the cluster may not use.
     pub reserve: Amount,
+    /// How much more than that may be set aside, in percent: `{ cpu_percent = 150 }`. Default: the cluster's.
+    pub overcommit: Option<Overcommit>,
+    /// Generic resources of this host, by kind: a number, or a list of ids.
+    pub generic: BTreeMap<String, GenericOffer>,
     /// Parent cgroup of all containers, limited to `offer` where there is one. Default: `/skein`, or `skein.slice` for
     /// an engine that uses systemd, where something is offered; else the engine's own.
     pub cgroup_parent: Option<String>,
@@ -73,6 +80,8 @@ impl Default for Config {
             vxlan_port: 4_789,
             offer: Amount::default(),
             reserve: Amount::default(),
+            overcommit: None,
+            generic: BTreeMap::new(),
             cgroup_parent: None,
             image_retention_hours: 24,
             log_format: LogFormat::Text,
@@ -128,6 +137,39 @@ impl Config {
         }
         self.offer.resources("offer")?;
         self.reserve.resources("reserve")?;
+        if self.labels.len() > LABELS_MAX {
+            return Err(ConfigError::value("labels", format!("{} labels, at most {LABELS_MAX}", self.labels.len())));
+        }
+        for (key, value) in &self.labels {
+            check_node_label(key, value).map_err(|message| ConfigError::value("labels", message))?;
+        }
+        if let Some(Overcommit { cpu_percent, memory_percent }) = self.overcommit
+            && let Some(wrong) = [cpu_percent, memory_percent].iter().find(|p| !OVERCOMMIT_PERCENT.contains(p))
+        {
+            return Err(ConfigError::value("overcommit", format!("{wrong} percent is not 10 to 10000")));
+        }
+        self.check_generic()
+    }
+
+    fn check_generic(&self) -> Result<(), ConfigError> {
+        let bad = |message: String| Err(ConfigError::value("generic", message));
+        if self.generic.len() > GENERIC_KINDS_MAX {
+            return bad(format!("{} kinds, at most {GENERIC_KINDS_MAX}", self.generic.len()));
+        }
+        for (kind, offer) in &self.generic {
+            if !is_label_key(kind) {
+                return bad(format!("{kind:?} is no kind: expected {LABEL_KEY_EXPECTED}"));
+            }
+            let GenericOffer::Named(ids) = offer else { continue };
+            if ids.len() > GENERIC_IDS_MAX {
+                return bad(format!("{kind} has {} ids, at most {GENERIC_IDS_MAX}", ids.len()));
+            }
+            // They stand in one variable, with commas between them.
+            let wrong = |id: &&String| id.is_empty() || id.contains(|c: char| c == ',' || c.is_control());
+            if let Some(id) = ids.iter().find(wrong) {
+                return bad(format!("{id:?} is no id of {kind}: expected text without commas"));
+            }
+        }
         Ok(())
     }
 
@@ -221,6 +263,17 @@ mod tests {
     }
 
     #[test]
+    fn generic_resources_are_counted_or_named() {
+        let text = "generic = { gpu = [\"GPU-0\", \"GPU-1\"], licence = 3 }\novercommit = { cpu_percent = 150 }";
+        let config = toml::from_str::<Config>(text).unwrap();
+        config.check().unwrap();
+        let named = ["GPU-0", "GPU-1"].map(str::to_owned).into();
+        assert_eq!(config.generic["gpu"], GenericOffer::Named(named));
+        assert_eq!(config.generic["licence"], GenericOffer::Count(3));
+        assert_eq!(config.overcommit, Some(Overcommit { cpu_percent: 150, memory_percent: 100 }));
+    }
+
+    #[test]
     fn a_wrong_key_is_named() {
         let error = |text: &str| toml::from_str::<Config>(text).unwrap().check().unwrap_err().to_string();
         assert_eq!(
@@ -228,6 +281,14 @@ mod tests {
             "configuration key `offer`: memory \"much\" is not like 512MiB or 2GiB"
         );
         assert_eq!(error("state_dir = \"x\""), "configuration key `state_dir`: x is not an absolute path");
+        assert_eq!(
+            error("overcommit = { cpu_percent = 5 }"),
+            "configuration key `overcommit`: 5 percent is not 10 to 10000"
+        );
+        let bad_id = "configuration key `generic`: \"a,b\" is no id of gpu: expected text without commas";
+        assert_eq!(error("generic = { gpu = [\"a,b\"] }"), bad_id);
+        assert!(error("generic = { \"a b\" = 1 }").contains("\"a b\" is no kind: expected letters"));
+        assert!(error("labels = { \"a b\" = \"x\" }").contains("configuration key `labels`: label key \"a b\""));
         assert_eq!(error("vxlan_port = 0"), "configuration key `vxlan_port`: 0 is not a port");
         assert!(toml::from_str::<Config>("stat_dir = \"/x\"").unwrap_err().to_string().contains("unknown field"));
     }

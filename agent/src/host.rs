@@ -121,6 +121,8 @@ impl Host {
             site: self.config.site.clone(),
             labels: self.config.labels.clone(),
             offered: self.config.offered(engine.capacity),
+            overcommit: self.config.overcommit,
+            generic: self.config.generic.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             underlay4: self.underlay.v4,
             underlay6: self.underlay.v6,

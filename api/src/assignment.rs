@@ -2,12 +2,15 @@
 //!
 //! Each [`Assignment`] is one document of the agent's ledger, found by [`Assignment::key`].
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus};
+use crate::{Namespaces, NetworkId, NodeId, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus};
 
 /// One document of an agent's desired state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +60,12 @@ pub struct TaskAssignment {
     pub networks: Vec<NetworkId>,
     /// Tasks on this host whose volumes this one takes (`volumes_from`), resolved.
     pub volumes_from: Vec<(TaskId, bool)>,
+    /// Tasks on this host whose namespaces this one shares, resolved.
+    #[serde(skip_serializing_if = "Namespaces::is_empty")]
+    pub share: Namespaces<TaskId>,
+    /// Ids of the generic resources that it got, by kind.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub generic: BTreeMap<String, Vec<String>>,
     /// `Running`, `Shutdown` (stop, keep) or `Remove`.
     pub desired_state: TaskState,
     /// Which start of a container task this is about.

@@ -13,6 +13,7 @@ pub mod frame;
 #[cfg(test)]
 mod fuzz;
 mod ids;
+mod label;
 pub mod mutant;
 mod network;
 mod node;
@@ -24,6 +25,7 @@ pub use assignment::*;
 pub use cluster::*;
 pub use error::*;
 pub use ids::*;
+pub use label::*;
 pub use network::*;
 pub use node::*;
 pub use spec::*;

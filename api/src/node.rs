@@ -178,6 +178,9 @@ pub enum GenericOffer {
     Named(BTreeSet<String>),
 }
 
+/// Most kinds of generic resources of one host, and that one task asks for.
+pub const GENERIC_KINDS_MAX: usize = 16;
+
 /// Most ids of one kind of generic resource on one host.
 pub const GENERIC_IDS_MAX: usize = 1_024;
 

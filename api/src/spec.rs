@@ -32,12 +32,9 @@ pub struct ContainerSpec {
     /// `os/architecture[/variant]` that the image is for; none: whatever the host has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
-    /// The process ids of another container of the same host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<String>,
-    /// The shared memory of another container of the same host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ipc: Option<String>,
+    /// Namespaces of other services or container tasks that it shares; they run on the same host.
+    #[serde(skip_serializing_if = "Namespaces::is_empty")]
+    pub share: Namespaces<String>,
     /// All capabilities and devices of the host.
     pub privileged: bool,
     /// Read-only root file system.
@@ -122,6 +119,44 @@ pub struct Link {
     pub target: String,
     /// The name inside.
     pub alias: String,
+}
+
+/// Whose namespaces a container shares instead of having its own (`network_mode: service:x`, `pid`, `ipc`); `T` names
+/// the other one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Namespaces<T> {
+    /// Interfaces, addresses and ports.
+    pub network: Option<T>,
+    /// Processes.
+    pub pid: Option<T>,
+    /// Shared memory and queues.
+    pub ipc: Option<T>,
+}
+
+impl<T> Default for Namespaces<T> {
+    fn default() -> Self {
+        Self { network: None, pid: None, ipc: None }
+    }
+}
+
+impl<T> Namespaces<T> {
+    /// Nothing is shared.
+    pub fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    /// What is shared, by the Compose specification's key, with whom.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &T)> {
+        let all = [("network_mode", &self.network), ("pid", &self.pid), ("ipc", &self.ipc)];
+        all.into_iter().filter_map(|(key, with)| Some((key, with.as_ref()?)))
+    }
+
+    /// The same for others by which these are known; none for what `find` does not know.
+    pub fn map<U>(&self, mut find: impl FnMut(&T) -> Option<U>) -> Namespaces<U> {
+        let mut one = |with: &Option<T>| with.as_ref().and_then(&mut find);
+        Namespaces { network: one(&self.network), pid: one(&self.pid), ipc: one(&self.ipc) }
+    }
 }
 
 /// A health check, run by the engine (Docker Engine API, `HealthConfig`).

@@ -1,6 +1,7 @@
 //! Services and tasks as the cluster keeps them.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -127,6 +128,9 @@ pub struct Task {
     /// Unique in the cluster: `<service>.<slot>` (or `.<node name>` for a global one), or the user's choice.
     /// Service tasks of one slot share it; at most one of them is live.
     pub name: String,
+    /// Ids of the generic resources that it got on its node, by kind; kinds without ids are absent.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub generic: BTreeMap<String, Vec<String>>,
     /// Its service, if it has one.
     pub service: Option<ServiceId>,
     /// Stack of its service, if it has one; known also when the service is gone.

@@ -415,6 +415,14 @@ impl Task<'_> {
                 ));
             }
         }
+        for (key, with) in self.assignment.spec.container.share.iter() {
+            let shared = self.assignment.share.iter().find(|(resolved, _)| *resolved == key);
+            // The engine joins the namespaces of a running container only.
+            let runs = |task: &TaskId| self.cx.by_task.get(task).is_some_and(|c| c[0].state == ContainerState::Running);
+            if !shared.is_some_and(|(_, task)| runs(task)) {
+                return Some((format!("waits for {with} to run here, whose namespace it shares ({key})"), None));
+            }
+        }
         None
     }
 

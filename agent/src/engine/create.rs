@@ -5,10 +5,12 @@ use std::{collections::HashMap, net::IpAddr};
 use agent_core::EngineNetwork;
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountTmpfsOptions,
-    MountType, MountVolumeOptions, NetworkingConfig, PortBinding, PortMap, RestartPolicy, RestartPolicyNameEnum,
+    MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkingConfig, PortBinding, PortMap,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use skein_api::{
-    DEFAULT_STOP_GRACE_MS, Healthcheck, Mount, MountKind, PortPublish, Protocol, TaskAddress, TaskAssignment,
+    DEFAULT_STOP_GRACE_MS, Healthcheck, Mount, MountKind, Namespaces, PortPublish, Protocol, TaskAddress,
+    TaskAssignment,
 };
 
 use super::{EngineConfig, labels, networks::endpoint};
@@ -29,7 +31,12 @@ pub struct CreateInput {
     pub ports: Vec<PortPublish>,
     /// Containers whose volumes to take, by the engine's id, and whether read-only.
     pub volumes_from: Vec<(String, bool)>,
+    /// Containers whose namespaces to share, by the engine's id.
+    pub share: Namespaces<String>,
 }
+
+/// Variable that tells a container what it got of a kind of generic resource (as Docker's swarm mode names it).
+const GENERIC_VARIABLE: &str = "DOCKER_RESOURCE_";
 
 /// The engine's name of a task's container: unique, since service tasks of one slot share their name in the cluster.
 /// Names of ours must not be names that users look up: the engine's own DNS would answer them.
@@ -51,8 +58,7 @@ pub fn request(config: &EngineConfig, assignment: &TaskAssignment, input: &Creat
         hostname: spec.hostname.clone(),
         user: spec.user.clone(),
         working_dir: spec.working_dir.clone(),
-        // "NAME" without "=" takes the variable away.
-        env: Some(spec.env.iter().map(|(k, v)| v.as_ref().map_or(k.clone(), |v| format!("{k}={v}"))).collect()),
+        env: Some(environment(assignment)),
         cmd: spec.command.clone(),
         // One empty string clears the image's; an empty list would inherit it.
         entrypoint: spec.entrypoint.clone().map(|e| if e.is_empty() { vec![String::new()] } else { e }),
@@ -72,6 +78,21 @@ pub fn request(config: &EngineConfig, assignment: &TaskAssignment, input: &Creat
         host_config: Some(host_config(config, assignment, input)),
         ..Default::default()
     }
+}
+
+/// What the user gave, and what the task got of generic resources: ids, or how many where they have none.
+fn environment(assignment: &TaskAssignment) -> Vec<String> {
+    // "NAME" without "=" takes the variable away.
+    let given = assignment.spec.container.env.iter();
+    let mut env: Vec<String> = given.map(|(k, v)| v.as_ref().map_or(k.clone(), |v| format!("{k}={v}"))).collect();
+    for (kind, count) in assignment.spec.resources.generic.iter().filter(|(_, count)| **count > 0) {
+        let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let name: String = kind.chars().map(letter).collect();
+        let value = assignment.generic.get(kind).map_or_else(|| count.to_string(), |ids| ids.join(","));
+        // The last of two of one name counts.
+        env.push(format!("{GENERIC_VARIABLE}{name}={value}"));
+    }
+    env
 }
 
 fn host_config(config: &EngineConfig, assignment: &TaskAssignment, input: &CreateInput) -> HostConfig {
@@ -100,7 +121,9 @@ fn host_config(config: &EngineConfig, assignment: &TaskAssignment, input: &Creat
                 .collect(),
         ),
         port_bindings: Some(bindings(&input.ports)),
-        network_mode: input.networks.first().map(|n| n.name.clone()),
+        network_mode: container_mode(&input.share.network).or_else(|| input.networks.first().map(|n| n.name.clone())),
+        pid_mode: container_mode(&input.share.pid),
+        ipc_mode: container_mode(&input.share.ipc),
         // Restarts are the agent's: a booting engine must not start what nobody wants any more.
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
         log_config: Some(HostConfigLogConfig {
@@ -112,6 +135,11 @@ fn host_config(config: &EngineConfig, assignment: &TaskAssignment, input: &Creat
         }),
         ..Default::default()
     }
+}
+
+/// The namespace of another container (Docker Engine API, `HostConfig`).
+fn container_mode(container: &Option<String>) -> Option<String> {
+    container.as_ref().map(|id| format!("container:{id}"))
 }
 
 fn container_labels(config: &EngineConfig, assignment: &TaskAssignment, grace_ms: u64) -> HashMap<String, String> {
@@ -155,6 +183,10 @@ fn mount(config: &EngineConfig, mount: &Mount) -> EngineMount {
         read_only: Some(mount.read_only),
         volume_options: (mount.kind == MountKind::Volume).then(|| MountVolumeOptions {
             labels: Some(HashMap::from([(labels::CLUSTER.to_owned(), config.cluster.clone())])),
+            driver_config: mount
+                .volume_driver
+                .as_ref()
+                .map(|name| MountVolumeOptionsDriverConfig { name: Some(name.clone()), options: None }),
             ..Default::default()
         }),
         tmpfs_options: mount
@@ -306,6 +338,40 @@ mod tests {
         assert_eq!(body.healthcheck.and_then(|h| h.interval), Some(2_000_000_000));
         assert_eq!(body.exposed_ports, Some(vec!["53/udp".into(), "8000/tcp".into(), "8001/tcp".into()]));
         assert_eq!(body.networking_config, None, "the engine's default bridge");
+    }
+
+    #[test]
+    fn generic_resources_are_told_and_users_cannot_forge_them() {
+        let mut task = assignment(ContainerSpec {
+            env: BTreeMap::from([("DOCKER_RESOURCE_GPU".into(), Some("all".into()))]),
+            ..Default::default()
+        });
+        task.spec.resources.generic = BTreeMap::from([("gpu".into(), 2), ("fast-ssd".into(), 1), ("none".into(), 0)]);
+        task.generic = BTreeMap::from([("gpu".into(), vec!["GPU-0".into(), "GPU-3".into()])]);
+        let expected = ["DOCKER_RESOURCE_GPU=all", "DOCKER_RESOURCE_FAST_SSD=1", "DOCKER_RESOURCE_GPU=GPU-0,GPU-3"];
+        assert_eq!(environment(&task), expected);
+    }
+
+    #[test]
+    fn namespaces_and_volume_drivers_are_asked_of_the_engine() {
+        let input = CreateInput {
+            share: Namespaces { network: Some("c1".into()), pid: Some("c2".into()), ipc: None },
+            ..Default::default()
+        };
+        let body = request(&config(), &assignment(ContainerSpec::default()), &input);
+        let host = body.host_config.expect("is set");
+        let modes = (host.network_mode.as_deref(), host.pid_mode.as_deref(), host.ipc_mode);
+        assert_eq!(modes, (Some("container:c1"), Some("container:c2"), None));
+        let mount = Mount {
+            kind: MountKind::Volume,
+            source: Some("data".into()),
+            target: "/data".into(),
+            read_only: false,
+            tmpfs_size_bytes: None,
+            volume_driver: Some("nfs".into()),
+        };
+        let engine = super::mount(&config(), &mount).volume_options.expect("is a volume");
+        assert_eq!(engine.driver_config.and_then(|d| d.name).as_deref(), Some("nfs"));
     }
 
     #[test]

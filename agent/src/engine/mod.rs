@@ -244,6 +244,7 @@ fn read_info(info: SystemInfo) -> NodeDescription {
         engine_version: info.server_version.unwrap_or_default(),
         engine_labels: info.labels.unwrap_or_default().into_iter().map(label).collect(),
         storage_driver: info.driver.unwrap_or_default(),
+        execution_driver: info.default_runtime.unwrap_or_default(),
         volume_plugins: plugins.volume.unwrap_or_default(),
         network_plugins: plugins.network.unwrap_or_default(),
         ..Default::default()

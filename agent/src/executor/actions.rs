@@ -7,7 +7,7 @@ use std::{
 };
 
 use agent_core::{Action, ActionError, EngineNetwork, Outcome};
-use skein_api::{NetworkId, PortPublish, Protocol, TaskAddress, TaskAssignment, TaskId};
+use skein_api::{Namespaces, NetworkId, PortPublish, Protocol, TaskAddress, TaskAssignment, TaskId};
 use tokio::sync::mpsc;
 
 use super::{
@@ -34,6 +34,8 @@ pub(super) struct Sight {
     pub(super) networks: BTreeMap<NetworkId, EngineNetwork>,
     /// Containers of `volumes_from`, by the engine's id.
     pub(super) volumes_from: Vec<(String, bool)>,
+    /// Containers whose namespaces are shared, by the engine's id.
+    pub(super) share: Namespaces<String>,
     /// Host ports of all our containers.
     pub(super) used_ports: BTreeSet<(Protocol, u16)>,
 }
@@ -116,9 +118,14 @@ impl<N: NetworkSide> Tools<N> {
         let input = CreateInput {
             networks,
             addresses: addresses.clone(),
-            dns: self.network.dns_servers(&assignment.networks),
+            // The engine refuses servers of its own for one that shares another's network.
+            dns: match sight.share.network {
+                Some(_) => Vec::new(),
+                None => self.network.dns_servers(&assignment.networks),
+            },
             ports,
             volumes_from: sight.volumes_from,
+            share: sight.share,
         };
         let container = self.engine.create(&assignment, &input).await.map_err(|e| refused(&e))?;
         let outcome = Outcome { addresses: Some(addresses), pulled: matches!(pulled, Pulled::Yes).then_some(image) };

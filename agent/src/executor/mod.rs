@@ -405,7 +405,9 @@ impl<N: NetworkSide> Executor<N> {
         };
         let container_of = |task: &TaskId| self.observed.containers.values().find(|c| c.task == *task);
         let volumes_from = assignment.iter().flat_map(|a| &a.volumes_from);
+        let share = assignment.as_ref().map(|a| a.share.map(|t| Some(container_of(t)?.id.clone())));
         Sight {
+            share: share.unwrap_or_default(),
             volumes_from: volumes_from.filter_map(|(t, ro)| Some((container_of(t)?.id.clone(), *ro))).collect(),
             networks: self.observed.networks.clone(),
             used_ports: self

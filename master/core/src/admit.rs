@@ -1,10 +1,11 @@
 //! Who belongs to the cluster: tokens, joining, describing and removing nodes.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use skein_api::{
-    ApiError, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, Task, TaskState, TaskStatus, Token, TokenCreate,
-    TokenId, UnixMillis,
+    ApiError, GENERIC_IDS_MAX, GENERIC_KINDS_MAX, GenericOffer, LABELS_MAX, Node, NodeDescription, NodeId, NodeSpec,
+    NodeUpdate, OVERCOMMIT_PERCENT, Task, TaskState, TaskStatus, Token, TokenCreate, TokenId, UnixMillis,
+    check_node_label, is_label_key,
 };
 
 use crate::{
@@ -153,6 +154,12 @@ impl Core {
         let mut description = said.clone();
         description.routes.retain(|r| r.prefix_len() >= ROUTE_PREFIX_MIN);
         description.routes.truncate(ROUTES_MAX);
+        admit_labels(&mut description.labels);
+        admit_labels(&mut description.engine_labels);
+        admit_generic(&mut description.generic);
+        description.overcommit = said.overcommit.filter(|ratio| {
+            OVERCOMMIT_PERCENT.contains(&ratio.cpu_percent) && OVERCOMMIT_PERCENT.contains(&ratio.memory_percent)
+        });
         Ok(description)
     }
 
@@ -160,7 +167,7 @@ impl Core {
         let known = self.model.find_node(reference)?;
         let mut spec = known.spec.clone();
         for (key, value) in &update.labels_add {
-            check_label(key)?;
+            check_label(key, value)?;
             spec.labels.insert(key.clone(), value.clone());
         }
         for key in &update.labels_remove {
@@ -169,6 +176,7 @@ impl Core {
                     .with_hint(format!("skein node inspect {}", known.name)));
             }
         }
+        check_label_count(spec.labels.len())?;
         spec.availability = update.availability.unwrap_or(spec.availability);
         if spec == known.spec {
             return Ok((Vec::new(), Reply::Node(known.id.clone())));
@@ -237,9 +245,10 @@ impl Core {
         if request.uses == 0 {
             return Err(ApiError::new("bad_request", "uses must be at least 1"));
         }
-        for key in request.node_labels.keys() {
-            check_label(key)?;
+        for (key, value) in &request.node_labels {
+            check_label(key, value)?;
         }
+        check_label_count(request.node_labels.len())?;
         let token = Token {
             id: id.clone(),
             meta: meta::created(ctx),
@@ -305,7 +314,33 @@ pub(crate) fn check_name(kind: &str, name: &str) -> Result<(), ApiError> {
     Err(ApiError::new("bad_name", message))
 }
 
-fn check_label(key: &str) -> Result<(), ApiError> {
-    let valid = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/'));
-    if valid { Ok(()) } else { Err(ApiError::new("bad_name", format!("label key {key:?} is not valid"))) }
+fn check_label(key: &str, value: &str) -> Result<(), ApiError> {
+    let code = if is_label_key(key) { "bad_request" } else { "bad_name" };
+    check_node_label(key, value).map_err(|message| ApiError::new(code, message))
+}
+
+fn check_label_count(count: usize) -> Result<(), ApiError> {
+    if count <= LABELS_MAX {
+        return Ok(());
+    }
+    Err(ApiError::new("bad_request", format!("{count} labels of one node, at most {LABELS_MAX} are possible")))
+}
+
+/// The labels that a host may have; the others are left out, as an engine's may be anything.
+fn admit_labels(labels: &mut BTreeMap<String, String>) {
+    labels.retain(|key, value| check_node_label(key, value).is_ok());
+    while labels.len() > LABELS_MAX {
+        labels.pop_last();
+    }
+}
+
+/// The generic resources that a host may have.
+fn admit_generic(generic: &mut BTreeMap<String, GenericOffer>) {
+    generic.retain(|kind, offer| match offer {
+        GenericOffer::Count(_) => is_label_key(kind),
+        GenericOffer::Named(ids) => is_label_key(kind) && ids.len() <= GENERIC_IDS_MAX,
+    });
+    while generic.len() > GENERIC_KINDS_MAX {
+        generic.pop_last();
+    }
 }

@@ -354,11 +354,12 @@ impl Core {
 
     fn task_document(&self, task: &Task) -> TaskAssignment {
         let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
-        let from = task.spec.container.volumes_from.iter().filter_map(|v| {
-            let there = placement::live_tasks_of(&self.model, &v.from);
-            let one = there.into_iter().find(|t| t.node == task.node)?;
-            Some((one.id.clone(), v.read_only))
-        });
+        let here = |name: &String| {
+            let there = placement::live_tasks_of(&self.model, name);
+            there.into_iter().find(|t| t.node == task.node).map(|t| t.id.clone())
+        };
+        let container = &task.spec.container;
+        let from = container.volumes_from.iter().filter_map(|v| Some((here(&v.from)?, v.read_only)));
         TaskAssignment {
             id: task.id.clone(),
             name: task.name.clone(),
@@ -369,6 +370,8 @@ impl Core {
             spec: (*task.spec).clone(),
             networks: self.model.task_networks(task),
             volumes_from: from.collect(),
+            share: container.share.map(here),
+            generic: task.generic.clone(),
             desired_state: task.desired_state,
             run: task.run,
             over: is_over(task),

@@ -258,7 +258,7 @@ pub struct Model {
     service_tasks: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     node_tasks: BTreeMap<NodeId, BTreeSet<TaskId>>,
     network_tasks: BTreeMap<NetworkId, BTreeSet<TaskId>>,
-    /// Tasks by the names in their `volumes_from`.
+    /// Tasks by the names of those whose volumes and namespaces they take.
     takers: BTreeMap<String, BTreeSet<TaskId>>,
     members: BTreeMap<NetworkId, BTreeMap<NodeId, BTreeSet<u32>>>,
     network_names: BTreeMap<String, NetworkId>,
@@ -271,6 +271,12 @@ pub struct Model {
     task_names: BTreeMap<String, BTreeSet<TaskId>>,
     /// How many tasks are in each state; none in one that is not listed.
     task_states: BTreeMap<TaskState, u64>,
+}
+
+/// Names of those whose volumes and namespaces a task takes; one can stand there twice.
+fn taken_from(task: &Task) -> impl Iterator<Item = &String> {
+    let container = &task.spec.container;
+    container.volumes_from.iter().map(|v| &v.from).chain(container.share.iter().map(|(_, with)| with))
 }
 
 /// Nodes by what no two of them share, or should not.
@@ -470,8 +476,8 @@ impl Model {
             let network = NetworkId::new(&attachment.network);
             self.network_tasks.entry(network).or_default().insert(task.id.clone());
         }
-        for from in &task.spec.container.volumes_from {
-            self.takers.entry(from.from.clone()).or_default().insert(task.id.clone());
+        for name in taken_from(task) {
+            self.takers.entry(name.clone()).or_default().insert(task.id.clone());
         }
     }
 
@@ -490,8 +496,8 @@ impl Model {
         for attachment in &task.spec.networks {
             drop_from(&mut self.network_tasks, &NetworkId::new(&attachment.network), id);
         }
-        for from in &task.spec.container.volumes_from {
-            drop_from(&mut self.takers, &from.from, id);
+        for name in taken_from(&task) {
+            drop_from(&mut self.takers, name, id);
         }
         Some(Object::Task(task))
     }
@@ -523,7 +529,7 @@ impl Model {
         ids.filter(|id| self.networks.contains_key(id)).collect()
     }
 
-    /// Tasks that take the volumes of the service or container task of that name, by id.
+    /// Tasks that take volumes or namespaces of the service or container task of that name, by id.
     pub fn takers(&self, name: &str) -> impl Iterator<Item = &TaskId> {
         self.takers.get(name).into_iter().flatten()
     }

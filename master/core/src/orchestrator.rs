@@ -350,7 +350,8 @@ impl Core {
     /// When a network has no addresses left for the node; the task is as it was.
     pub(crate) fn assign(&mut self, task: Task, node: NodeId, now: Now, rng: &mut Rng) -> Result<(), String> {
         let ctx = meta::internal("scheduler", "placed", now, 0);
-        let task = Task { node: Some(node.clone()), ..task };
+        let mut task = Task { node: Some(node.clone()), ..task };
+        task.generic = placement::generic_ids(&self.model, &task);
         let mut blocks = Vec::new();
         for id in self.model.task_networks(&task) {
             // A container task keeps its address while it is stopped.

@@ -4,20 +4,24 @@
 //! - A task holds its ports and reservations from its assignment until its container has ended for good ([`holds`]).
 //! - An expression that no node can meet is refused while there are nodes; what comes and goes (liveness, free
 //!   resources, host ports taken by others) never is: such a task waits, and says for what.
-//! - Volumes, `volumes_from` and `links` pin. A pin to a host that is lost, paused or drained waits for it: a volume
+//! - Volumes, `volumes_from`, `links` and shared namespaces pin. A pin to a host that is lost, paused or drained waits for it: a volume
 //!   that lives elsewhere is never replaced by an empty one.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use skein_api::{
-    ApiError, Availability, Explanation, MountKind, Node, NodeId, NodeState, Overcommit, RestartCondition, Service,
-    Task, TaskSpec, TaskState,
+    ApiError, Availability, Explanation, GenericOffer, MountKind, Node, NodeId, NodeState, Overcommit,
+    RestartCondition, Service, Task, TaskId, TaskSpec, TaskState,
 };
 
 use crate::{
     core::Core,
     model::Model,
     scheduler::{ConstraintError, FilterKind, NodeFacts, Pin, Placed, Request},
+    workloads::shared_hosts,
 };
 
 /// Whether a task with a node holds its ports and reservations there.
@@ -73,6 +77,29 @@ pub(crate) fn facts(model: &Model, node: &Node, ready: bool, overcommit: Overcom
     NodeFacts::new(node, ready, overcommit).with_volumes(model.node_volumes(&node.id).cloned())
 }
 
+/// Ids of generic resources for a task on its node: of each kind that has ids there, the first that no other task
+/// holds. Kinds that are only counted are left out.
+pub(crate) fn generic_ids(model: &Model, task: &Task) -> BTreeMap<String, Vec<String>> {
+    let Some(node) = task.node.as_ref().and_then(|id| model.nodes.get(id)) else { return BTreeMap::new() };
+    let held = held_ids(model, &node.id, &task.id);
+    let asks = task.spec.resources.generic.iter().filter(|(_, count)| **count > 0);
+    let given = asks.filter_map(|(kind, count)| match node.description.generic.get(kind)? {
+        GenericOffer::Count(_) => None,
+        GenericOffer::Named(ids) => {
+            let free = ids.iter().filter(|id| !held.contains(&(kind.as_str(), id.as_str())));
+            Some((kind.clone(), free.take(usize::try_from(*count).unwrap_or(usize::MAX)).cloned().collect()))
+        }
+    });
+    given.collect()
+}
+
+/// Kinds and ids that tasks on a node hold, but for one task.
+fn held_ids<'a>(model: &'a Model, node: &NodeId, but: &TaskId) -> BTreeSet<(&'a str, &'a str)> {
+    let others = model.node_tasks(node).filter(|t| t.id != *but && !t.generic.is_empty() && holds(t));
+    let kinds = others.flat_map(|t| &t.generic);
+    kinds.flat_map(|(kind, ids)| ids.iter().map(move |id| (kind.as_str(), id.as_str()))).collect()
+}
+
 /// Where a task can only go because of what is there already.
 pub(crate) enum Pinned {
     /// Nowhere in particular.
@@ -83,7 +110,7 @@ pub(crate) enum Pinned {
     Wait(String),
 }
 
-/// Named volumes, `volumes_from` and `links` keep a task on the host of what they name.
+/// Named volumes, `volumes_from`, `links` and shared namespaces keep a task on the host of what they name.
 pub(crate) fn pinned(core: &Core, task: &Task) -> Pinned {
     let model = &core.model;
     let mut nodes: Option<BTreeSet<NodeId>> = None;
@@ -100,9 +127,7 @@ pub(crate) fn pinned(core: &Core, task: &Task) -> Pinned {
         let Some(volume) = mount.source.as_ref().and_then(|name| model.volume_named(name)) else { continue };
         narrow(BTreeSet::from([volume.node.clone()]), format!("volume {} lives on", volume.name));
     }
-    let from = container.volumes_from.iter().map(|v| (&v.from, "volumes_from"));
-    let links = container.links.iter().map(|l| (&l.target, "link"));
-    for (name, what) in from.chain(links) {
+    for (what, name) in shared_hosts(&task.spec) {
         let hosts = hosts_of(model, name);
         if hosts.is_empty() {
             return Pinned::Wait(format!("waits for {name} ({what}) to be placed"));
@@ -151,12 +176,17 @@ pub(crate) fn live_tasks_of<'a>(model: &'a Model, name: &str) -> Vec<&'a Task> {
     }
 }
 
-/// Refuses expressions that do not parse.
+/// Refuses expressions that do not parse, and such as can never hold together.
 ///
 /// # Errors
-/// `bad_constraint` with the position under the expression.
+/// `bad_constraint` with the position under the expression; `contradictory_constraints` with both.
 pub(crate) fn check_syntax(core: &Core, name: &str, spec: &TaskSpec) -> Result<Request, ApiError> {
-    compile(core, spec, None, None).map_err(|error| bad_constraint(name, &error))
+    let request = compile(core, spec, None, None).map_err(|error| bad_constraint(name, &error))?;
+    match request.contradiction() {
+        None => Ok(request),
+        Some(contradiction) => Err(ApiError::new("contradictory_constraints", format!("{name}: {contradiction}"))
+            .with_hint("remove one of them, or make it soft with `==~` or `!=~`")),
+    }
 }
 
 fn bad_constraint(name: &str, error: &ConstraintError) -> ApiError {
@@ -164,13 +194,21 @@ fn bad_constraint(name: &str, error: &ConstraintError) -> ApiError {
 }
 
 /// Checks that some node could ever meet what a task asks of a node: labels, names, platform and plugins are looked
-/// at; liveness, free resources and ports are not, they come and go. A cluster without nodes refuses nothing.
+/// at, and whether it is larger than any host; liveness, free resources and ports are not, they come and go. A cluster
+/// without nodes refuses nothing.
 ///
 /// # Errors
-/// `no_node_fits` with counts per filter.
+/// `no_node_fits` with counts per filter, or with what is too large and the largest host.
 pub(crate) fn check(core: &Core, name: &str, spec: &TaskSpec) -> Result<(), ApiError> {
     let request = check_syntax(core, name, spec)?;
-    if core.model.nodes.is_empty() || core.scheduler.constraints_can_be_met(&request) {
+    if core.model.nodes.is_empty() {
+        return Ok(());
+    }
+    if let Some(large) = core.scheduler.too_large(&request) {
+        return Err(ApiError::new("no_node_fits", format!("{name}: {large}"))
+            .with_hint("reserve less, or add a larger host; skein node ls shows what each offers"));
+    }
+    if core.scheduler.constraints_can_be_met(&request) {
         return Ok(());
     }
     let why = core.scheduler.explain(&request).into_explanation(name);
@@ -223,6 +261,13 @@ pub(crate) fn check_room(core: &Core, task: &Task) -> Result<(), ApiError> {
         return Ok(());
     }
     let request = compile(core, spec, None, None).map_err(|error| bad_constraint(name, &error))?;
+    let held = held_ids(&core.model, &node.id, &task.id);
+    let own = task.generic.iter().flat_map(|(kind, ids)| ids.iter().map(move |id| (kind.as_str(), id.as_str())));
+    if let Some((kind, id)) = own.into_iter().find(|own| held.contains(own)) {
+        let message =
+            format!("container task {name} had {kind} {id} of node {}, which another task has now", node.name);
+        return Err(ApiError::new("no_node_fits", message).with_hint(format!("skein ps --node {}", node.name)));
+    }
     // Its node alone, as if it were ready and active: a paused node keeps what it has.
     let mut alone = crate::scheduler::Scheduler::new();
     let active =

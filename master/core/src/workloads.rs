@@ -7,9 +7,9 @@ use std::{
 
 use serde_json::Value;
 use skein_api::{
-    ApiError, ContainerCreate, MountKind, Network, NetworkAttachment, NetworkSpec, PORTS_MAX, PlanAction, PlanItem,
-    Service, ServiceId, ServiceMode, ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState,
-    TaskStatus, Volume,
+    ApiError, ContainerCreate, GENERIC_KINDS_MAX, LABEL_KEY_EXPECTED, MountKind, Network, NetworkAttachment,
+    NetworkSpec, PORTS_MAX, PlanAction, PlanItem, Service, ServiceId, ServiceMode, ServiceSpec, StackApply, StackPlan,
+    StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Volume, check_labels, is_label_key,
 };
 
 use crate::{
@@ -128,6 +128,9 @@ impl Core {
                 let message = format!("service {} depends on {}, which is not there", service.name, dependency.service);
                 return bad(message);
             }
+            if let Err(e) = check_labels(&service.labels) {
+                return bad(format!("{name}: {e}", name = service.name));
+            }
             self.check_references(&service.name, &service.task, &names)?;
             self.check_spec(&service.name, &service.task, networks)?;
         }
@@ -162,6 +165,11 @@ impl Core {
         }
         if spec.ports.len() > PORTS_MAX {
             return Err(bad(format!("{name} publishes {} ports, at most {PORTS_MAX} are possible", spec.ports.len())));
+        }
+        check_counts(name, spec)?;
+        check_labels(&spec.container.labels).map_err(|e| bad(format!("{name}: {e}")))?;
+        if spec.container.share.network.is_some() && !(spec.networks.is_empty() && spec.ports.is_empty()) {
+            return Err(bad(format!("{name} shares a network and can have no networks and ports of its own")));
         }
         let mut attached = BTreeSet::new();
         for NetworkAttachment { network: wanted, .. } in &spec.networks {
@@ -513,6 +521,25 @@ fn check_stays(network: &Network) -> Result<(), ApiError> {
     Err(ApiError::new("in_use", message).with_hint("skein ps --all, then try again"))
 }
 
+/// Checks the amounts of generic resources.
+fn check_counts(name: &str, spec: &TaskSpec) -> Result<(), ApiError> {
+    let kinds = &spec.resources.generic;
+    if kinds.len() > GENERIC_KINDS_MAX {
+        let message = format!(
+            "{name} asks for {} kinds of generic resources, at most {GENERIC_KINDS_MAX} are possible",
+            kinds.len()
+        );
+        return Err(ApiError::new("bad_request", message));
+    }
+    match kinds.keys().find(|kind| !is_label_key(kind)) {
+        None => Ok(()),
+        Some(kind) => {
+            let message = format!("{name}: {kind:?} is no kind of generic resource: expected {LABEL_KEY_EXPECTED}");
+            Err(ApiError::new("bad_request", message).with_hint("write for example `gpu=1`"))
+        }
+    }
+}
+
 /// Names of the named volumes of a task.
 fn volume_names(spec: &TaskSpec) -> impl Iterator<Item = &String> {
     let volumes = spec.container.mounts.iter().filter(|m| m.kind == MountKind::Volume);
@@ -520,9 +547,10 @@ fn volume_names(spec: &TaskSpec) -> impl Iterator<Item = &String> {
 }
 
 /// What a task must share a host with, and why.
-fn shared_hosts(spec: &TaskSpec) -> impl Iterator<Item = (&'static str, &str)> {
+pub(crate) fn shared_hosts(spec: &TaskSpec) -> impl Iterator<Item = (&'static str, &str)> {
     let links = spec.container.links.iter().map(|l| ("link", l.target.as_str()));
-    links.chain(spec.container.volumes_from.iter().map(|v| ("volumes_from", v.from.as_str())))
+    let volumes = spec.container.volumes_from.iter().map(|v| ("volumes_from", v.from.as_str()));
+    volumes.chain(links).chain(spec.container.share.iter().map(|(key, with)| (key, with.as_str())))
 }
 
 /// A circle in what services wait for, as a path; services outside the list end it.

@@ -303,6 +303,23 @@ fn volumes_come_from_a_container_that_is_there() {
 }
 
 #[test]
+fn namespaces_are_those_of_a_container_that_runs() {
+    let mut host = Host::new();
+    let mut side = container_task("side");
+    side.spec.container.share.network = Some("db".into());
+    // The master does not know yet whose it is: a network of its own would be another container.
+    host.assign(side.clone());
+    assert_eq!(host.plan().actions, []);
+    assert_eq!(host.status("side").message, "waits for db to run here, whose namespace it shares (network_mode)");
+    side.share.network = Some(TaskId::new("db"));
+    host.assign(side);
+    assert_eq!(host.plan().actions, []);
+    host.assign(container_task("db"));
+    host.settle();
+    assert_eq!(host.state("side"), (1, TaskState::Running));
+}
+
+#[test]
 fn a_second_container_of_a_task_is_removed() {
     let mut host = Host::new();
     host.assign(service_task("t", 1));

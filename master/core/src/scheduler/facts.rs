@@ -28,6 +28,18 @@ pub enum Dimension {
     Slots,
 }
 
+impl Dimension {
+    /// In a word, for sentences.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Cpu => "CPU",
+            Self::Memory => "memory",
+            Self::Generic(kind) => kind,
+            Self::Slots => "container slots",
+        }
+    }
+}
+
 /// One node as the scheduler sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {

@@ -15,12 +15,14 @@
 //! index.rs    postings, loads, ports, counts                eval.rs     filters on sets
 //! rank.rs     strategies                                    batch.rs    many equal tasks -> (node, count) runs
 //! explain.rs  counts per filter, sentences                  naive.rs    the same by plain loops: the oracle
+//! size.rs     requests larger than any host                 contradiction.rs  expressions that exclude each other
 //! ```
 //!
 //! No tasks, no channels. What users read about it is docs/scheduling.md.
 
 mod batch;
 mod bits;
+mod contradiction;
 mod eval;
 mod explain;
 mod expr;
@@ -31,6 +33,7 @@ mod index;
 pub mod naive;
 mod rank;
 mod request;
+mod size;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +42,7 @@ use skein_api::{NodeId, Resources, TaskId};
 pub use self::{
     batch::Batch,
     bits::NodeIdx,
+    contradiction::Contradiction,
     explain::{FilterTally, Findings, Rejection},
     expr::{ConstraintError, EXPRESSION_CHARS_MAX},
     facts::{Dimension, NodeFacts, Placed},
@@ -47,6 +51,7 @@ pub use self::{
         EXPRESSIONS_MAX, Expressions, FilterKind, Pin, Request, expressions_from_env, expressions_from_labels,
         is_expression_variable,
     },
+    size::{Largest, TooLarge},
 };
 use self::{
     bits::Bits,

@@ -427,6 +427,21 @@ impl fmt::Display for Filter<'_> {
     }
 }
 
+/// An amount of a dimension as users read it: `1.5 CPUs`, `2 GiB of memory`, `3 gpu`.
+pub(super) struct Amount<'a>(pub(super) &'a Dimension, pub(super) u64);
+
+impl fmt::Display for Amount<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Dimension::Cpu if self.1 == 1_000_000_000 => f.write_str("1 CPU"),
+            Dimension::Cpu => write!(f, "{} CPUs", Cpus(self.1)),
+            Dimension::Memory => write!(f, "{} of memory", Bytes(self.1)),
+            Dimension::Generic(kind) => write!(f, "{} {kind}", self.1),
+            Dimension::Slots => write!(f, "{} container slots", self.1),
+        }
+    }
+}
+
 /// CPUs as users write them: `1.5`.
 struct Cpus(u64);
 

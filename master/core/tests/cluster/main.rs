@@ -3,6 +3,7 @@
 //!
 //! - `harness`: the cluster and its agents; every turn checks every invariant
 //! - `services`, `containers`, `stacks`, `networks`, `nodes`: one scenario per behaviour
+//! - `placing`: where tasks go, and what they are given there
 //! - `refusals`: bad input changes nothing
 //! - `random`: random histories, and what holds in and after each of them
 
@@ -10,6 +11,7 @@ mod containers;
 mod harness;
 mod networks;
 mod nodes;
+mod placing;
 mod random;
 mod refusals;
 mod services;

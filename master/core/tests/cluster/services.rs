@@ -49,11 +49,13 @@ fn a_changed_service_is_recreated_stop_first() {
 fn a_service_that_changes_while_its_tasks_are_pending() {
     let mut c = Cluster::with_nodes(1);
     let much = |s: &mut skein_api::ServiceSpec, gib: u64| s.task.resources.reservations.mem_bytes = gib << 30;
-    c.up(vec![service("web").with(|s| much(s, 100))]);
-    assert_eq!(c.show("web"), ["web.1 pending no node fits: 1 node; memory reservation 100 gib took 1"]);
-    c.up(vec![service("web").with(|s| much(s, 1))]);
+    let other = || service("other").with(|s| much(s, 3));
+    c.up(vec![other()]);
+    c.up(vec![other(), service("web").with(|s| much(s, 2))]);
+    assert_eq!(c.show("web"), ["web.1 pending no node fits: 1 node; memory reservation 2 gib took 1"]);
+    c.up(vec![other(), service("web").with(|s| much(s, 1))]);
     assert_eq!(c.show("web"), ["web.1 running n1"]);
-    assert_eq!(c.model().tasks.len(), 1, "nothing is remembered of a task that never had a node");
+    assert_eq!(c.model().tasks.len(), 2, "nothing is remembered of a task that never had a node");
 }
 
 #[test]
