@@ -274,6 +274,15 @@ mod tests {
     }
 
     #[test]
+    fn what_scheduling_md_shows_is_good() {
+        let doc = include_str!("../../docs/scheduling.md");
+        let block = doc.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("it shows one");
+        let config = toml::from_str::<Config>(block).unwrap();
+        config.check().unwrap();
+        assert_eq!((config.generic["gpu"].count(), config.generic["licence"].count()), (2, 3));
+    }
+
+    #[test]
     fn a_wrong_key_is_named() {
         let error = |text: &str| toml::from_str::<Config>(text).unwrap().check().unwrap_err().to_string();
         assert_eq!(

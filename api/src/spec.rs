@@ -49,6 +49,9 @@ pub struct ContainerSpec {
     pub cap_add: Vec<String>,
     /// Capabilities to drop.
     pub cap_drop: Vec<String>,
+    /// Devices that a driver of the engine gives it; how many is said by `resources.generic`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceRequest>,
     /// Lines for `/etc/hosts`: `name:address`.
     pub extra_hosts: Vec<String>,
     /// Volumes, binds and tmpfs.
@@ -100,6 +103,21 @@ pub enum MountKind {
     Bind,
     /// Memory.
     Tmpfs,
+}
+
+/// Devices of one kind that a driver of the engine gives to a container (Docker Engine API, `DeviceRequest`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceRequest {
+    /// The kind of generic resource under which they are counted; ids of that kind are the driver's ids.
+    pub kind: String,
+    /// The driver; empty: whichever has the capabilities.
+    pub driver: String,
+    /// What they must be able to do, all of it: `gpu`.
+    pub capabilities: Vec<String>,
+    /// For the driver.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
 }
 
 /// `volumes_from`: whose volumes, and how.

@@ -214,7 +214,7 @@ pub(crate) struct RunArgs {
     /// Port: [[ADDRESS:]HOST:]CONTAINER[/udp]
     #[arg(short, long = "publish", value_name = "PORT")]
     pub(crate) publish: Vec<String>,
-    /// Network [default: the engine's own bridge]
+    /// Network, or container:NAME to share another one's [default: the engine's own bridge]
     #[arg(long, visible_alias = "net", value_name = "NAME")]
     pub(crate) network: Vec<String>,
     /// Further name in the networks' DNS
@@ -223,12 +223,33 @@ pub(crate) struct RunArgs {
     /// Where it may run: node.labels.disk==ssd, node==dc1-a, instance!=/db.*/
     #[arg(long, value_name = "EXPRESSION")]
     pub(crate) constraint: Vec<String>,
-    /// What it shall run beside: container==front, image!=~redis
+    /// What it shall run beside: container==front, image!=~redis, service!=shop_db, volume==data
     #[arg(long, value_name = "EXPRESSION")]
     pub(crate) affinity: Vec<String>,
+    /// Nodes of which it must be one: dc1-a|dc1-b
+    #[arg(long, value_name = "NODE|NODE...")]
+    pub(crate) whitelist: Vec<String>,
     /// How to choose among the nodes that fit
     #[arg(long, value_enum)]
     pub(crate) strategy: Option<StrategyArg>,
+    /// What the image is for: linux/arm64
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    /// Driver of the named volumes that are made for it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) volume_driver: Option<String>,
+    /// Network plugin that the engine must have
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network_plugin: Vec<String>,
+    /// Generic resource to set aside on the node: gpu=1
+    #[arg(long, value_name = "KIND=COUNT")]
+    pub(crate) generic_resource: Vec<String>,
+    /// Share the processes of another one: container:NAME
+    #[arg(long, value_name = "container:NAME")]
+    pub(crate) pid: Option<String>,
+    /// Share the memory of another one: container:NAME
+    #[arg(long, value_name = "container:NAME")]
+    pub(crate) ipc: Option<String>,
     /// Memory limit, such as 512m
     #[arg(short, long, value_name = "BYTES")]
     pub(crate) memory: Option<String>,

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use skein_api::{
-    ContainerCreate, ContainerSpec, NetworkAttachment, ResourceRequirements, Resources, Strategy, TaskSpec, VolumesFrom,
+    ContainerCreate, ContainerSpec, LABEL_KEY_EXPECTED, Mount, MountKind, NetworkAttachment, Placement,
+    ResourceRequirements, Resources, Strategy, TaskSpec, VolumesFrom, is_label_key,
 };
 
 use crate::{
@@ -30,7 +31,7 @@ pub(crate) fn container(args: &RunArgs, around: &Surroundings<'_>) -> Result<Con
     if !name.is_empty() {
         values::check_name("container", &name).map_err(|e| format!("--name: {e}"))?;
     }
-    let (env, constraints, affinities) = environment(args, around)?;
+    let (env, placement) = environment(args, around)?;
     let mut spec = TaskSpec {
         container: ContainerSpec { env, ..process(args)? },
         resources: resources(args)?,
@@ -41,8 +42,8 @@ pub(crate) fn container(args: &RunArgs, around: &Surroundings<'_>) -> Result<Con
     for port in &args.publish {
         spec.ports.extend(values::ports_short(port).map_err(|e| format!("--publish: {e}"))?);
     }
-    spec.placement.constraints = constraints;
-    spec.placement.affinities = affinities;
+    spec.placement = placement;
+    spec.placement.network_plugins.clone_from(&args.network_plugin);
     spec.placement.strategy = args.strategy.map(|s| match s {
         StrategyArg::Spread => Strategy::Spread,
         StrategyArg::Binpack => Strategy::Binpack,
@@ -53,12 +54,29 @@ pub(crate) fn container(args: &RunArgs, around: &Surroundings<'_>) -> Result<Con
             // Docker's names for the engine's own network.
             "bridge" | "default" => {}
             "host" | "none" => return Err(format!("--network: {network:?} is not supported; name an overlay network")),
+            _ if network.starts_with("container:") => {
+                spec.container.share.network = shared("--network", Some(network))?;
+            }
             _ => {
                 spec.networks.push(NetworkAttachment { network: network.clone(), aliases: args.network_alias.clone() })
             }
         }
     }
+    if spec.container.share.network.is_some() && !(spec.networks.is_empty() && spec.ports.is_empty()) {
+        return Err("--network: with the network of another one it has no networks and ports of its own".into());
+    }
+    spec.container.share.pid = shared("--pid", args.pid.as_ref())?;
+    spec.container.share.ipc = shared("--ipc", args.ipc.as_ref())?;
     Ok(ContainerCreate { name, spec })
+}
+
+/// `container:NAME`.
+fn shared(flag: &str, given: Option<&String>) -> Result<Option<String>, String> {
+    let Some(text) = given else { return Ok(None) };
+    match text.strip_prefix("container:") {
+        Some(name) if !name.is_empty() => Ok(Some(name.to_owned())),
+        _ => Err(format!("{flag}: expected container:NAME, found {text:?}")),
+    }
 }
 
 fn process(args: &RunArgs) -> Result<ContainerSpec, String> {
@@ -94,6 +112,7 @@ fn process(args: &RunArgs) -> Result<ContainerSpec, String> {
         hostname: args.hostname.clone(),
         user: args.user.clone(),
         working_dir: args.workdir.clone(),
+        platform: args.platform.clone(),
         privileged: args.privileged,
         read_only: args.read_only,
         init: args.init.then_some(true),
@@ -106,9 +125,9 @@ fn process(args: &RunArgs) -> Result<ContainerSpec, String> {
     })
 }
 
-type Environment = (BTreeMap<String, Option<String>>, Vec<String>, Vec<String>);
+type Environment = (BTreeMap<String, Option<String>>, Placement);
 
-/// Variables, constraints and affinities: `-e constraint:key==value` is classic Swarm's spelling of `--constraint`.
+/// Variables and expressions: `-e constraint:key==value` is classic Swarm's spelling of `--constraint`.
 fn environment(args: &RunArgs, around: &Surroundings<'_>) -> Result<Environment, String> {
     let mut entries: Vec<(String, Option<String>)> = Vec::new();
     for file in &args.env_file {
@@ -123,11 +142,19 @@ fn environment(args: &RunArgs, around: &Surroundings<'_>) -> Result<Environment,
             None => (variable.clone(), None),
         });
     }
-    let (mut env, mut constraints, mut affinities) = (BTreeMap::new(), args.constraint.clone(), args.affinity.clone());
+    let whitelist = |text: &String| if text.contains("==") { text.clone() } else { format!("node=={text}") };
+    let mut env = BTreeMap::new();
+    let mut placement = Placement {
+        constraints: args.constraint.clone(),
+        affinities: args.affinity.clone(),
+        whitelists: args.whitelist.iter().map(whitelist).collect(),
+        ..Placement::default()
+    };
     for (name, value) in entries {
         let to = match name.split_once(':').map(|(kind, _)| kind) {
-            Some("constraint") => &mut constraints,
-            Some("affinity") => &mut affinities,
+            Some("constraint") => &mut placement.constraints,
+            Some("affinity") => &mut placement.affinities,
+            Some("whitelist") => &mut placement.whitelists,
             _ if name.is_empty() => return Err("--env: expected NAME or NAME=VALUE".into()),
             _ => {
                 let value = value.or_else(|| (around.lookup)(&name));
@@ -140,7 +167,7 @@ fn environment(args: &RunArgs, around: &Surroundings<'_>) -> Result<Environment,
             None => return Err(format!("--env: {name:?} is a placement expression without an operator")),
         }
     }
-    Ok((env, constraints, affinities))
+    Ok((env, placement))
 }
 
 fn resources(args: &RunArgs) -> Result<ResourceRequirements, String> {
@@ -157,7 +184,20 @@ fn resources(args: &RunArgs) -> Result<ResourceRequirements, String> {
         nano_cpus: cpus("--cpus-reservation", &args.cpus_reservation)?,
         mem_bytes: size("--memory-reservation", &args.memory_reservation)?,
     };
-    Ok(ResourceRequirements { reservations, limits, ..Default::default() })
+    let mut generic = BTreeMap::new();
+    for text in &args.generic_resource {
+        let (kind, count) = text.split_once('=').unwrap_or((text, "1"));
+        let Ok(count) = count.parse::<u64>() else {
+            return Err(format!("--generic-resource: expected KIND=COUNT such as gpu=1, found {text:?}"));
+        };
+        if !is_label_key(kind) {
+            return Err(format!("--generic-resource: {kind:?} is no kind: expected {LABEL_KEY_EXPECTED}"));
+        }
+        if generic.insert(kind.to_owned(), count).is_some() {
+            return Err(format!("--generic-resource: the kind {kind:?} is given twice"));
+        }
+    }
+    Ok(ResourceRequirements { reservations, limits, generic })
 }
 
 fn mounts(args: &RunArgs, around: &Surroundings<'_>, container: &mut ContainerSpec) -> Result<(), String> {
@@ -172,7 +212,9 @@ fn mounts(args: &RunArgs, around: &Surroundings<'_>, container: &mut ContainerSp
         if container.mounts.iter().any(|m| m.target == short.mount.target) {
             return Err(format!("{flag}: two mounts have the target {:?}", short.mount.target));
         }
-        container.mounts.push(short.mount);
+        let named = short.mount.kind == MountKind::Volume && short.mount.source.is_some();
+        let volume_driver = args.volume_driver.clone().filter(|driver| named && driver != "local");
+        container.mounts.push(Mount { volume_driver, ..short.mount });
     }
     for from in &args.volumes_from {
         let (name, mode) = from.rsplit_once(':').unwrap_or((from, "rw"));
@@ -242,6 +284,22 @@ mod tests {
         check(
             &["-e", "A=1", "-e", "TOKEN", "-e", "NONE", "--env-file", "vars", "i"],
             r#"{"spec":{"container":{"env":{"A":"1","B":"t","NONE":null,"TOKEN":"t"},"image":"i"}}}"#,
+        );
+        check(
+            &["--whitelist", "a|b", "-e", "whitelist:node==a|c", "i"],
+            r#"{"spec":{"container":{"image":"i"},"placement":{"whitelists":["node==a|b","whitelist:node==a|c"]}}}"#,
+        );
+        check(
+            &["--generic-resource", "gpu=2", "--generic-resource", "licence", "--platform", "linux/arm64", "i"],
+            r#"{"spec":{"container":{"image":"i","platform":"linux/arm64"},"resources":{"generic":{"gpu":2,"licence":1}}}}"#,
+        );
+        check(
+            &["--net", "container:db", "--pid", "container:web", "--ipc", "container:web", "i"],
+            r#"{"spec":{"container":{"image":"i","share":{"ipc":"web","network":"db","pid":"web"}}}}"#,
+        );
+        check(
+            &["-v", "data:/d", "-v", "/anon", "--volume-driver", "nfs", "--network-plugin", "weave", "i"],
+            r#"{"spec":{"container":{"image":"i","mounts":[{"kind":"volume","read_only":false,"source":"data","target":"/d","tmpfs_size_bytes":null,"volume_driver":"nfs"},{"kind":"volume","read_only":false,"source":null,"target":"/anon","tmpfs_size_bytes":null}]},"placement":{"network_plugins":["weave"]}}}"#,
         );
         check(
             &["-e", "constraint:disk==ssd", "--constraint", "node==a", "-e", "affinity:container!=~db", "i"],
@@ -320,6 +378,15 @@ mod tests {
         check(
             &["-e", "constraint:disk", "i"],
             "--env: \"constraint:disk\" is a placement expression without an operator",
+        );
+        check(&["--pid", "host", "i"], "--pid: expected container:NAME, found \"host\"");
+        check(
+            &["--net", "container:db", "-p", "80:80", "i"],
+            "--network: with the network of another one it has no networks and ports of its own",
+        );
+        check(
+            &["--generic-resource", "gpu=all", "i"],
+            "--generic-resource: expected KIND=COUNT such as gpu=1, found \"gpu=all\"",
         );
         check(&["--env-file", "none", "i"], "--env-file: failed to read /my dir/none: entity not found");
         check(&["--add-host", "h", "i"], "--add-host: expected NAME:ADDRESS, found \"h\"");

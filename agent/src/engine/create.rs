@@ -4,13 +4,13 @@ use std::{collections::HashMap, net::IpAddr};
 
 use agent_core::EngineNetwork;
 use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount as EngineMount, MountTmpfsOptions,
-    MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, NetworkingConfig, PortBinding, PortMap,
-    RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, DeviceRequest as EngineDeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig,
+    Mount as EngineMount, MountTmpfsOptions, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
+    NetworkingConfig, PortBinding, PortMap, RestartPolicy, RestartPolicyNameEnum,
 };
 use skein_api::{
-    DEFAULT_STOP_GRACE_MS, Healthcheck, Mount, MountKind, Namespaces, PortPublish, Protocol, TaskAddress,
-    TaskAssignment,
+    DEFAULT_STOP_GRACE_MS, DeviceRequest, Healthcheck, Mount, MountKind, Namespaces, PortPublish, Protocol,
+    TaskAddress, TaskAssignment,
 };
 
 use super::{EngineConfig, labels, networks::endpoint};
@@ -108,6 +108,8 @@ fn host_config(config: &EngineConfig, assignment: &TaskAssignment, input: &Creat
         init: spec.init,
         privileged: Some(spec.privileged),
         readonly_rootfs: Some(spec.read_only),
+        device_requests: (!spec.devices.is_empty())
+            .then(|| spec.devices.iter().map(|device| device_request(assignment, device)).collect()),
         cap_add: list(&spec.cap_add),
         cap_drop: list(&spec.cap_drop),
         extra_hosts: list(&spec.extra_hosts),
@@ -134,6 +136,19 @@ fn host_config(config: &EngineConfig, assignment: &TaskAssignment, input: &Creat
             ])),
         }),
         ..Default::default()
+    }
+}
+
+/// Devices: those with the ids that the task got, or as many as it asks for.
+fn device_request(assignment: &TaskAssignment, device: &DeviceRequest) -> EngineDeviceRequest {
+    let ids = assignment.generic.get(&device.kind).cloned();
+    let count = assignment.spec.resources.generic.get(&device.kind).and_then(|n| i64::try_from(*n).ok());
+    EngineDeviceRequest {
+        driver: Some(device.driver.clone()).filter(|driver| !driver.is_empty()),
+        count: count.filter(|_| ids.is_none()),
+        device_ids: ids,
+        capabilities: Some(vec![device.capabilities.clone()]),
+        options: (!device.options.is_empty()).then(|| device.options.clone().into_iter().collect()),
     }
 }
 
@@ -350,6 +365,20 @@ mod tests {
         task.generic = BTreeMap::from([("gpu".into(), vec!["GPU-0".into(), "GPU-3".into()])]);
         let expected = ["DOCKER_RESOURCE_GPU=all", "DOCKER_RESOURCE_FAST_SSD=1", "DOCKER_RESOURCE_GPU=GPU-0,GPU-3"];
         assert_eq!(environment(&task), expected);
+    }
+
+    #[test]
+    fn devices_are_those_that_were_given_out() {
+        let device = DeviceRequest { kind: "gpu".into(), capabilities: vec!["gpu".into()], ..Default::default() };
+        let mut task = assignment(ContainerSpec { devices: vec![device.clone()], ..Default::default() });
+        task.spec.resources.generic = BTreeMap::from([("gpu".into(), 2)]);
+        let counted = device_request(&task, &device);
+        assert_eq!((counted.count, counted.device_ids), (Some(2), None));
+        task.generic = BTreeMap::from([("gpu".into(), vec!["GPU-0".into(), "GPU-3".into()])]);
+        let requests = request(&config(), &task, &CreateInput::default()).host_config.and_then(|h| h.device_requests);
+        let named = requests.expect("are asked for").remove(0);
+        assert_eq!((named.count, named.device_ids), (None, Some(vec!["GPU-0".into(), "GPU-3".into()])));
+        assert_eq!((named.driver, named.capabilities), (None, Some(vec![vec!["gpu".to_owned()]])));
     }
 
     #[test]

@@ -2,7 +2,12 @@
 //!
 //! Owns what happens when both are given: the same value is fine, different ones are an error.
 
-use skein_api::{RestartCondition, RestartPolicy, ServiceMode, ServiceSpec};
+use std::collections::BTreeMap;
+
+use skein_api::{
+    DeviceRequest, LABEL_KEY_EXPECTED, PREFERENCES_MAX, Placement, Preference, RestartCondition, RestartPolicy,
+    ServiceMode, ServiceSpec, Strategy, is_label_key,
+};
 
 use super::{
     keys,
@@ -28,12 +33,48 @@ pub(super) fn deploy(cx: &mut Cx, f: &Fields<'_>, pos: Pos, spec: &mut ServiceSp
     if let Some((node, path)) = d.get("placement")
         && let Some(p) = cx.fields(node, &path, keys::PLACEMENT)
     {
-        let constraints = p.get("constraints").map(|(n, p)| cx.words(n, &p)).unwrap_or_default();
-        spec.task.placement.constraints.extend(constraints.into_iter().map(|(c, _)| c));
-        let max = p.get("max_replicas_per_node").and_then(|(n, p)| cx.number(n, &p));
-        spec.task.placement.max_replicas_per_node = max.unwrap_or(0);
+        placement(cx, &p, &mut spec.task.placement);
     }
     restart_given
+}
+
+fn placement(cx: &mut Cx, p: &Fields<'_>, placement: &mut Placement) {
+    let list = |cx: &mut Cx, f: &Fields<'_>, key: &str| -> Vec<String> {
+        let words = f.get(key).map(|(node, path)| cx.words(node, &path)).unwrap_or_default();
+        words.into_iter().map(|(word, _)| word).collect()
+    };
+    placement.constraints.extend(list(cx, p, "constraints"));
+    placement.max_replicas_per_node = p.get("max_replicas_per_node").and_then(|(n, p)| cx.number(n, &p)).unwrap_or(0);
+    if let Some((node, path)) = p.get("preferences") {
+        for (i, item) in cx.list(node, &path).iter().enumerate() {
+            let path = format!("{path}[{i}]");
+            let Some(f) = cx.fields(item, &path, keys::PREFERENCE) else { continue };
+            match f.get("spread") {
+                Some((node, path)) => placement.preferences.extend(cx.word(node, &path).map(Preference::Spread)),
+                None => {
+                    cx.error(item.pos, format!("{path}: expected the key \"spread\", such as spread: node.labels.zone"))
+                }
+            }
+        }
+        if let Some(more) = cx.list(node, &path).get(PREFERENCES_MAX) {
+            cx.error(more.pos, format!("{path}: at most {PREFERENCES_MAX} preferences"));
+        }
+    }
+    let Some(own) = p.get("x-skein").and_then(|(node, path)| cx.fields(node, &path, keys::PLACEMENT_OWN)) else {
+        return;
+    };
+    const STRATEGIES: &[(&str, Strategy)] =
+        &[("spread", Strategy::Spread), ("binpack", Strategy::Binpack), ("random", Strategy::Random)];
+    placement.strategy = own.get("strategy").and_then(|(node, path)| cx.one_of(node, &path, STRATEGIES));
+    placement.affinities.extend(list(cx, &own, "affinities"));
+    placement.network_plugins.extend(list(cx, &own, "network_plugins"));
+    if let Some((node, path)) = own.get("whitelist") {
+        let names: Vec<String> = cx.word_or_words(node, &path).into_iter().map(|(name, _)| name).collect();
+        match names.is_empty() {
+            true => cx.error(node.pos, format!("{path}: expected names of nodes, found none")),
+            false => placement.whitelists.push(format!("node=={}", names.join("|"))),
+        }
+    }
 }
 
 /// One value of two keys that mean the same.
@@ -115,12 +156,75 @@ fn resources(cx: &mut Cx, f: &Fields<'_>, d: Option<&Fields<'_>>, spec: &mut Ser
     res.reservations.mem_bytes = either(cx, mem_kept.0, mem_kept.1).unwrap_or(0);
     res.limits.nano_cpus = either(cx, cpus.0, cpus.1).unwrap_or(0);
     res.reservations.nano_cpus = cpus_kept.map_or(0, |(v, ..)| v);
+    res.generic = kept.map(|kept| generic_resources(cx, kept)).unwrap_or_default();
+    if let Some(kept) = kept {
+        devices(cx, kept, spec);
+    }
+    let res = &spec.task.resources;
     let over = |kept: u64, limit: u64| limit > 0 && kept > limit;
     if let (Some(at), true) = (at, over(res.reservations.mem_bytes, res.limits.mem_bytes)) {
         cx.error(at, format!("{}: more memory is reserved than the limit allows", f.path));
     }
     if let (Some(at), true) = (cpus_at, over(res.reservations.nano_cpus, res.limits.nano_cpus)) {
         cx.error(at, format!("{}: more CPUs are reserved than the limit allows", f.path));
+    }
+}
+
+/// Kinds and how many of each.
+fn generic_resources(cx: &mut Cx, kept: &Fields<'_>) -> BTreeMap<String, u64> {
+    let mut kinds = BTreeMap::new();
+    let Some((node, path)) = kept.get("generic_resources") else { return kinds };
+    for (i, item) in cx.list(node, &path).iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        let Some(f) = cx.fields(item, &path, keys::GENERIC_RESOURCE) else { continue };
+        let spec = f.get("discrete_resource_spec").and_then(|(n, p)| cx.fields(n, &p, keys::DISCRETE_RESOURCE));
+        let Some(spec) = spec else {
+            cx.error(item.pos, format!("{path}: expected the key \"discrete_resource_spec\" with kind and value"));
+            continue;
+        };
+        let kind = spec.get("kind").and_then(|(n, p)| cx.word(n, &p));
+        let value = spec.get("value").and_then(|(n, p)| cx.number::<u64>(n, &p));
+        let (Some(kind), Some(value)) = (kind, value) else {
+            if spec.get("kind").is_none() || spec.get("value").is_none() {
+                cx.error(item.pos, format!("{}: expected the keys \"kind\" and \"value\"", spec.path));
+            }
+            continue;
+        };
+        if !is_label_key(&kind) {
+            cx.error(item.pos, format!("{}: {kind:?} is no kind: expected {LABEL_KEY_EXPECTED}", spec.path));
+        } else if kinds.insert(kind.clone(), value).is_some() {
+            cx.error(item.pos, format!("{path}: the kind {kind:?} is given twice"));
+        }
+    }
+    kinds
+}
+
+/// Devices: each is asked of the engine, and counted as the generic resource that its first capability names.
+fn devices(cx: &mut Cx, kept: &Fields<'_>, spec: &mut ServiceSpec) {
+    let Some((node, path)) = kept.get("devices") else { return };
+    for (i, item) in cx.list(node, &path).iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        let Some(f) = cx.fields(item, &path, keys::DEVICE) else { continue };
+        let words = f.get("capabilities").map(|(n, p)| cx.words(n, &p)).unwrap_or_default();
+        let capabilities: Vec<String> = words.into_iter().map(|(word, _)| word).collect();
+        let Some(kind) = capabilities.first().cloned().filter(|kind| is_label_key(kind)) else {
+            cx.error(item.pos, format!("{path}: expected the key \"capabilities\", such as capabilities: [gpu]"));
+            continue;
+        };
+        let count = match f.get("count") {
+            Some((n, p)) => cx.number::<u64>(n, &p),
+            None => {
+                cx.error(item.pos, format!("{path}: expected the key \"count\", such as count: 1"));
+                None
+            }
+        };
+        let driver = f.get("driver").and_then(|(n, p)| cx.word(n, &p)).unwrap_or_default();
+        let options = f.get("options").map(|(n, p)| cx.entries(n, &p, &['='])).unwrap_or_default();
+        let options = options.into_iter().map(|e| (e.name, e.value.unwrap_or_default())).collect();
+        if spec.task.resources.generic.insert(kind.clone(), count.unwrap_or(0)).is_some() {
+            cx.error(item.pos, format!("{path}: the kind {kind:?} is given twice"));
+        }
+        spec.task.container.devices.push(DeviceRequest { kind, driver, capabilities, options });
     }
 }
 

@@ -75,13 +75,13 @@ pub const SERVICE: Table = &[
     ("extends", Refuse("extends is not supported yet", "use a YAML anchor and `<<`, or a second file with `-f`")),
     ("external_links", Refuse("external_links are not supported", "put both services on one external network")),
     ("extra_hosts", Yes),
-    ("gpus", Refuse("GPUs are not supported yet", REMOVE)),
+    ("gpus", Refuse("it is said with a count", "use `deploy.resources.reservations.devices`")),
     ("group_add", Refuse("it changes what the container may read, which is not supported yet", "use `user: uid:gid`")),
     ("healthcheck", Yes),
     ("hostname", Yes),
     ("image", Yes),
     ("init", Yes),
-    ("ipc", Refuse(ISOLATION, REMOVE)),
+    ("ipc", Yes),
     ("isolation", Refuse("it is for Windows containers", REMOVE)),
     ("label_file", Refuse("label files are not supported yet", "use `labels`")),
     ("labels", Yes),
@@ -97,9 +97,9 @@ pub const SERVICE: Table = &[
     ("networks", Yes),
     ("oom_kill_disable", Warn(LATER)),
     ("oom_score_adj", Warn(LATER)),
-    ("pid", Refuse(ISOLATION, REMOVE)),
+    ("pid", Yes),
     ("pids_limit", Warn(LATER)),
-    ("platform", Warn("the host's platform is taken; use `deploy.placement.constraints`")),
+    ("platform", Yes),
     ("ports", Yes),
     ("post_start", Refuse("hooks are not supported yet", "start the command from the image's entry point")),
     ("pre_stop", Refuse("hooks are not supported yet", "handle the stop signal in the container")),
@@ -224,16 +224,33 @@ pub const RESOURCES: Table = &[("limits", Yes), ("reservations", Yes)];
 pub const LIMITS: Table = &[("cpus", Yes), ("memory", Yes), ("pids", Warn(LATER))];
 
 /// `deploy.resources.reservations`.
-pub const RESERVATIONS: Table = &[
-    ("cpus", Yes),
-    ("devices", Refuse("access to devices is not supported yet", REMOVE)),
-    ("generic_resources", Refuse("generic resources are not supported yet", "label the nodes and use constraints")),
-    ("memory", Yes),
+pub const RESERVATIONS: Table = &[("cpus", Yes), ("devices", Yes), ("generic_resources", Yes), ("memory", Yes)];
+
+/// One of `deploy.resources.reservations.devices`.
+pub const DEVICE: Table = &[
+    ("capabilities", Yes),
+    ("count", Yes),
+    ("device_ids", Refuse("which devices are free is known when the task is placed", "use `count`")),
+    ("driver", Yes),
+    ("options", Yes),
 ];
+
+/// One of `deploy.resources.reservations.generic_resources`.
+pub const GENERIC_RESOURCE: Table = &[("discrete_resource_spec", Yes)];
+
+/// `discrete_resource_spec` of a generic resource.
+pub const DISCRETE_RESOURCE: Table = &[("kind", Yes), ("value", Yes)];
 
 /// `deploy.placement`.
 pub const PLACEMENT: Table =
-    &[("constraints", Yes), ("max_replicas_per_node", Yes), ("preferences", Warn("tasks are spread over nodes"))];
+    &[("constraints", Yes), ("max_replicas_per_node", Yes), ("preferences", Yes), ("x-skein", Yes)];
+
+/// One of `deploy.placement.preferences`.
+pub const PREFERENCE: Table = &[("spread", Yes)];
+
+/// `deploy.placement.x-skein`: what the specification has no key for.
+pub const PLACEMENT_OWN: Table =
+    &[("affinities", Yes), ("network_plugins", Yes), ("strategy", Yes), ("whitelist", Yes)];
 
 /// `deploy.restart_policy`.
 pub const RESTART_POLICY: Table = &[("condition", Yes), ("delay", Yes), ("max_attempts", Yes), ("window", Yes)];
@@ -289,7 +306,12 @@ pub const ALL: &[(&str, Table)] = &[
     ("services.*.deploy.resources", RESOURCES),
     ("services.*.deploy.resources.limits", LIMITS),
     ("services.*.deploy.resources.reservations", RESERVATIONS),
+    ("services.*.deploy.resources.reservations.devices[]", DEVICE),
+    ("services.*.deploy.resources.reservations.generic_resources[]", GENERIC_RESOURCE),
+    ("services.*.deploy.resources.reservations.generic_resources[].discrete_resource_spec", DISCRETE_RESOURCE),
     ("services.*.deploy.placement", PLACEMENT),
+    ("services.*.deploy.placement.preferences[]", PREFERENCE),
+    ("services.*.deploy.placement.x-skein", PLACEMENT_OWN),
     ("services.*.deploy.restart_policy", RESTART_POLICY),
     ("networks.*", NETWORK),
     ("networks.*.ipam", IPAM),

@@ -65,6 +65,13 @@ pub(super) fn project(
         attach(cx, draft, stack, &mut networks);
         mount(cx, draft, &mut volumes);
         qualify(draft, stack, &keys);
+        for affinity in &mut draft.spec.task.placement.affinities {
+            let volume = |name: &str| volumes.get(name).map(|volume| volume.name.clone());
+            let service = |name: &str| keys.iter().any(|key| key == name).then(|| format!("{stack}_{name}"));
+            if let Some(full) = full_affinity(affinity, service, volume) {
+                *affinity = full;
+            }
+        }
     }
     link_names(&mut drafts);
     unused(cx, &networks, "network");
@@ -218,18 +225,10 @@ fn ipam(cx: &mut Cx, f: &Fields<'_>, spec: &mut NetworkSpec) {
     }
 }
 
-fn volume(cx: &mut Cx, f: &Fields<'_>, _name: &str, _stack: &str) {
-    if let Some((node, path)) = f.get("driver")
-        && let Some(driver) = cx.word(node, &path).filter(|d| d != "local")
-    {
-        cx.error_hint(
-            node.pos,
-            format!(
-                "{path}: the driver {driver:?} is refused: it changes where the data is, which is not supported yet"
-            ),
-            "mount a path of the host",
-        );
-    }
+/// The driver of a volume; none: the engine's own.
+fn volume(cx: &mut Cx, f: &Fields<'_>, _name: &str, _stack: &str) -> Option<String> {
+    let (node, path) = f.get("driver")?;
+    cx.word(node, &path).filter(|driver| driver != "local")
 }
 
 /// Takes the services out whose profiles are not active, as Compose does; gives back their names.
@@ -375,13 +374,14 @@ fn attach(cx: &mut Cx, draft: &mut Draft, stack: &str, networks: &mut Resources<
     }
 }
 
-fn mount(cx: &mut Cx, draft: &mut Draft, volumes: &mut Resources<()>) {
+fn mount(cx: &mut Cx, draft: &mut Draft, volumes: &mut Resources<Option<String>>) {
     let known: Vec<String> = volumes.keys().cloned().collect();
     for (mount, pos) in draft.spec.task.container.mounts.iter_mut().zip(&draft.mounts_pos) {
         let (MountKind::Volume, Some(source)) = (mount.kind, &mut mount.source) else { continue };
         match volumes.get_mut(source) {
             Some(volume) => {
                 volume.used = true;
+                mount.volume_driver = volume.spec.clone().flatten();
                 source.clone_from(&volume.name);
             }
             None => undefined(cx, &draft.key, "volume", source, *pos, &known),
@@ -415,6 +415,32 @@ fn qualify(draft: &mut Draft, stack: &str, keys: &[String]) {
             from.from = full(&from.from);
         }
     }
+    let share = &mut spec.task.container.share;
+    for (key, with) in [("network_mode", &mut share.network), ("pid", &mut share.pid), ("ipc", &mut share.ipc)] {
+        let Some(with) = with else { continue };
+        if draft.needs.iter().any(|n| n.by == key && n.on == *with) {
+            *with = full(with);
+        }
+    }
+}
+
+/// An affinity to a service or volume of the file, by its name in the cluster; none for any other. Only a plain name
+/// can be one of the file: a glob or regex is about names in the cluster.
+fn full_affinity(
+    text: &str,
+    service: impl Fn(&str) -> Option<String>,
+    volume: impl Fn(&str) -> Option<String>,
+) -> Option<String> {
+    let op_at = text.find("==").or_else(|| text.find("!="))?;
+    let (key, rest) = text.split_at(op_at);
+    let value_at = if rest[2..].starts_with('~') { 3 } else { 2 };
+    let (op, value) = rest.split_at(value_at);
+    let full = match key.trim().trim_start_matches("affinity:").trim() {
+        "service" => service(value.trim()),
+        "volume" => volume(value.trim()),
+        _ => None,
+    }?;
+    Some(format!("{key}{op}{full}"))
 }
 
 /// Makes a link's other name an alias of its target, in the networks that the two share: the agents' DNS has no names

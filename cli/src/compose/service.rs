@@ -6,7 +6,8 @@
 use std::{io, path::Path};
 
 use skein_api::{
-    ContainerSpec, DependencyCondition, Healthcheck, Link, NetworkAttachment, PORTS_MAX, ServiceSpec, VolumesFrom,
+    ContainerSpec, DependencyCondition, Healthcheck, Link, NetworkAttachment, PORTS_MAX, Placement, ServiceSpec,
+    VolumesFrom,
 };
 
 use super::{
@@ -36,7 +37,7 @@ pub(super) struct Need {
     pub(super) on: String,
     pub(super) condition: DependencyCondition,
     pub(super) required: bool,
-    /// `depends_on`, `links` or `volumes_from`.
+    /// `depends_on`, `links`, `volumes_from`, or a namespace: `network_mode`, `pid`, `ipc`.
     pub(super) by: &'static str,
     pub(super) pos: Pos,
 }
@@ -48,7 +49,7 @@ pub(super) struct Draft {
     pub(super) pos: Pos,
     pub(super) spec: ServiceSpec,
     pub(super) needs: Vec<Need>,
-    /// Networks by their names in the file; `None`: `network_mode: bridge`, no overlay network.
+    /// Networks by their names in the file; `None`: `network_mode`, no overlay network.
     pub(super) networks: Option<Vec<(NetworkAttachment, Pos)>>,
     pub(super) profiles: Vec<String>,
     pub(super) restart_given: bool,
@@ -69,8 +70,7 @@ pub(super) fn service(cx: &mut Cx, key: &str, pos: Pos, node: &Node, around: &Su
     let mut spec = ServiceSpec { short_name: key.to_owned(), ..Default::default() };
     image(cx, &f, pos, &mut spec.task.container);
     process(cx, &f, &mut spec.task.container);
-    let placement = environment(cx, &f, &mut spec.task.container, around);
-    (spec.task.placement.constraints, spec.task.placement.affinities) = placement;
+    spec.task.placement = environment(cx, &f, &mut spec.task.container, around);
     isolation(cx, &f, &mut spec.task.container);
     spec.task.ports = ports(cx, &f);
     let (found, mounts_pos) = mounts::mounts(cx, &f, around);
@@ -78,6 +78,7 @@ pub(super) fn service(cx: &mut Cx, key: &str, pos: Pos, node: &Node, around: &Su
     let mut needs = depends_on(cx, &f);
     needs.extend(links(cx, &f, &mut spec.task.container));
     needs.extend(volumes_from(cx, &f, &mut spec.task.container));
+    needs.extend(namespaces(cx, &f, &mut spec.task.container));
     let restart_given = deploy::deploy(cx, &f, pos, &mut spec);
     let networks = networks(cx, &f);
     let profiles = f.get("profiles").map(|(n, p)| cx.words(n, &p)).unwrap_or_default();
@@ -149,6 +150,7 @@ fn process(cx: &mut Cx, f: &Fields<'_>, c: &mut ContainerSpec) {
 }
 
 fn isolation(cx: &mut Cx, f: &Fields<'_>, c: &mut ContainerSpec) {
+    c.platform = f.get("platform").and_then(|(n, p)| cx.word(n, &p));
     let mut flag = |key| f.get(key).and_then(|(n, p)| cx.bool(n, &p)).unwrap_or(false);
     c.privileged = flag("privileged");
     c.read_only = flag("read_only");
@@ -209,21 +211,17 @@ fn healthcheck(cx: &mut Cx, f: &Fields<'_>) -> Option<Healthcheck> {
 }
 
 /// Fills the environment; gives back what is a placement expression instead (classic Swarm's way to write them).
-fn environment(
-    cx: &mut Cx,
-    f: &Fields<'_>,
-    c: &mut ContainerSpec,
-    around: &Surroundings<'_>,
-) -> (Vec<String>, Vec<String>) {
+fn environment(cx: &mut Cx, f: &Fields<'_>, c: &mut ContainerSpec, around: &Surroundings<'_>) -> Placement {
     let mut entries = env_files(cx, f, around);
     if let Some((node, path)) = f.get("environment") {
         entries.extend(cx.entries(node, &path, &['=']));
     }
-    let (mut constraints, mut affinities) = (Vec::new(), Vec::new());
+    let mut placement = Placement::default();
     for Entry { name, value, pos } in entries {
         let to = match name.split_once(':').map(|(kind, _)| kind) {
-            Some("constraint") => Some(&mut constraints),
-            Some("affinity") => Some(&mut affinities),
+            Some("constraint") => Some(&mut placement.constraints),
+            Some("affinity") => Some(&mut placement.affinities),
+            Some("whitelist") => Some(&mut placement.whitelists),
             _ => None,
         };
         match (to, value) {
@@ -245,7 +243,7 @@ fn environment(
             }
         }
     }
-    (constraints, affinities)
+    placement
 }
 
 fn env_files(cx: &mut Cx, f: &Fields<'_>, around: &Surroundings<'_>) -> Vec<Entry> {
@@ -409,15 +407,47 @@ fn volumes_from(cx: &mut Cx, f: &Fields<'_>, c: &mut ContainerSpec) -> Vec<Need>
     needs
 }
 
+/// `network_mode`, `pid` and `ipc` of another one: `service:NAME` of the file, or `container:NAME` of the cluster.
+fn namespaces(cx: &mut Cx, f: &Fields<'_>, c: &mut ContainerSpec) -> Vec<Need> {
+    let mut needs = Vec::new();
+    let all = [("network_mode", &mut c.share.network), ("pid", &mut c.share.pid), ("ipc", &mut c.share.ipc)];
+    for (key, with) in all {
+        let Some((node, path)) = f.get(key) else { continue };
+        let Some(mode) = cx.word(node, &path) else { continue };
+        let other = match mode.split_once(':') {
+            Some(("service", other)) if !other.is_empty() => {
+                needs.push(implicit(other, key, node.pos));
+                other
+            }
+            Some(("container", other)) if !other.is_empty() => other,
+            // Looked at with the networks.
+            _ if key == "network_mode" => continue,
+            _ => {
+                let message = format!("{path}: {mode:?} is refused: expected \"service:NAME\" or \"container:NAME\"");
+                cx.error_hint(node.pos, message, "remove the key if the service can do without it");
+                continue;
+            }
+        };
+        *with = Some(other.to_owned());
+    }
+    needs
+}
+
 fn networks(cx: &mut Cx, f: &Fields<'_>) -> Option<Vec<(NetworkAttachment, Pos)>> {
     if let Some((node, path)) = f.get("network_mode") {
         let mode = cx.word(node, &path).unwrap_or_default();
         if f.get("networks").is_some() {
             cx.error(node.pos, format!("{}: expected either \"network_mode\" or \"networks\", found both", f.path));
         }
-        if mode != "bridge" {
-            let message =
-                format!("{path}: {mode:?} is refused: only \"bridge\", the engine's own network, is supported");
+        let shared = mode.starts_with("service:") || mode.starts_with("container:");
+        if shared && f.get("ports").is_some() {
+            cx.error(node.pos, format!("{path}: with the network of another one it has no ports of its own"));
+        }
+        if mode != "bridge" && !shared {
+            let message = format!(
+                "{path}: {mode:?} is refused: expected \"bridge\", the engine's own network, \"service:NAME\" or \
+                 \"container:NAME\""
+            );
             cx.error_hint(
                 node.pos,
                 message,

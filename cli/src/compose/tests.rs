@@ -339,7 +339,73 @@ fn deploy_keys() {
     check("deploy: {mode: global}", r#"{"mode":"global"}"#);
     check("deploy: {mode: replicated, labels: {a: b}}", r#"{"labels":{"a":"b"}}"#);
     check_at("/task/placement", "deploy: {placement: {max_replicas_per_node: 2}}", r#"{"max_replicas_per_node":2}"#);
+    let placement =
+        |keys: &str, expected| check_at("/task/placement", &format!("deploy: {{placement: {keys}}}"), expected);
+    placement(
+        "{preferences: [{spread: node.labels.zone}, {spread: node.labels.rack}]}",
+        r#"{"preferences":[{"spread":"node.labels.zone"},{"spread":"node.labels.rack"}]}"#,
+    );
+    placement(
+        "{x-skein: {strategy: binpack, whitelist: [n1, n2], affinities: ['service!=web'], network_plugins: [weave]}}",
+        r#"{"affinities":["service!=myshop_web"],"network_plugins":["weave"],"strategy":"binpack","whitelists":["node==n1|n2"]}"#,
+    );
+    placement("{x-skein: {whitelist: n1|n2}, x-other: 1}", r#"{"whitelists":["node==n1|n2"]}"#);
+    let affinities = "environment: ['affinity:service!=~web', 'affinity:service==/web/', 'affinity:service==other', 'whitelist:node==a|b']";
+    check_at(
+        "/task/placement",
+        affinities,
+        r#"{"affinities":["affinity:service!=~myshop_web","affinity:service==/web/","affinity:service==other"],"whitelists":["whitelist:node==a|b"]}"#,
+    );
+    check_at("/task/container", "platform: linux/arm64", r#"{"platform":"linux/arm64"}"#);
+    refused(
+        "deploy: {placement: {preferences: [spread]}}",
+        &["1:36 services.web.deploy.placement.preferences[0]: expected a mapping, found \"spread\""],
+    );
+    refused(
+        "deploy: {placement: {preferences: [{}, {spread: a}, {spread: b}, {spread: c}, {spread: d}]}}",
+        &[
+            "1:36 services.web.deploy.placement.preferences[0]: expected the key \"spread\", such as spread: node.labels.zone",
+            "1:79 services.web.deploy.placement.preferences: at most 4 preferences",
+        ],
+    );
+    refused(
+        "deploy: {placement: {x-skein: {strategy: fast}}}",
+        &["1:42 services.web.deploy.placement.x-skein.strategy: expected spread, binpack or random, found \"fast\""],
+    );
+    refused(
+        "deploy: {placement: {x-skein: {whitelists: []}}}",
+        &["1:32 unknown key \"whitelists\" in services.web.deploy.placement.x-skein [did you mean \"whitelist\"?]"],
+    );
     let resources = |keys, expected| check_at("/task/resources", keys, expected);
+    let generic = |list: &str| format!("deploy: {{resources: {{reservations: {{generic_resources: [{list}]}}}}}}");
+    let gpu = "{discrete_resource_spec: {kind: gpu, value: 2}}";
+    check_at("/task/resources", &generic(gpu), r#"{"generic":{"gpu":2}}"#);
+    let devices = |list: &str| format!("deploy: {{resources: {{reservations: {{devices: [{list}]}}}}}}");
+    let gpu_device = "{driver: nvidia, count: 1, capabilities: [gpu, compute], options: {a: b}}";
+    check(
+        &devices(gpu_device),
+        r#"{"task":{"container":{"devices":[{"capabilities":["gpu","compute"],"driver":"nvidia","kind":"gpu","options":{"a":"b"}}]},"resources":{"generic":{"gpu":1}}}}"#,
+    );
+    refused(
+        &devices("{capabilities: [gpu], count: all}"),
+        &["1:76 services.web.deploy.resources.reservations.devices[0].count: expected a whole number, found \"all\""],
+    );
+    refused(
+        &devices("{count: 1}"),
+        &[
+            "1:47 services.web.deploy.resources.reservations.devices[0]: expected the key \"capabilities\", such as capabilities: [gpu]",
+        ],
+    );
+    refused(
+        &generic("{discrete_resource_spec: {kind: gpu}}"),
+        &[
+            "1:57 services.web.deploy.resources.reservations.generic_resources[0].discrete_resource_spec: expected the keys \"kind\" and \"value\"",
+        ],
+    );
+    refused(
+        &generic(&format!("{gpu}, {gpu}")),
+        &["1:106 services.web.deploy.resources.reservations.generic_resources[1]: the kind \"gpu\" is given twice"],
+    );
     resources("mem_limit: 64m\ncpus: 0.5", r#"{"limits":{"mem_bytes":67108864,"nano_cpus":500000000}}"#);
     resources("mem_limit: 1048576", r#"{"limits":{"mem_bytes":1048576}}"#);
     resources(
@@ -429,6 +495,42 @@ services:
 }
 
 #[test]
+fn namespaces_of_others() {
+    let text = "
+services:
+  side: {image: i, network_mode: 'service:db', pid: 'service:db'}
+  debug: {image: i, network_mode: 'container:one', ipc: 'container:db'}
+  db: {image: i, volumes: [data:/d]}
+volumes: {data: {driver: nfs}}
+";
+    let parsed = parse_one(text).unwrap_or_else(|e| panic!("{e}"));
+    let services = &parsed.stack.services;
+    let find = |name: &str| services.iter().find(|s| s.short_name == name).expect("it is there");
+    let share = |name: &str| {
+        let share = &find(name).task.container.share;
+        share.iter().map(|(key, with)| format!("{key} {with}")).collect::<Vec<_>>()
+    };
+    assert_eq!(share("side"), ["network_mode myshop_db", "pid myshop_db"]);
+    assert_eq!(share("debug"), ["network_mode one", "ipc db"]);
+    assert_eq!((find("side").task.networks.len(), find("db").task.networks.len()), (0, 1));
+    let needs: Vec<_> = find("side").depends_on.iter().map(|d| d.service.as_str()).collect();
+    assert_eq!(needs, ["myshop_db"]);
+    assert_eq!(find("db").task.container.mounts[0].volume_driver.as_deref(), Some("nfs"));
+    let hint = "[remove the key if the service can do without it]";
+    refused(
+        "pid: host",
+        &[&format!(
+            "1:6 services.web.pid: \"host\" is refused: expected \"service:NAME\" or \"container:NAME\" {hint}"
+        )],
+    );
+    refused("ipc: 'service:no'", &["1:6 services.web.ipc: there is no service \"no\" in the file"]);
+    refused(
+        "network_mode: 'container:x'\nports: [80]",
+        &["1:15 services.web.network_mode: with the network of another one it has no ports of its own"],
+    );
+}
+
+#[test]
 fn networks_of_a_service() {
     let text = "
 services:
@@ -470,7 +572,7 @@ networks:
     refused(
         "network_mode: host",
         &[
-            "1:15 services.web.network_mode: \"host\" is refused: only \"bridge\", the engine's own network, is supported [leave it out: services of a stack share an overlay network and find each other by name]",
+            "1:15 services.web.network_mode: \"host\" is refused: expected \"bridge\", the engine's own network, \"service:NAME\" or \"container:NAME\" [leave it out: services of a stack share an overlay network and find each other by name]",
         ],
     );
     refused(
@@ -525,16 +627,6 @@ error: networks.default.driver_opts.encrypted is refused: encryption is not supp
   at c.yml:2:36
   2 | networks: {default: {driver_opts: {encrypted: ''}}}
     |                                    ^
-",
-    );
-    error(
-        &with("volumes: {d: {driver: nfs}}"),
-        "\
-error: volumes.d.driver: the driver \"nfs\" is refused: it changes where the data is, which is not supported yet
-  at c.yml:2:23
-  2 | volumes: {d: {driver: nfs}}
-    |                       ^
-hint: mount a path of the host
 ",
     );
     warnings(

@@ -314,6 +314,19 @@ fn the_documentation_has_every_key() {
     }
 }
 
+#[test]
+fn what_scheduling_md_shows_of_a_service_is_good() {
+    let doc = include_str!("../../../docs/scheduling.md");
+    let blocks: Vec<&str> = doc.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        let indented: String = block.lines().map(|l| format!("    {l}\n")).collect();
+        let parsed =
+            parse_one(&format!("services:\n  web:\n    image: i\n{indented}")).unwrap_or_else(|e| panic!("{e}"));
+        assert!(parsed.warnings.is_empty(), "{:?}", parsed.warnings);
+    }
+}
+
 /// A file that uses most of what there is, to be damaged.
 const RICH: &str = "\
 x-a: &a {image: 'i:${TAG:-1}', restart: on-failure:3}
@@ -325,7 +338,7 @@ services:
     environment: {A: $WHO, 'constraint:x': =y}
     healthcheck: {test: [CMD, a], interval: 1m30s}
     depends_on: {db: {condition: service_healthy}}
-    deploy: {replicas: 2, resources: {limits: {cpus: '0.5', memory: 64m}}}
+    deploy: {replicas: 2, resources: {limits: {cpus: '0.5', memory: 64m}, reservations: {generic_resources: [{discrete_resource_spec: {kind: gpu, value: 1}}], devices: [{count: 1, capabilities: [tpu]}]}}, placement: {preferences: [{spread: node.labels.zone}], x-skein: {strategy: binpack, whitelist: [a, b]}}}
     command: sh -c 'a b'
     networks: {n: {aliases: [w]}}
   db: {<<: *a, env_file: a.env, links: [], extra_hosts: ['h:::1']}

@@ -89,7 +89,8 @@ impl Cx {
         let mut entries = Vec::new();
         for (key, value) in self.map(node, path)? {
             let name = key.text.as_str();
-            if name.starts_with("x-") {
+            // Extensions are anybody's; the few in the tables are ours.
+            if name.starts_with("x-") && !table.iter().any(|(k, _)| *k == name) {
                 continue;
             }
             let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
