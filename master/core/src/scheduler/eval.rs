@@ -85,6 +85,13 @@ impl<'a> Evaluation<'a> {
             }
             Filter::VolumePlugin(name) => within.and(&self.nodes_with(&NodeAttr::VolumePlugin, name)),
             Filter::NetworkPlugin(name) => within.and(&self.nodes_with(&NodeAttr::NetworkPlugin, name)),
+            Filter::Amount(dimension @ Dimension::Slots, amount) => {
+                let mut limited = index.limited.clone();
+                limited.and(&within);
+                for idx in limited.iter().filter(|idx| !self.has_room(dimension, *amount, *idx, 0)) {
+                    within.remove(idx);
+                }
+            }
             Filter::Amount(dimension, amount) => {
                 return within.iter().filter(|i| self.has_room(dimension, *amount, *i, 0)).collect();
             }
@@ -137,7 +144,13 @@ impl<'a> Evaluation<'a> {
 
     /// Whether one more fits beside what is there and `copies`.
     fn has_room(&self, dimension: &Dimension, amount: u64, idx: NodeIdx, copies: u32) -> bool {
-        let Some(offered) = self.scheduler.at(idx).and_then(|facts| facts.offer(dimension)) else { return true };
+        let load = self.scheduler.index.load(idx);
+        let offered = match dimension {
+            Dimension::Cpu => Some(load.offered.nano_cpus),
+            Dimension::Memory => Some(load.offered.mem_bytes),
+            _ => self.scheduler.at(idx).and_then(|facts| facts.offer(dimension)),
+        };
+        let Some(offered) = offered else { return true };
         let used = self.scheduler.index.used(dimension, idx);
         let used = if skein_api::mutant!("no-capacity") { 0 } else { used };
         used + u128::from(amount) * (u128::from(copies) + 1) <= u128::from(offered)

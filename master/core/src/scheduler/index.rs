@@ -25,6 +25,8 @@ pub(super) struct Index {
     pub(super) ready: Bits,
     /// Nodes that take new tasks.
     pub(super) active: Bits,
+    /// Nodes with a limit of slots: few, where there are any.
+    pub(super) limited: Bits,
     /// Postings of each attribute.
     attrs: BTreeMap<NodeAttr, Values>,
     /// Per position; a free one holds the default.
@@ -64,6 +66,7 @@ impl Index {
         self.nodes.insert(idx);
         self.ready.assign(idx, facts.ready);
         self.active.assign(idx, facts.availability == Availability::Active);
+        self.limited.assign(idx, facts.slots.is_some());
         if self.loads.len() <= idx.index() {
             self.loads.resize(idx.index() + 1, Load::default());
         }
@@ -86,6 +89,7 @@ impl Index {
         self.nodes.remove(idx);
         self.ready.remove(idx);
         self.active.remove(idx);
+        self.limited.remove(idx);
         self.loads[idx.index()] = Load::default();
         // Free positions at the end count as absent, so that an index compares equal to one that was rebuilt.
         while self.loads.last().is_some_and(|load| *load == Load::default()) && !self.nodes_at_end() {
@@ -104,6 +108,7 @@ impl Index {
         if same_attributes {
             self.ready.assign(idx, after.ready);
             self.active.assign(idx, after.availability == Availability::Active);
+            self.limited.assign(idx, after.slots.is_some());
             self.loads[idx.index()].offered = after.offered;
         } else {
             self.forget_attributes(idx, before);
@@ -226,6 +231,7 @@ impl Index {
             ("node positions", self.nodes == other.nodes),
             ("ready nodes", self.ready == other.ready),
             ("active nodes", self.active == other.active),
+            ("nodes with slots", self.limited == other.limited),
             ("node attributes", self.attrs == other.attrs),
             ("node loads", self.loads == other.loads),
             ("generic resources", self.generic == other.generic),
