@@ -137,8 +137,16 @@ fn tasks(core: &Core, broken: &mut Vec<String>) {
     for task in model.tasks.values() {
         one_task(core, task, broken);
     }
-    let known = core.pending.iter().filter(|id| !model.tasks.contains_key(id));
+    let known = core.pending.ids().filter(|id| !model.tasks.contains_key(id));
     broken.extend(known.map(|id| format!("task {id} is pending and not there")));
+    broken.extend(core.pending.forgotten().map(|id| format!("task {id} is pending and nothing will try it")));
+    for (class, id) in core.pending.waiting().filter(|(class, _)| core.scheduler.waits(*class)) {
+        let request = model.tasks.get(id).and_then(|task| core.request(task, None).ok());
+        let Some(request) = request else { continue };
+        if core.scheduler.class_of(&request) == Some(class) && !core.scheduler.fitting(&request).is_empty() {
+            broken.push(format!("task {id} waits for a node although one has room"));
+        }
+    }
 }
 
 /// A task as the model, the list of pending ones and the scheduler have it.

@@ -26,6 +26,7 @@ use crate::{
     liveness::Liveness,
     loss::Loss,
     model::{Change, Key, Kind, Model, Object},
+    pending::Pending,
     placement,
     readiness::Readiness,
     scheduler::Scheduler,
@@ -34,6 +35,10 @@ use crate::{
 /// Largest object, as the store keeps it. A service has its specification once and each task a copy; 256 KiB is 250 times
 /// a usual one, and a transaction of the store takes 64 of them.
 const OBJECT_BYTES_MAX: usize = 256 << 10;
+
+/// How often tasks that wait for a node are tried only to say anew why they wait. They are placed at once when a node has
+/// room, so this is for the reader: while ten thousand hosts join, each would change the reason.
+const REWORD_PERIOD_MS: u64 = 5_000;
 
 /// Settings that decisions depend on.
 #[derive(Clone, Debug)]
@@ -76,9 +81,13 @@ pub struct Core {
     /// Services to look at in the next [`Core::settle`].
     pub(crate) dirty_services: BTreeSet<ServiceId>,
     /// Tasks without a node.
-    pub(crate) pending: BTreeSet<TaskId>,
-    /// Something changed that may let a pending task be placed.
+    pub(crate) pending: Pending,
+    /// Something changed that may let a task be placed that waits for something else than a node with room.
     pub(crate) wake_pending: bool,
+    /// Nodes changed: what waiting tasks say of them may be out of date.
+    stale_words: bool,
+    /// When waiting tasks are asked again at the earliest, by monotonic clock.
+    reword_at_ms: u64,
     /// Tasks to look at for removal.
     pub(crate) reap: BTreeSet<TaskId>,
     /// When services with a pause before their next attempt are due, by monotonic clock: wall clocks jump.
@@ -113,8 +122,10 @@ impl Core {
             staged: Vec::new(),
             undo: Vec::new(),
             dirty_services: BTreeSet::new(),
-            pending: BTreeSet::new(),
+            pending: Pending::default(),
             wake_pending: true,
+            stale_words: false,
+            reword_at_ms: now.mono_ms,
             reap: BTreeSet::new(),
             timers: BTreeSet::new(),
             pauses: BTreeMap::new(),
@@ -308,7 +319,7 @@ impl Core {
                 self.grow = true;
             }
         }
-        self.wake_pending = true;
+        (self.wake_pending, self.stale_words) = (true, true);
         self.mark_node_services(id);
         self.mark_global_services();
     }
@@ -350,13 +361,14 @@ impl Core {
             self.dirty_services.extend(task.service.clone());
         }
         let pending = task.node.is_none() && task.desired_state == TaskState::Running && !ended;
-        let newly_pending = pending && self.pending.insert(id.clone());
-        if !pending {
+        if pending {
+            self.pending.insert(task);
+        } else {
             self.pending.remove(id);
         }
         let arrived = task.status.state == TaskState::Running
             && old.is_none_or(|old| (old.status.state, old.status.health) != (task.status.state, task.status.health));
-        self.wake_pending |= (turned && !pending) || newly_pending || arrived;
+        self.wake_pending |= (turned && !pending) || arrived;
         // What a task takes follows from these: most reports change none of them.
         let same_place = old.is_some_and(|old| {
             old.node == task.node
@@ -395,6 +407,10 @@ impl Core {
         }
         self.give_up_nodes(now);
         self.readiness_tick(now);
+        if self.stale_words && now.mono_ms >= self.reword_at_ms {
+            (self.stale_words, self.reword_at_ms) = (false, now.mono_ms + REWORD_PERIOD_MS);
+            self.pending.stir_waiting();
+        }
         while let Some((due, service)) = self.timers.first().cloned() {
             if due > now.mono_ms {
                 break;
@@ -411,7 +427,7 @@ impl Core {
         // In no agent's documents: names of a lost host's containers go with their tasks.
         let ready = self.liveness.is_ready(node);
         self.scheduler.apply_node(placement::facts(&self.model, known, ready, self.settings.overcommit));
-        self.wake_pending = true;
+        (self.wake_pending, self.stale_words) = (true, true);
         self.mark_global_services();
         if ready {
             // A host that is back is a place for tasks, and changes nothing for those that it has: after a restart of
@@ -440,7 +456,7 @@ impl Core {
 
     /// Whether some service waits for a pause before its next attempt.
     pub fn has_timers(&self) -> bool {
-        !self.timers.is_empty()
+        !self.timers.is_empty() || self.stale_words
     }
 
     /// Liveness of a node.

@@ -102,16 +102,21 @@ impl Core {
             let reap = std::mem::take(&mut self.reap);
             let wake = std::mem::take(&mut self.wake_pending);
             let (grow, sweep) = (std::mem::take(&mut self.grow), std::mem::take(&mut self.sweep));
-            if services.is_empty() && reap.is_empty() && !wake && !grow && !sweep {
+            for class in self.scheduler.take_woken() {
+                self.pending.stir_class(class);
+            }
+            let stirred = self.pending.is_stirred();
+            if services.is_empty() && reap.is_empty() && !wake && !stirred && !grow && !sweep {
                 break;
             }
             if wake {
                 services.append(&mut self.starved);
+                self.pending.stir_restless();
             }
             for service in services {
                 self.orchestrate(&service, now, &mut rng);
             }
-            if wake {
+            if self.pending.is_stirred() {
                 self.place_pending(now, &mut rng);
             }
             if grow {

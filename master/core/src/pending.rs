@@ -3,8 +3,12 @@
 //! Tasks of one service ask for the same, so they are placed together: the filters look at all nodes once for a batch,
 //! not once for each task. Batches of different services take turns, each sixteen times as far as the one before, so that a
 //! service of ten thousand does not take the last place from a service of ten.
+//!
+//! A class that found no node is not tried again until something can help it. What keeps it waiting says what that is:
+//! when it is the nodes, the scheduler tells of the first that has room ([`crate::scheduler::Scheduler::wait`]), by index;
+//! when it is something else (a dependency, a pin, the name of a container, addresses), any change that may be it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use skein_api::{MountKind, NodeId, ServiceId, Task, TaskId, TaskStatus, UnixMillis};
 
@@ -13,15 +17,122 @@ use crate::{
     core::Core,
     placement,
     rng::Rng,
-    scheduler::{Pin, Request},
+    scheduler::{ClassId, Pin, Request},
 };
 
 /// What tasks have in common that ask for the same: their service, which of its specifications, and whether they wait
 /// for its dependencies.
 type Class = (ServiceId, u64, bool);
 
+/// Tasks that wait together: those of a class, or one container task.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    Class(Class),
+    Task(TaskId),
+}
+
 /// Tasks in the order in which they are placed: the older first, then by turns of their slots.
-type Order = (UnixMillis, u32, Option<Class>);
+type Order = (UnixMillis, u32, Group);
+
+/// Tasks without a node, and what may help them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pending {
+    tasks: BTreeMap<TaskId, Group>,
+    groups: BTreeMap<Group, BTreeSet<TaskId>>,
+    /// To be tried in the next settling.
+    stirred: BTreeSet<Group>,
+    /// What waits for something else than nodes.
+    restless: BTreeSet<Group>,
+    /// What waits for a node of a class of the scheduler.
+    waiting: BTreeMap<ClassId, BTreeSet<Group>>,
+}
+
+impl Pending {
+    /// Enters a task, which is tried soon, unless it is there.
+    pub(crate) fn insert(&mut self, task: &Task) {
+        if self.tasks.contains_key(&task.id) {
+            return;
+        }
+        let group = class_of(task).map_or_else(|| Group::Task(task.id.clone()), Group::Class);
+        self.groups.entry(group.clone()).or_default().insert(task.id.clone());
+        self.stirred.insert(group.clone());
+        self.tasks.insert(task.id.clone(), group);
+    }
+
+    /// Takes a task out, if it is there.
+    pub(crate) fn remove(&mut self, id: &TaskId) {
+        let Some(group) = self.tasks.remove(id) else { return };
+        let tasks = self.groups.get_mut(&group).expect("every task is in its group");
+        tasks.remove(id);
+        if tasks.is_empty() {
+            self.groups.remove(&group);
+            self.stirred.remove(&group);
+            self.restless.remove(&group);
+        }
+    }
+
+    pub(crate) fn contains(&self, id: &TaskId) -> bool {
+        self.tasks.contains_key(id)
+    }
+
+    /// Every one, by id.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &TaskId> {
+        self.tasks.keys()
+    }
+
+    /// Something changed that is not a node with room.
+    pub(crate) fn stir_restless(&mut self) {
+        self.stirred.append(&mut self.restless);
+    }
+
+    /// A node has room for a class.
+    pub(crate) fn stir_class(&mut self, class: ClassId) {
+        let groups = self.waiting.remove(&class).unwrap_or_default();
+        self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
+    }
+
+    /// What waits for nodes shall say anew why.
+    pub(crate) fn stir_waiting(&mut self) {
+        for groups in std::mem::take(&mut self.waiting).into_values() {
+            self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
+        }
+    }
+
+    /// One task of each group that waits for a node of a class, with that class.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (ClassId, &TaskId)> {
+        let groups = self.waiting.iter().flat_map(|(class, groups)| groups.iter().map(|group| (*class, group)));
+        groups.filter_map(|(class, group)| Some((class, self.groups.get(group)?.first()?)))
+    }
+
+    /// Tasks that nothing would ever try again.
+    pub(crate) fn forgotten(&self) -> impl Iterator<Item = &TaskId> {
+        let kept = |group: &Group| {
+            let mut waiting = self.waiting.values();
+            self.stirred.contains(group)
+                || self.restless.contains(group)
+                || waiting.any(|groups| groups.contains(group))
+        };
+        self.groups.iter().filter(move |(group, _)| !kept(group)).filter_map(|(_, tasks)| tasks.first())
+    }
+
+    /// Whether any is to be tried.
+    pub(crate) fn is_stirred(&self) -> bool {
+        !self.stirred.is_empty()
+    }
+}
+
+/// Why a group goes on waiting.
+struct Refusal {
+    message: String,
+    /// The nodes are the reason, and the scheduler will tell of this class.
+    class: Option<ClassId>,
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self { message, class: None }
+    }
+}
 
 fn class_of(task: &Task) -> Option<Class> {
     task.service.clone().map(|service| (service, task.spec_generation, task.attempt == 0))
@@ -48,46 +159,53 @@ fn same_words(a: &str, b: &str) -> bool {
 }
 
 impl Core {
-    /// Gives nodes to tasks that have none, as far as there are nodes for them.
+    /// Gives nodes to those tasks without one that something may have helped, as far as there are nodes for them.
     pub(crate) fn place_pending(&mut self, now: Now, rng: &mut Rng) {
-        let mut groups: BTreeMap<Order, Vec<(u32, TaskId)>> = BTreeMap::new();
-        for id in &self.pending {
-            let task = &self.model.tasks[id];
-            let order = (task.meta.created_at, turn_of(task.slot), class_of(task));
-            groups.entry(order).or_default().push((task.slot, id.clone()));
+        let mut batches: BTreeMap<Order, Vec<(u32, TaskId)>> = BTreeMap::new();
+        for group in std::mem::take(&mut self.pending.stirred) {
+            for id in self.pending.groups.get(&group).into_iter().flatten() {
+                let task = &self.model.tasks[id];
+                let order = (task.meta.created_at, turn_of(task.slot), group.clone());
+                batches.entry(order).or_default().push((task.slot, id.clone()));
+            }
         }
-        // What is placed in this pass frees nothing, so a refusal stands for all of a class; what it may fulfil (an
+        // What is placed in this pass frees nothing, so a refusal stands for all of a group; what it may fulfil (an
         // affinity, a link) is tried in the next round.
-        let mut refused: BTreeMap<Class, String> = BTreeMap::new();
-        for ((.., class), mut tasks) in groups {
+        let mut refused: BTreeMap<Group, String> = BTreeMap::new();
+        for ((.., group), mut tasks) in batches {
             tasks.sort();
             let mut tasks: VecDeque<TaskId> = tasks.into_iter().map(|(_, id)| id).collect();
-            let Some(class) = class else {
-                for id in tasks {
-                    if let Err(message) = self.place_one(&id, now, rng) {
-                        self.explain_waiting(&id, &message);
+            let message = match refused.get(&group) {
+                Some(message) => message.clone(),
+                None => match self.place_group(&group, &mut tasks, now, rng) {
+                    Ok(()) => continue,
+                    Err(refusal) => {
+                        match refusal.class {
+                            Some(class) => drop(self.pending.waiting.entry(class).or_default().insert(group.clone())),
+                            None => drop(self.pending.restless.insert(group.clone())),
+                        }
+                        refused.insert(group.clone(), refusal.message.clone());
+                        refusal.message
                     }
-                }
-                continue;
+                },
             };
-            let outcome = match refused.get(&class) {
-                Some(message) => Err(message.clone()),
-                None => self.place_class(&mut tasks, now, rng),
-            };
-            if let Err(message) = outcome {
-                for id in tasks {
-                    self.explain_waiting(&id, &message);
-                }
-                refused.insert(class, message);
+            for id in tasks {
+                self.explain_waiting(&id, &message);
             }
         }
     }
 
-    /// Places tasks of one class and takes them out of `tasks`, until one finds no place.
-    fn place_class(&mut self, tasks: &mut VecDeque<TaskId>, now: Now, rng: &mut Rng) -> Result<(), String> {
-        let Some(first) = tasks.front().map(|id| &self.model.tasks[id]) else { return Ok(()) };
-        let request = self.request(first, None)?;
-        if one_by_one(first, &request) {
+    /// Places tasks of one group and takes them out of `tasks`, until one finds no place.
+    fn place_group(
+        &mut self,
+        group: &Group,
+        tasks: &mut VecDeque<TaskId>,
+        now: Now,
+        rng: &mut Rng,
+    ) -> Result<(), Refusal> {
+        let Some(first) = tasks.front().map(|id| self.model.tasks[id].clone()) else { return Ok(()) };
+        let request = self.request(&first, None)?;
+        if matches!(group, Group::Task(_)) || one_by_one(&first, &request) {
             while let Some(id) = tasks.front().cloned() {
                 self.place_one(&id, now, rng)?;
                 tasks.pop_front();
@@ -103,13 +221,19 @@ impl Core {
                 tasks.pop_front();
             }
         }
-        batch.rejection.map_or(Ok(()), |rejection| Err(rejection.summary()))
+        match batch.rejection {
+            None => Ok(()),
+            Some(rejection) => Err(Refusal { message: rejection.summary(), class: self.scheduler.wait(&request) }),
+        }
     }
 
-    fn place_one(&mut self, id: &TaskId, now: Now, rng: &mut Rng) -> Result<(), String> {
-        let task = &self.model.tasks[id];
-        let node = self.try_place(task, None, rng.next_u64())?;
-        self.assign(Task::clone(task), node, now, rng)
+    fn place_one(&mut self, id: &TaskId, now: Now, rng: &mut Rng) -> Result<(), Refusal> {
+        let task = self.model.tasks[id].clone();
+        let request = self.request(&task, None)?;
+        match self.scheduler.place(&request, rng.next_u64()) {
+            Ok(node) => Ok(self.assign(Task::clone(&task), node, now, rng)?),
+            Err(rejection) => Err(Refusal { message: rejection.summary(), class: self.scheduler.wait(&request) }),
+        }
     }
 
     /// A task goes on waiting, and says for what. Where only numbers are others than before the task keeps its words:
@@ -123,7 +247,7 @@ impl Core {
     }
 
     /// What a task asks of a node, or what it waits for.
-    fn request(&self, task: &Task, on: Option<Pin>) -> Result<Request, String> {
+    pub(crate) fn request(&self, task: &Task, on: Option<Pin>) -> Result<Request, String> {
         let pin = self.wait_for(task)?;
         let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
         let request = placement::compile(self, &task.spec, service, pin).map_err(|error| error.to_string())?;
@@ -133,8 +257,8 @@ impl Core {
         })
     }
 
-    /// A node for the task, or why there is none.
-    pub(crate) fn try_place(&self, task: &Task, on: Option<Pin>, seed: u64) -> Result<NodeId, String> {
+    /// A node for the task, one of `on` if that is said, or why there is none.
+    pub(crate) fn try_place(&mut self, task: &Task, on: Option<Pin>, seed: u64) -> Result<NodeId, String> {
         let request = self.request(task, on)?;
         self.scheduler.place(&request, seed).map_err(|rejection| rejection.summary())
     }

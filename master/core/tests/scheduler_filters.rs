@@ -60,7 +60,7 @@ fn run(scheduler: &mut Scheduler, request: &Request, count: u32) -> Vec<String> 
 
 #[test]
 fn whitelists_hold_names_and_ids() {
-    let scheduler = cluster([node("a", &[]), node("b", &[]), node("c", &[])]);
+    let mut scheduler = cluster([node("a", &[]), node("b", &[]), node("c", &[])]);
     let check = |whitelists: &[&str], expected: &[&str]| {
         let spec = spec(|s| s.placement.whitelists = whitelists.iter().map(|w| (*w).to_owned()).collect());
         assert_eq!(names(&scheduler, &compile(&spec)), expected, "{whitelists:?}");
@@ -112,7 +112,7 @@ fn affinities_see_volumes_and_services() {
 
 #[test]
 fn a_service_keeps_away_from_itself_in_batches_too() {
-    let scheduler = cluster([node("a", &[]), node("b", &[])]);
+    let mut scheduler = cluster([node("a", &[]), node("b", &[])]);
     let apart = |expression: &str| compile(&spec(|s| s.placement.affinities = vec![expression.to_owned()]));
     let batch = scheduler.place_batch(&apart("service!=shop_web"), 3, 0);
     assert_eq!((batch.runs, batch.placed), (vec![(id("a"), 1), (id("b"), 1)], 2));

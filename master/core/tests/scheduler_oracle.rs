@@ -412,6 +412,22 @@ fn place(
     Ok(())
 }
 
+/// Few requests, asked again and again between changes, as a cluster does: what is kept for a request must follow.
+fn recurring(nodes: u32, length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+    (vec(ask(nodes), 1..4), vec((step(nodes), any::<usize>()), length)).prop_map(|(asks, steps)| {
+        let again = |step, which: usize| match step {
+            Step::Place { task, seed, .. } => {
+                Step::Place { ask: Box::new(asks[which % asks.len()].clone()), task, seed }
+            }
+            Step::Batch { count, seed, .. } => {
+                Step::Batch { ask: Box::new(asks[which % asks.len()].clone()), count, seed }
+            }
+            other => other,
+        };
+        steps.into_iter().map(|(step, which)| again(step, which)).collect()
+    })
+}
+
 /// Histories for [`the_histories_meet_every_filter`]: enough for each count by a factor of ten.
 const COVERAGE_HISTORIES: u32 = 60;
 
@@ -448,6 +464,15 @@ proptest! {
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
+
+    #[test]
+    fn decides_as_the_naive_one_when_requests_recur(steps in recurring(9, 20..80), restless: bool) {
+        let mut scheduler = Scheduler::new();
+        if restless {
+            scheduler.engine().be_restless();
+        }
+        play(steps, &mut scheduler, &mut Naive::default(), &mut Coverage::default())?;
+    }
 
     #[test]
     fn decides_as_the_naive_one_on_small_clusters(steps in vec(step(9), 1..80)) {

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
 };
 
-use skein_api::{NodeId, Strategy};
+use skein_api::{NodeId, Strategy, TaskId};
 
 use super::{
     Scheduler,
@@ -41,7 +41,23 @@ impl Scheduler {
     ///
     /// Affinities to a *container* do not see the tasks of the batch, whose names are the caller's: where such an
     /// expression is meant to match the service itself, place one by one. (Image and label affinities see them.)
-    pub fn place_batch(&self, request: &Request, count: u32, seed: u64) -> Batch {
+    pub fn place_batch(&mut self, request: &Request, count: u32, seed: u64) -> Batch {
+        if !request.has_class() {
+            return self.place_batch_by_sets(request, count, seed);
+        }
+        let class = self.class(request);
+        let profile = self.engine.profile(&request.placed(TaskId::default(), String::new(), NodeId::default()));
+        let runs = self.engine.batch(class, profile, count);
+        self.engine.forget(profile);
+        let placed = runs.iter().map(|(_, count)| count).sum();
+        let copies: Copies = if placed < count { runs.iter().copied().collect() } else { Copies::new() };
+        let rejection = (placed < count).then(|| Rejection::of(&Evaluation::new(self, request), &copies));
+        let runs = runs.into_iter().map(|(idx, count)| (self.id_at(idx).clone(), count)).collect();
+        Batch { runs, placed, rejection }
+    }
+
+    /// The same with sets of all nodes: for requests that have no class.
+    fn place_batch_by_sets(&self, request: &Request, count: u32, seed: u64) -> Batch {
         let evaluation = Evaluation::new(self, request);
         let mut run = Run::new(&evaluation);
         match request.strategy {
@@ -113,7 +129,7 @@ impl<'a> Run<'a> {
     fn place_preferred(&mut self, count: u32, seed: u64) {
         let random = self.evaluation.request.strategy == Strategy::Random;
         let key = |run: &Self, idx, copies| {
-            let rank = if random { ([0; 3], idx) } else { rank(run.evaluation, idx, copies) };
+            let rank = if random { (0, idx) } else { rank(run.evaluation, idx, copies) };
             (run.soft_rank(idx, copies), rank)
         };
         let mut branches: BTreeMap<Branch<'a>, BTreeSet<(SoftRank, Rank)>> = BTreeMap::new();

@@ -113,6 +113,36 @@ impl Bits {
         })
     }
 
+    /// Members among `len` positions from `start`, both multiples of `len`, a power of two; in ascending order.
+    pub(super) fn within(&self, start: usize, len: usize) -> impl Iterator<Item = usize> + '_ {
+        let words = if len >= 64 { len / 64 } else { 1 };
+        let mask = if len >= 64 { u64::MAX } else { ((1 << len) - 1) << (start % 64) };
+        let first = start / 64;
+        let last = self.words.len().min(first + words);
+        let words = self.words.get(first..last).unwrap_or_default();
+        words.iter().enumerate().flat_map(move |(at, word)| {
+            let mut left = *word & mask;
+            std::iter::from_fn(move || {
+                if left == 0 {
+                    return None;
+                }
+                let bit = left.trailing_zeros() as usize;
+                left &= left - 1;
+                Some((first + at) * 64 + bit)
+            })
+        })
+    }
+
+    /// The words; those that are missing at the end are zero.
+    pub(super) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn bytes(&self) -> usize {
+        self.words.capacity() * size_of::<u64>()
+    }
+
     /// The member with `rank` smaller ones before it.
     pub(super) fn nth(&self, rank: usize) -> Option<NodeIdx> {
         let mut left = rank;

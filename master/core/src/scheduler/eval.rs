@@ -46,6 +46,28 @@ impl<'a> Evaluation<'a> {
         left
     }
 
+    /// Nodes that pass what follows from what a node is: the row that a class begins with.
+    pub(super) fn fixed(&self) -> Bits {
+        self.hard.iter().fold(self.scheduler.index.nodes.clone(), |left, filter| match filter {
+            Filter::Amount(Dimension::Generic(kind), ask) => {
+                let offers = |idx: &NodeIdx| self.scheduler.at(*idx).and_then(|facts| facts.generic.get(kind));
+                left.iter().filter(|idx| offers(idx).is_some_and(|count| count >= ask)).collect()
+            }
+            Filter::VolumeAffinity(_) => self.passing(filter, left),
+            filter if filter.is_lasting() => self.passing(filter, left),
+            _ => left,
+        })
+    }
+
+    /// For each soft expression about nodes those that meet it; nothing for the others.
+    pub(super) fn fixed_soft(&self) -> Vec<Bits> {
+        let row = |filter: &Filter<'_>| match filter {
+            Filter::Affinity(_) => Bits::default(),
+            _ => self.passing(filter, self.scheduler.index.nodes.clone()),
+        };
+        self.soft.iter().map(row).collect()
+    }
+
     /// Nodes that pass the hard filters that look at what a node is, not at its state and load.
     pub(super) fn allowed(&self) -> Bits {
         let lasting = self.hard.iter().filter(|filter| filter.is_lasting());

@@ -140,6 +140,16 @@ impl NodeFacts {
         }
     }
 
+    /// Whether expressions, plugins and generic resources see the same node, whatever its state.
+    pub(super) fn is_same_host(&self, other: &Self) -> bool {
+        self.generic == other.generic && self.attributes().eq(other.attributes())
+    }
+
+    /// Whether new tasks may come.
+    pub(super) fn takes_tasks(&self) -> bool {
+        self.ready && self.availability == Availability::Active
+    }
+
     /// Whether what runs here stays: the node is there and not drained.
     pub(super) fn keeps_tasks(&self) -> bool {
         self.ready && self.availability != Availability::Drain

@@ -12,8 +12,9 @@
 //! ```text
 //! facts.rs    NodeFacts, Placed: what there is to know      expr.rs     `node.labels.disk==ssd` -> Constraint
 //! bits.rs     NodeIdx, Bits, Posting: sets of nodes         request.rs  TaskSpec -> Request: the filters in order
-//! index.rs    postings, loads, ports, counts                eval.rs     filters on sets
-//! rank.rs     strategies                                    batch.rs    many equal tasks -> (node, count) runs
+//! index.rs    postings, loads, ports, counts                eval.rs     filters on sets, for explanations
+//! engine/     decisions: classes, profiles, orders          batch.rs    many equal tasks -> (node, count) runs
+//! rank.rs     strategies
 //! explain.rs  counts per filter, sentences                  naive.rs    the same by plain loops: the oracle
 //! size.rs     requests larger than any host                 contradiction.rs  expressions that exclude each other
 //! ```
@@ -23,6 +24,7 @@
 mod batch;
 mod bits;
 mod contradiction;
+mod engine;
 mod eval;
 mod explain;
 mod expr;
@@ -43,6 +45,7 @@ pub use self::{
     batch::Batch,
     bits::NodeIdx,
     contradiction::Contradiction,
+    engine::{ClassId, Engine, ProfileId},
     explain::{FilterTally, Findings, Rejection},
     expr::{ConstraintError, EXPRESSION_CHARS_MAX},
     facts::{Dimension, NodeFacts, Placed},
@@ -68,9 +71,17 @@ pub struct Scheduler {
     free: BTreeSet<NodeIdx>,
     positions: BTreeMap<NodeId, NodeIdx>,
     /// Also those whose node is not known (yet).
-    tasks: BTreeMap<TaskId, Placed>,
+    tasks: BTreeMap<TaskId, Held>,
     by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
     index: Index,
+    engine: Engine,
+}
+
+/// A task that holds its place.
+#[derive(Clone, Debug)]
+struct Held {
+    placed: Placed,
+    profile: ProfileId,
 }
 
 impl Scheduler {
@@ -87,6 +98,7 @@ impl Scheduler {
             let after = self.table[idx.index()].as_ref().expect("replaced just now");
             if before != *after {
                 self.index.update_node(idx, &before, after);
+                self.engine.put_node(idx, after, !before.is_same_host(after));
             }
             return;
         }
@@ -95,8 +107,11 @@ impl Scheduler {
             self.table.push(None);
         }
         self.index.add_node(idx, &facts);
+        self.engine.put_node(idx, &facts, true);
         for task in self.by_node.get(&facts.id).into_iter().flatten() {
-            self.index.add_task(idx, &self.tasks[task]);
+            let held = &self.tasks[task];
+            self.index.add_task(idx, &held.placed);
+            self.engine.commit(held.profile, idx);
         }
         self.positions.insert(facts.id.clone(), idx);
         self.table[idx.index()] = Some(facts);
@@ -107,36 +122,83 @@ impl Scheduler {
         let Some(idx) = self.positions.remove(id) else { return };
         let facts = self.table[idx.index()].take().expect("a known node has its position");
         for task in self.by_node.get(id).into_iter().flatten() {
-            self.index.remove_task(idx, &self.tasks[task]);
+            let held = &self.tasks[task];
+            self.index.remove_task(idx, &held.placed);
+            self.engine.release(held.profile, idx);
         }
         self.index.remove_node(idx, &facts);
+        self.engine.remove_node(idx);
         self.free.insert(idx);
     }
 
     /// Enters a task that holds its place, or replaces what is known of it. Idempotent.
     pub fn apply_task(&mut self, task: Placed) {
-        if self.tasks.get(&task.task) == Some(&task) {
+        if self.tasks.get(&task.task).is_some_and(|held| held.placed == task) {
             return;
         }
         self.remove_task(&task.task);
+        let profile = self.engine.profile(&task);
         if let Some(idx) = self.positions.get(&task.node) {
             self.index.add_task(*idx, &task);
+            self.engine.commit(profile, *idx);
         }
         self.by_node.entry(task.node.clone()).or_default().insert(task.task.clone());
-        self.tasks.insert(task.task.clone(), task);
+        self.tasks.insert(task.task.clone(), Held { placed: task, profile });
     }
 
     /// Takes a task out: it ended or lost its place. Idempotent.
     pub fn remove_task(&mut self, id: &TaskId) {
-        let Some(task) = self.tasks.remove(id) else { return };
+        let Some(Held { placed: task, profile }) = self.tasks.remove(id) else { return };
         if let Some(idx) = self.positions.get(&task.node) {
             self.index.remove_task(*idx, &task);
+            self.engine.release(profile, *idx);
         }
+        self.engine.forget(profile);
         let siblings = self.by_node.get_mut(&task.node).expect("every task is listed under its node");
         siblings.remove(id);
         if siblings.is_empty() {
             self.by_node.remove(&task.node);
         }
+    }
+
+    /// The class of a request: compiled once, found again afterwards.
+    pub fn class(&mut self, request: &Request) -> ClassId {
+        if let Some(known) = self.engine.find_class(request) {
+            return known;
+        }
+        let evaluation = Evaluation::new(self, request);
+        let (fixed, soft) = (evaluation.fixed(), evaluation.fixed_soft());
+        self.engine.add_class(request, fixed, soft, &self.table)
+    }
+
+    /// Asks to be told of the first node that has room for a request that found none; the class to look for in
+    /// [`Scheduler::take_woken`], or none for requests that have no class: those are tried again after any change.
+    pub fn wait(&mut self, request: &Request) -> Option<ClassId> {
+        request.has_class().then(|| {
+            let class = self.class(request);
+            self.engine.wait(class);
+            class
+        })
+    }
+
+    /// Whether a class waits and was not told yet.
+    pub fn waits(&self, class: ClassId) -> bool {
+        self.engine.waits(class)
+    }
+
+    /// The class of a request, if it has one and it is kept.
+    pub fn class_of(&self, request: &Request) -> Option<ClassId> {
+        self.engine.known_class(request)
+    }
+
+    /// Classes that waited and for which a node got room, or which are no longer kept; each waits no more.
+    pub fn take_woken(&mut self) -> Vec<ClassId> {
+        self.engine.take_woken()
+    }
+
+    /// The engine behind [`Scheduler::place`], for callers that keep classes and profiles.
+    pub fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
     }
 
     /// The node for one task. `seed` decides under the strategy random, and is not used by the others.
@@ -145,12 +207,23 @@ impl Scheduler {
     ///
     /// # Errors
     /// No node passes the hard filters; counts per filter.
-    pub fn place(&self, request: &Request, seed: u64) -> Result<NodeId, Rejection> {
-        let evaluation = Evaluation::new(self, request);
-        match self.choose(&evaluation, evaluation.fitting(), seed) {
+    pub fn place(&mut self, request: &Request, seed: u64) -> Result<NodeId, Rejection> {
+        let chosen = if request.has_class() {
+            let class = self.class(request);
+            self.engine.select(class)
+        } else {
+            self.place_by_sets(request, seed)
+        };
+        match chosen {
             Some(idx) => Ok(self.id_at(idx).clone()),
-            None => Err(Rejection::of(&evaluation, &Copies::new())),
+            None => Err(Rejection::of(&Evaluation::new(self, request), &Copies::new())),
         }
+    }
+
+    /// As the engine decides, with sets of all nodes: for requests that have no class.
+    fn place_by_sets(&self, request: &Request, seed: u64) -> Option<NodeIdx> {
+        let evaluation = Evaluation::new(self, request);
+        self.choose(&evaluation, evaluation.fitting(), seed)
     }
 
     /// Every node that passes the hard filters, by position: where a global service gets tasks.
@@ -178,7 +251,7 @@ impl Scheduler {
 
     /// What is known of a task that holds a place.
     pub fn task(&self, id: &TaskId) -> Option<&Placed> {
-        self.tasks.get(id)
+        self.tasks.get(id).map(|held| &held.placed)
     }
 
     /// What is set aside on all nodes together; O(nodes).
@@ -211,13 +284,16 @@ impl Scheduler {
                 None => broken.push(format!("scheduler: position {at} is neither taken nor free")),
             }
         }
-        for task in self.tasks.values() {
-            if let Some(idx) = self.positions.get(&task.node) {
-                rebuilt.add_task(*idx, task);
+        let mut profiles: Vec<Vec<ProfileId>> = vec![Vec::new(); self.table.len()];
+        for Held { placed, profile } in self.tasks.values() {
+            if let Some(idx) = self.positions.get(&placed.node) {
+                rebuilt.add_task(*idx, placed);
+                profiles[idx.index()].push(*profile);
             }
         }
         let parts = self.index.differences(&rebuilt);
         broken.extend(parts.into_iter().map(|part| format!("scheduler: a rebuilt index differs in {part}")));
+        broken.extend(self.engine.check(&self.table, &profiles));
         broken
     }
 

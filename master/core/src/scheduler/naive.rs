@@ -14,7 +14,7 @@ use super::{
     explain::{FilterTally, Rejection},
     expr::NodeKey,
     facts::{HostAddr, NodeAttr, NodeFacts, Placed, ROLE, TaskAttr, arch_alias, image_names},
-    rank::{SHARE_ONE, batch_seed, pick},
+    rank::{batch_seed, pick},
     request::{Filter, Request},
 };
 
@@ -79,10 +79,10 @@ impl Naive {
             // Of equal ones, `min_by_key` takes the first.
             Strategy::Spread => left
                 .into_iter()
-                .min_by_key(|node| (self.replicas(request, node), self.load(request, node)))
+                .min_by_key(|node| (self.replicas(request, node), self.emptiness(request, node)))
                 .expect("not empty"),
             Strategy::Binpack => {
-                left.into_iter().min_by_key(|node| Reverse(self.load(request, node))).expect("not empty")
+                left.into_iter().min_by_key(|node| Reverse(self.fullness(request, node))).expect("not empty")
             }
         };
         Ok(chosen.id.clone())
@@ -205,8 +205,17 @@ impl Naive {
         self.tasks_on(node).filter(|task| task.service.is_some() && task.service == request.service).count()
     }
 
-    /// How full the node would be: by share then tasks if the request reserves anything, else by tasks then share.
-    fn load(&self, request: &Request, node: &NodeFacts) -> (u64, u64) {
+    /// Spread: how full the node is, in steps of 1/256 of its offer and at most twice of it, with at most 255 tasks told
+    /// apart. By share then tasks if the request reserves anything, else by tasks then share.
+    fn emptiness(&self, request: &Request, node: &NodeFacts) -> (u64, u64) {
+        let (cpus, memory) = self.reserved_on(node);
+        let share = share(cpus, node.offered.nano_cpus).max(share(memory, node.offered.mem_bytes)) / (1 << 15);
+        let tasks = (self.tasks_on(node).count() as u64).min(255);
+        if request.reservations == Resources::default() { (tasks, share) } else { (share, tasks) }
+    }
+
+    /// Binpack: how full the node would be, by share then tasks if the request reserves anything, else the other way.
+    fn fullness(&self, request: &Request, node: &NodeFacts) -> (u64, u64) {
         let (cpus, memory) = self.reserved_on(node);
         let asks = request.reservations;
         let share = share(cpus + u128::from(asks.nano_cpus), node.offered.nano_cpus)
@@ -216,14 +225,12 @@ impl Naive {
     }
 }
 
+/// In units of 2^-23 of the offer, rounded down twice: the reciprocal, and the product. At most twice the offer.
 fn share(used: u128, offered: u64) -> u64 {
-    if used == 0 {
-        return 0;
-    }
-    match used.saturating_mul(u128::from(SHARE_ONE)).checked_div(u128::from(offered)) {
-        Some(share) => u64::try_from(share).unwrap_or(u64::MAX),
-        None => u64::MAX,
-    }
+    let whole = 1_u128 << 87;
+    let reciprocal = if offered == 0 { u128::MAX } else { whole / u128::from(offered) }.min(u128::from(u64::MAX));
+    let share = used.min(u128::from(u64::MAX)) * reciprocal / (1 << 64);
+    u64::try_from(share.min((1 << 24) - 1)).expect("24 bits")
 }
 
 fn conflicts(taken: &PortPublish, wanted: &PortPublish) -> bool {

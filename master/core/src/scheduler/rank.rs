@@ -8,55 +8,93 @@ use skein_api::{Resources, Strategy};
 use super::{
     bits::{Bits, NodeIdx},
     eval::Evaluation,
-    index::Load,
 };
 
-/// A share of 1: all that a node offers. 32 bits of fraction tell a byte in 4 GiB apart; no floats, so that the order
-/// is the same on every machine.
-pub(super) const SHARE_ONE: u64 = 1 << 32;
+/// Bits of fraction of a share: all that a node offers is 2^23. A ten-millionth of a host is told apart, and what holds
+/// twice its offer still fits into [`SHARE_MAX`]. No floats, so that the order is the same on every machine.
+const SHARE_BITS: u32 = 23;
 
-/// Preference of one node; the smallest wins. The parts are compared in turn, the position last.
-pub(super) type Rank = ([u64; 3], NodeIdx);
+/// Larger shares count as this one: 24 bits of a key.
+pub(super) const SHARE_MAX: u64 = (1 << 24) - 1;
+
+/// More tasks on a node count as so many.
+const TASKS_MAX: u64 = (1 << 24) - 1;
+
+/// More replicas on a node count as so many.
+const REPLICAS_MAX: u32 = (1 << 16) - 2;
+
+/// Preference of one node; the smallest wins, the position last.
+pub(super) type Rank = (u64, NodeIdx);
+
+/// `floor(2^(64 + 23) / offered)`, at most 2^64 - 1: multiplied by it and shifted by 64, an amount is a share of what
+/// is offered. Kept beside the offer, since a division costs as much as the rest of a key.
+pub(super) fn reciprocal(offered: u64) -> u64 {
+    let scaled = (1_u128 << (64 + SHARE_BITS)).checked_div(u128::from(offered)).unwrap_or(u128::MAX);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
+}
+
+/// The share of its offer that a node has set aside, in units of 2^-23, at most [`SHARE_MAX`].
+pub(super) fn share(used: u64, reciprocal: u64) -> u64 {
+    let share = (u128::from(used) * u128::from(reciprocal)) >> 64;
+    u64::try_from(share).unwrap_or(u64::MAX).min(SHARE_MAX)
+}
+
+/// Steps of a share that spread tells apart: 256 in what is offered. Shares above the offer are told apart up to twice
+/// of it.
+const STEP_BITS: u32 = SHARE_BITS - 8;
+
+/// Tasks that spread tells apart.
+const LEVEL_TASKS_MAX: u64 = 255;
+
+/// Loads that spread tells apart: 512 steps of a share times 256 counts of tasks.
+pub(super) const LEVELS: usize = 1 << 17;
+
+/// How full a node is, for spread. The same for every request of its kind, so that one order of all nodes serves them:
+/// those that reserve CPU or memory rank by the larger of the shares of the two that are set aside, in steps of 1/256 of
+/// the offer, then by tasks; those that reserve nothing take only a place, and rank by tasks, then by the share.
+pub(super) fn level(share: u64, tasks: u64, reserves: bool) -> u32 {
+    let (steps, tasks) = (share >> STEP_BITS, tasks.min(LEVEL_TASKS_MAX));
+    let level = if reserves { steps << 8 | tasks } else { tasks << 9 | steps };
+    u32::try_from(level).expect("17 bits")
+}
+
+/// Spread: own replicas, then how full the node is without the task. Smaller is better; never `u64::MAX`.
+pub(super) fn emptiest(replicas: u32, level: u32) -> u64 {
+    u64::from(replicas.min(REPLICAS_MAX)) << 48 | u64::from(level)
+}
+
+/// Binpack: how full the node would be with the task, the fullest first. Smaller is better; never `u64::MAX`.
+pub(super) fn fullest(share: u64, tasks: u64, reserves: bool) -> u64 {
+    let tasks = tasks.min(TASKS_MAX);
+    let (first, second) = if reserves { (share, tasks) } else { (tasks, share) };
+    ((1 << 48) - 1) - (first << 24 | second)
+}
 
 /// The rank of a node for one more task beside `copies` of it that are counted as placed.
-///
-/// What a request takes is what is scarce for it. One that reserves CPU or memory ranks by the dominant share: the
-/// larger of the two shares of the offer that would be set aside with it, then by tasks. One that reserves nothing
-/// takes only a place, and ranks by tasks, then by the dominant share.
 pub(super) fn rank(evaluation: &Evaluation<'_>, idx: NodeIdx, copies: u32) -> Rank {
     let request = evaluation.request;
     let load = evaluation.scheduler.index.load(idx);
     let asks = request.reservations;
-    let share = dominant_share(load, asks, u64::from(copies) + 1);
+    let share_with = |count: u32| {
+        let of = |used: u128, ask: u64, offered: u64| {
+            let used = used.saturating_add(u128::from(ask) * u128::from(count));
+            share(u64::try_from(used).unwrap_or(u64::MAX), reciprocal(offered))
+        };
+        of(load.nano_cpus, asks.nano_cpus, load.offered.nano_cpus).max(of(
+            load.mem_bytes,
+            asks.mem_bytes,
+            load.offered.mem_bytes,
+        ))
+    };
     let tasks = u64::from(load.tasks) + u64::from(copies);
     let reserves = asks != Resources::default();
-    let (first, second) = if reserves { (share, tasks) } else { (tasks, share) };
-    let parts = match request.strategy {
-        Strategy::Spread => [u64::from(evaluation.replicas(idx, copies)), first, second],
-        Strategy::Binpack => [u64::MAX - first, u64::MAX - second, 0],
+    let key = match request.strategy {
+        Strategy::Spread => emptiest(evaluation.replicas(idx, copies), level(share_with(copies), tasks, reserves)),
+        Strategy::Binpack => fullest(share_with(copies + 1), tasks, reserves),
         // Chosen by seed, not by rank.
-        Strategy::Random => [0; 3],
+        Strategy::Random => 0,
     };
-    (parts, idx)
-}
-
-/// The larger of the shares of CPU and memory that are set aside with `times` more of `asks`.
-fn dominant_share(load: &Load, asks: Resources, times: u64) -> u64 {
-    let share = |used: u128, asks: u64, offered: u64| {
-        let used = used + u128::from(asks) * u128::from(times);
-        match (used, offered) {
-            (0, _) => 0,
-            // More than all of nothing: fuller than any other.
-            (_, 0) => u64::MAX,
-            // 2^96 × 2^32 is the largest product of a used amount that can come about: 2^32 tasks of 2^64.
-            _ => u64::try_from(used.saturating_mul(u128::from(SHARE_ONE)) / u128::from(offered)).unwrap_or(u64::MAX),
-        }
-    };
-    share(load.nano_cpus, asks.nano_cpus, load.offered.nano_cpus).max(share(
-        load.mem_bytes,
-        asks.mem_bytes,
-        load.offered.mem_bytes,
-    ))
+    (key, idx)
 }
 
 /// The node that one task gets, of those that are left after filters and preferences.

@@ -90,6 +90,15 @@ pub(super) enum Soft {
 }
 
 impl Soft {
+    /// Its kind and text.
+    fn identity(&self) -> (u8, String) {
+        match self {
+            Self::Constraint(constraint) => (0, constraint.text.clone()),
+            Self::VolumeAffinity(affinity) => (1, affinity.text.clone()),
+            Self::Affinity(affinity) => (2, affinity.text.clone()),
+        }
+    }
+
     fn filter(&self) -> Filter<'_> {
         match self {
             Self::Constraint(constraint) => Filter::Constraint(constraint),
@@ -291,6 +300,43 @@ impl Request {
         let by_name = |affinity: &Affinity| affinity.key == TaskAttr::Container;
         let soft_by_name = |soft: &Soft| matches!(soft, Soft::Affinity(affinity) if by_name(affinity));
         self.affinities.iter().any(by_name) || self.soft.iter().any(soft_by_name)
+    }
+
+    /// Whether two requests place their tasks alike, so that one class serves both.
+    pub(super) fn same_class(&self, other: &Self) -> bool {
+        let soft = |request: &Self| request.soft.iter().map(Soft::identity).collect::<Vec<_>>();
+        self.service == other.service
+            && self.service_name == other.service_name
+            && self.pins == other.pins
+            && self.whitelists == other.whitelists
+            && self.constraints == other.constraints
+            && self.volume_affinities == other.volume_affinities
+            && self.affinities == other.affinities
+            && soft(self) == soft(other)
+            && self.platform == other.platform
+            && self.volume_plugins == other.volume_plugins
+            && self.network_plugins == other.network_plugins
+            && self.asks == other.asks
+            && self.ports == other.ports
+            && self.max_replicas == other.max_replicas
+            && self.preferences == other.preferences
+            && self.strategy == other.strategy
+            && self.image == other.image
+            && self.labels == other.labels
+    }
+
+    /// Feeds what tells most classes apart to a hash.
+    pub(super) fn hash_class(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash as _;
+        self.service.as_ref().map(ServiceId::as_str).hash(hasher);
+        self.constraints.iter().for_each(|constraint| constraint.text.hash(hasher));
+        (self.reservations.nano_cpus, self.reservations.mem_bytes, &self.image, &self.labels).hash(hasher);
+    }
+
+    /// Whether placing it is worth a class: not what is tied to nodes or looks for single containers, since each such
+    /// request is another, and not a choice by seed, which looks at all nodes anyway.
+    pub(super) fn has_class(&self) -> bool {
+        self.pins.is_empty() && !self.looks_for_names() && self.strategy != Strategy::Random
     }
 
     /// The hard filters in their order. Those that ask for nothing are left out.

@@ -144,6 +144,10 @@ fn a_node_that_returns_keeps_its_ports_until_its_orphans_have_stopped() {
     c.lose("n1");
     assert_eq!(c.show("web"), ["web.1 pending no node fits: 1 node; 1 not ready"]);
     c.heal("n1");
+    // The words are looked at anew every few seconds.
+    c.now.mono_ms += 5_000;
+    c.core.tick(c.now);
+    c.turn();
     assert_eq!(c.show("web"), ["web.1 pending no node fits: 1 node; host port 80/tcp took 1"]);
     c.rest();
     assert_eq!(c.show("web"), ["web.1 running n1"]);

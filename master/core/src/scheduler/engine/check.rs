@@ -1,0 +1,116 @@
+//! The engine against what it is derived from: every sum, row and bound.
+
+use super::{Engine, NodeIdx, ProfileId, class::passes_fixed, order::each_bit, tree::NONE};
+use crate::scheduler::{
+    facts::NodeFacts,
+    rank::{level, share},
+};
+
+/// Nodes times classes that one check looks at.
+const PAIRS_MAX: usize = 50_000;
+
+impl Engine {
+    /// Compares with the facts of the nodes and with the profiles of the tasks on each, both by position; one sentence
+    /// for each part that is wrong. Looks at every node in small clusters, and at some others each time in large ones.
+    pub(in crate::scheduler) fn check(&self, facts: &[Option<NodeFacts>], tasks: &[Vec<ProfileId>]) -> Vec<String> {
+        let mut broken = Vec::new();
+        for id in self.class_ids() {
+            if !self.counts_replicas(id.index()) {
+                broken.push(format!("engine: class {} counts nodes by own tasks wrongly", id.index()));
+            }
+        }
+        let classes = self.class_ids();
+        // What each class says of a node is compared expression by expression.
+        let every = (self.columns.len() * classes.len()).div_ceil(PAIRS_MAX).max(1);
+        for at in (0..self.columns.len()).filter(|at| (at + self.clock as usize).is_multiple_of(every)) {
+            let there = facts.get(at).and_then(Option::as_ref);
+            if !self.sums_are_right(at, there, tasks.get(at).map_or(&[], Vec::as_slice)) {
+                broken.push(format!("engine: the sums of position {at} differ from its tasks"));
+            }
+            for id in &classes {
+                if let Some(what) = self.wrong_in_class(id.index(), at, there) {
+                    broken.push(format!("engine: class {} at position {at}: {what}", id.index()));
+                }
+            }
+        }
+        broken
+    }
+
+    /// Whether a class knows which of its nodes have how many own tasks.
+    fn counts_replicas(&self, id: usize) -> bool {
+        let (class, hot) = (self.classes[id].as_ref().expect("asked for a class that is there"), &self.hot[id]);
+        let own = |at: usize| if hot.service == 0 { 0 } else { self.columns.replicas(at, hot.service) as usize };
+        let mut expected: Vec<_> = class.row.iter().map(|idx| (own(idx.index()), idx.index())).collect();
+        expected.retain(|(own, _)| *own > 0);
+        expected.sort_unstable();
+        let mut found = Vec::new();
+        for (level, nodes) in class.with_own.iter().enumerate() {
+            nodes.each(|word, bits| {
+                each_bit(word, bits, |at| {
+                    found.push((level + 1, at));
+                    true
+                })
+            });
+        }
+        found == expected && class.members() == class.row.len()
+    }
+
+    fn sums_are_right(&self, at: usize, facts: Option<&NodeFacts>, tasks: &[ProfileId]) -> bool {
+        let mut expected = super::Columns::default();
+        expected.grow(1);
+        if let Some(facts) = facts {
+            expected.offer(0, [facts.offered.nano_cpus, facts.offered.mem_bytes], facts.slots);
+        } else {
+            expected.offer(0, Default::default(), None);
+        }
+        tasks.iter().for_each(|id| expected.add(0, *id, &self.profiles.all[id.index()]));
+        let sorted = |running: &[super::columns::Running]| {
+            let mut list: Vec<_> = running.iter().map(|r| (r.profile, r.service, r.count)).collect();
+            list.sort_unstable();
+            list
+        };
+        let most =
+            (0..super::columns::DIMENSIONS).map(|d| share(expected.records[0].used[d], expected.records[0].scale[d]));
+        let most = most.max().unwrap_or(0);
+        let levels = [false, true].map(|reserves| level(most, u64::from(expected.records[0].tasks), reserves));
+        let placed = self.orders.iter().zip(levels).all(|(order, level)| order.level(at) == facts.map(|_| level));
+        let never_used = facts.is_none() && self.columns.records[at] == super::columns::Record::default();
+        placed
+            && (never_used || expected.records[0] == self.columns.records[at])
+            && sorted(&expected.running[0]) == sorted(&self.columns.running[at])
+    }
+
+    fn wrong_in_class(&self, id: usize, at: usize, facts: Option<&NodeFacts>) -> Option<&'static str> {
+        let (class, hot) = (self.classes[id].as_ref().expect("asked for a class that is there"), &self.hot[id]);
+        let idx = NodeIdx::from_index(at);
+        let fixed = facts.is_some_and(|f| class.request.filters().iter().all(|filter| passes_fixed(filter, f)));
+        if facts.is_some() && class.fixed.contains(idx) != fixed {
+            return Some("what follows from the node itself");
+        }
+        let up = facts.is_some_and(NodeFacts::takes_tasks);
+        let admitted = self.matrix[at * self.stride + id / 64] & (1 << (id % 64)) != 0;
+        if class.row.contains(idx) != class.admits(at, up, &self.columns) || admitted != class.row.contains(idx) {
+            return Some("whether it may go there");
+        }
+        if class.own.contains(idx) != (hot.service != 0 && self.columns.replicas(at, hot.service) > 0) {
+            return Some("its own tasks");
+        }
+        let key = self.key(id, at, 0);
+        if !admitted || key == NONE {
+            return None;
+        }
+        if !hot.binpack && !hot.lanes {
+            let own = if hot.service == 0 { 0 } else { self.columns.replicas(at, hot.service) };
+            let level = self.orders[usize::from(hot.reserves)].level(at);
+            let standing = level.map(|level| (level, idx.0));
+            let missing = class.fronts.get(own as usize).is_some_and(|front| standing.is_some_and(|s| front.lacks(s)));
+            return missing.then_some("a node is missing in a front");
+        }
+        let lane = (0..class.lanes.len()).find(|lane| !hot.lanes || class.in_lane(at, *lane));
+        match lane.map(|lane| class.lanes[lane].tree.get(at >> hot.shift)) {
+            Some(bound) if bound <= key => None,
+            Some(_) => Some("a bound above a key"),
+            None => Some("no lane"),
+        }
+    }
+}

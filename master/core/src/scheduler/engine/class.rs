@@ -1,0 +1,513 @@
+//! A class: one request, compiled against the cluster and kept up to date as nodes change.
+//!
+//! Owns which nodes pass its filters (but for amounts, which a placement reads from the node itself), the keys by which
+//! its strategy orders them, and the lanes that soft expressions and preferences divide them into. It must not know
+//! what other classes want.
+//!
+//! Rows have one bit per node position. `fixed` is what follows from what a node is; `row` is `fixed`, less nodes that
+//! are not up, and less those where a port or an affinity says no.
+
+use std::collections::BTreeMap;
+
+use skein_api::{Resources, Strategy};
+
+use super::{
+    columns::{Columns, DIMENSIONS, Record},
+    front::Front,
+    order::Set,
+    profile::ProfileId,
+    tree::{MinTree, NONE},
+};
+use crate::scheduler::{
+    bits::{Bits, NodeIdx},
+    expr::{Affinity, Constraint, NodeKey},
+    facts::{Dimension, HostAddr, NodeAttr, NodeFacts, Placed},
+    rank::{emptiest, fullest, level, share},
+    request::{Filter, Request, Soft},
+};
+
+/// A class by number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClassId(pub(super) u32);
+
+impl ClassId {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Nodes per block that an average block shall have in the running: the more, the fewer keys are kept, and the more
+/// nodes a placement reads.
+const MEMBERS_PER_BLOCK: usize = 2;
+
+/// Blocks have 4 to 256 positions.
+const SHIFTS: std::ops::RangeInclusive<u32> = 2..=8;
+
+/// What the key of a node needs of its class; one cache line.
+#[derive(Clone, Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Hot {
+    pub(super) amounts: [u64; DIMENSIONS],
+    pub(super) service: u32,
+    /// Most replicas per node; `u32::MAX` for no limit.
+    pub(super) replicas_max: u32,
+    pub(super) shift: u32,
+    pub(super) binpack: bool,
+    /// Whether it reserves anything: then shares rank before counts.
+    pub(super) reserves: bool,
+    /// Whether soft expressions or preferences divide the nodes.
+    pub(super) lanes: bool,
+    /// Whether it takes more than CPU and memory of a node that limits it.
+    pub(super) further: bool,
+    /// Whether somebody wants to know when a node has room.
+    pub(super) waiting: bool,
+    /// Whether it looks through the order of all nodes instead of keeping bounds of its own.
+    pub(super) shared: bool,
+}
+
+/// Nodes that are alike for soft expressions and preferences.
+#[derive(Clone, Debug)]
+pub(super) struct Lane {
+    /// Bit 63 is cleared where the first soft expression holds, and so on: smaller is better.
+    pub(super) soft: u64,
+    pub(super) branch: u32,
+    pub(super) tree: MinTree,
+}
+
+/// One soft expression.
+#[derive(Clone, Debug)]
+struct SoftRow {
+    row: Bits,
+    /// Profiles that make an affinity hold; none for what follows from the node itself.
+    matching: Option<Vec<ProfileId>>,
+    negated: bool,
+}
+
+/// The values of spread preferences, and how many tasks of the service stand in each branch.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Branches {
+    /// Branches of every level by their values; the outer levels first.
+    ids: BTreeMap<Vec<String>, u32>,
+    /// By number: the branches that contain it, itself last.
+    paths: Vec<Vec<u32>>,
+    /// By number: own tasks on nodes that keep their tasks.
+    pub(super) own: Vec<u64>,
+    /// By position: the innermost branch.
+    pub(super) of: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Class {
+    pub(super) request: Request,
+    pub(super) row: Bits,
+    pub(super) fixed: Bits,
+    /// Nodes with at least one task of the class's service.
+    pub(super) own: Bits,
+    /// Sorted: profiles that keep the class off their node.
+    blocking: Vec<ProfileId>,
+    /// For each hard affinity that wants something: what it wants.
+    wanted: Vec<Vec<ProfileId>>,
+    soft: Vec<SoftRow>,
+    pub(super) branches: Branches,
+    pub(super) lanes: Vec<Lane>,
+    lane_ids: BTreeMap<(u64, u32), u32>,
+    /// Nodes of `row` without own tasks: `row` less `own`.
+    without_own: usize,
+    /// Nodes of `row` by own tasks less one.
+    pub(super) with_own: Vec<Set>,
+    /// By own tasks: which nodes come next. For classes that spread, have no lanes and do not search the order alone.
+    pub(super) fronts: Vec<Front>,
+    /// Work of the present way to search that the other one would not have had, less what it costs to change.
+    pub(super) regret: i64,
+    pub(super) used_at: u64,
+}
+
+impl Class {
+    /// A class with no node. `fixed` are the nodes that pass what follows from what a node is, `soft` the same for
+    /// each soft expression about nodes (empty rows for the others).
+    pub(super) fn new(request: Request, fixed: Bits, soft: Vec<Bits>) -> Self {
+        let rows = request.soft.iter().zip(soft).map(|(expression, row)| match expression {
+            Soft::Affinity(affinity) => SoftRow { row, matching: Some(Vec::new()), negated: affinity.negated },
+            // The row says who passes, negation included.
+            Soft::Constraint(_) | Soft::VolumeAffinity(_) => SoftRow { row, matching: None, negated: false },
+        });
+        let soft = rows.collect();
+        let wanted = request.affinities.iter().filter(|a| !a.negated).map(|_| Vec::new()).collect();
+        Self {
+            row: Bits::default(),
+            fixed,
+            own: Bits::default(),
+            blocking: Vec::new(),
+            wanted,
+            soft,
+            branches: Branches::default(),
+            lanes: Vec::new(),
+            lane_ids: BTreeMap::new(),
+            without_own: 0,
+            with_own: Vec::new(),
+            fronts: Vec::new(),
+            regret: 0,
+            used_at: 0,
+            request,
+        }
+    }
+
+    pub(super) fn hot(&self, service: u32) -> Hot {
+        let request = &self.request;
+        Hot {
+            amounts: [request.reservations.nano_cpus, request.reservations.mem_bytes],
+            service,
+            replicas_max: if request.max_replicas > 0 && service != 0 { request.max_replicas } else { u32::MAX },
+            shift: *SHIFTS.start(),
+            binpack: request.strategy == Strategy::Binpack,
+            reserves: request.reservations != Resources::default(),
+            lanes: !self.soft.is_empty() || !request.preferences.is_empty(),
+            further: !request.generic.is_empty(),
+            waiting: false,
+            shared: false,
+        }
+    }
+
+    /// Whether what runs on a node can decide more than amounts and replicas.
+    pub(super) fn reacts(&self) -> bool {
+        let request = &self.request;
+        let soft = request.soft.iter().any(|soft| matches!(soft, Soft::Affinity(_)));
+        !request.ports.is_empty() || !request.affinities.is_empty() || soft
+    }
+
+    /// Enters what a profile means for the class; true when it means anything.
+    pub(super) fn meet(&mut self, id: ProfileId, profile: &Placed) -> bool {
+        let request = &self.request;
+        let mut blocks = profile.ports.iter().any(|taken| request.ports.iter().any(|port| conflicts(taken, port)));
+        let mut wanted = self.wanted.iter_mut();
+        let mut matters = false;
+        for affinity in &request.affinities {
+            let matching = matches(affinity, profile);
+            if affinity.negated {
+                blocks |= matching;
+                continue;
+            }
+            let list = wanted.next().expect("one for each that wants something");
+            if matching {
+                insert(list, id);
+                matters = true;
+            }
+        }
+        for (soft, row) in request.soft.iter().zip(&mut self.soft) {
+            if let (Soft::Affinity(affinity), Some(list)) = (soft, &mut row.matching)
+                && matches(affinity, profile)
+            {
+                insert(list, id);
+                matters = true;
+            }
+        }
+        if blocks {
+            insert(&mut self.blocking, id);
+        }
+        matters || blocks
+    }
+
+    /// Forgets a profile.
+    pub(super) fn part(&mut self, id: ProfileId) {
+        let soft = self.soft.iter_mut().filter_map(|row| row.matching.as_mut());
+        for list in [&mut self.blocking].into_iter().chain(&mut self.wanted).chain(soft) {
+            if let Ok(at) = list.binary_search(&id) {
+                list.remove(at);
+            }
+        }
+    }
+
+    /// Whether a node is in the running, amounts aside.
+    pub(super) fn admits(&self, at: usize, up: bool, columns: &Columns) -> bool {
+        let idx = NodeIdx::from_index(at);
+        if !up || !self.fixed.contains(idx) {
+            return false;
+        }
+        let running = &columns.running[at];
+        let any = |list: &[ProfileId]| running.iter().any(|r| list.binary_search(&r.profile).is_ok());
+        (self.blocking.is_empty() || !any(&self.blocking)) && self.wanted.iter().all(|list| any(list))
+    }
+
+    /// Looks anew at what runs on a node, for soft affinities.
+    pub(super) fn refresh_soft(&mut self, at: usize, columns: &Columns) {
+        for soft in &mut self.soft {
+            let Some(matching) = &soft.matching else { continue };
+            let holds = columns.running[at].iter().any(|r| matching.binary_search(&r.profile).is_ok());
+            soft.row.assign(NodeIdx::from_index(at), holds != soft.negated);
+        }
+    }
+
+    /// A node's facts changed.
+    pub(super) fn place_node(&mut self, at: usize, facts: &NodeFacts, columns: &Columns) {
+        let idx = NodeIdx::from_index(at);
+        self.fixed.assign(idx, self.request.filters().iter().all(|filter| passes_fixed(filter, facts)));
+        for (soft, row) in self.request.soft.iter().zip(&mut self.soft) {
+            if let Soft::Constraint(constraint) | Soft::VolumeAffinity(constraint) = soft {
+                row.row.assign(idx, meets(constraint, facts));
+            }
+        }
+        self.enter_lanes(at, facts, columns);
+    }
+
+    /// Enters a node of a new class into soft rows and branches.
+    pub(super) fn enter_lanes(&mut self, at: usize, facts: &NodeFacts, columns: &Columns) {
+        self.refresh_soft(at, columns);
+        self.enter_branch(at, facts);
+    }
+
+    fn enter_branch(&mut self, at: usize, facts: &NodeFacts) {
+        if !self.request.preferences.is_empty() {
+            let values: Vec<&str> = self.request.preferences.iter().map(|p| facts.value_of(&p.key)).collect();
+            self.branches.place(at, &values);
+        }
+    }
+
+    /// The node's place among soft expressions.
+    pub(super) fn soft_rank(&self, at: usize) -> u64 {
+        let idx = NodeIdx::from_index(at);
+        let holds = |(k, soft): (usize, &SoftRow)| if soft.row.contains(idx) { 1 << (63 - k) } else { 0 };
+        !self.soft.iter().enumerate().map(holds).fold(0, |all: u64, bit: u64| all | bit)
+    }
+
+    /// The node's lane; made when it is the first of its kind. For classes with lanes.
+    pub(super) fn lane(&mut self, at: usize, blocks: usize) -> usize {
+        let lane = (self.soft_rank(at), self.branches.of.get(at).copied().unwrap_or(0));
+        let next = u32::try_from(self.lanes.len()).expect("fewer lanes than nodes");
+        let id = *self.lane_ids.entry(lane).or_insert(next);
+        if id == next {
+            let tree = MinTree::new(vec![NONE; blocks]);
+            self.lanes.push(Lane { soft: lane.0, branch: lane.1, tree });
+        }
+        id as usize
+    }
+
+    /// Whether a node belongs to a lane now.
+    pub(super) fn in_lane(&self, at: usize, lane: usize) -> bool {
+        let lane = &self.lanes[lane];
+        self.soft_rank(at) == lane.soft && self.branches.of.get(at).copied().unwrap_or(0) == lane.branch
+    }
+
+    /// All lanes empty, with blocks of a size that suits the row; returns the shift.
+    pub(super) fn reset_lanes(&mut self, positions: usize, lanes: usize) -> u32 {
+        let members = (self.row.len() / lanes.max(1)).max(1);
+        let per_block = (positions / members).max(1) * MEMBERS_PER_BLOCK;
+        let shift = per_block.next_power_of_two().trailing_zeros().clamp(*SHIFTS.start(), *SHIFTS.end());
+        self.lanes.clear();
+        self.lane_ids.clear();
+        if self.soft.is_empty() && self.request.preferences.is_empty() {
+            let tree = MinTree::new(vec![NONE; positions.div_ceil(1 << shift)]);
+            self.lanes.push(Lane { soft: u64::MAX, branch: 0, tree });
+        }
+        shift
+    }
+
+    /// How many own tasks stand in each branch of a lane, the outer first.
+    pub(super) fn standing(&self, lane: &Lane) -> impl Iterator<Item = u64> + '_ {
+        let path = self.branches.paths.get(lane.branch as usize);
+        path.into_iter().flatten().map(|branch| self.branches.own[*branch as usize])
+    }
+
+    /// A node has `now` own tasks and had `before`.
+    pub(super) fn set_own(&mut self, at: usize, before: u32, now: u32, positions: usize) {
+        let idx = NodeIdx::from_index(at);
+        self.own.assign(idx, now > 0);
+        if self.row.contains(idx) && before != now {
+            self.leave_level(at, before);
+            self.enter_level(at, now, positions);
+        }
+    }
+
+    /// A node of so many own tasks comes into the row, or leaves it.
+    pub(super) fn admit(&mut self, at: usize, admits: bool, own: u32, positions: usize) {
+        let idx = NodeIdx::from_index(at);
+        match (self.row.contains(idx), admits) {
+            (false, true) => self.enter_level(at, own, positions),
+            (true, false) => self.leave_level(at, own),
+            _ => {}
+        }
+        self.row.assign(idx, admits);
+    }
+
+    fn enter_level(&mut self, at: usize, own: u32, positions: usize) {
+        let Some(level) = (own as usize).checked_sub(1) else {
+            self.without_own += 1;
+            return;
+        };
+        if self.with_own.len() <= level {
+            self.with_own.resize_with(level + 1, Set::default);
+        }
+        self.with_own[level].insert(at, positions);
+    }
+
+    fn leave_level(&mut self, at: usize, own: u32) {
+        match (own as usize).checked_sub(1) {
+            None => self.without_own -= 1,
+            Some(level) => self.with_own[level].remove(at),
+        }
+    }
+
+    /// The fewest own tasks, but at least `from`, that some node of the row has.
+    #[inline]
+    pub(super) fn next_own_count(&self, from: u32) -> Option<u32> {
+        if from == 0 && self.without_own > 0 {
+            return Some(0);
+        }
+        let skipped = from.saturating_sub(1) as usize;
+        let found = self.with_own.iter().skip(skipped).position(|nodes| !nodes.is_empty())?;
+        Some(u32::try_from(skipped + found + 1).expect("own tasks are counted in u32"))
+    }
+
+    /// Whether a node is in the row and has so many own tasks.
+    #[inline]
+    pub(super) fn has_own(&self, at: usize, own: u32) -> bool {
+        let idx = NodeIdx::from_index(at);
+        match own.checked_sub(1) {
+            None => self.row.contains(idx) && !self.own.contains(idx),
+            Some(level) => self.with_own[level as usize].contains(at),
+        }
+    }
+
+    /// Nodes in the row.
+    pub(super) fn members(&self) -> usize {
+        self.without_own + self.with_own.iter().map(Set::len).sum::<usize>()
+    }
+
+    /// Counts own tasks more or less in the branches of a node.
+    pub(super) fn count_own(&mut self, at: usize, by: i64) {
+        self.branches.count(at, by);
+    }
+
+    /// Bytes on the heap, but for the request.
+    pub(super) fn bytes(&self) -> usize {
+        let rows = [&self.row, &self.fixed, &self.own].into_iter().chain(self.soft.iter().map(|s| &s.row));
+        let rows: usize = rows.map(Bits::bytes).sum();
+        let lanes: usize = self.lanes.iter().map(|lane| size_of::<Lane>() + lane.tree.bytes()).sum();
+        let levels: usize = self.with_own.iter().map(|set| size_of::<Set>() + set.bytes()).sum();
+        let fronts: usize = self.fronts.iter().map(|front| size_of::<Front>() + front.bytes()).sum();
+        size_of::<Self>() + levels + fronts + rows + lanes + self.branches.of.capacity() * size_of::<u32>()
+    }
+}
+
+impl Branches {
+    /// Enters a node under its values.
+    fn place(&mut self, at: usize, values: &[&str]) {
+        let mut path = Vec::with_capacity(values.len());
+        let mut prefix = Vec::with_capacity(values.len());
+        for value in values {
+            prefix.push((*value).to_owned());
+            let next = u32::try_from(self.paths.len()).expect("fewer branches than nodes times levels");
+            let id = *self.ids.entry(prefix.clone()).or_insert(next);
+            path.push(id);
+            if id == next {
+                self.paths.push(path.clone());
+                self.own.push(0);
+            }
+        }
+        if self.of.len() <= at {
+            self.of.resize(at + 1, 0);
+        }
+        self.of[at] = *path.last().expect("there is a preference");
+    }
+
+    fn count(&mut self, at: usize, by: i64) {
+        let Some(path) = self.of.get(at).and_then(|branch| self.paths.get(*branch as usize)) else { return };
+        for branch in path {
+            let own = &mut self.own[*branch as usize];
+            *own = own.saturating_add_signed(by);
+        }
+    }
+}
+
+/// The rank of a node for one more task of the class beside `copies` that are counted as placed: smaller is better,
+/// [`NONE`] where it does not fit.
+pub(super) fn key(hot: &Hot, own: &Bits, columns: &Columns, at: usize, copies: u32) -> u64 {
+    let record = &columns.records[at];
+    let more = u64::from(copies);
+    if !has_room(hot, record, copies) {
+        return NONE;
+    }
+    let replicas = replicas(hot, own, columns, at).saturating_add(if hot.service == 0 { 0 } else { copies });
+    if replicas >= hot.replicas_max {
+        return NONE;
+    }
+    let tasks = u64::from(record.tasks) + more;
+    let with = |count: u64| {
+        let of = |d: usize| record.used[d].saturating_add(hot.amounts[d].saturating_mul(count));
+        (0..DIMENSIONS).map(|d| share(of(d), record.scale[d])).max().expect("there are dimensions")
+    };
+    if hot.binpack {
+        fullest(with(more + 1), tasks, hot.reserves)
+    } else {
+        emptiest(replicas, level(with(more), tasks, hot.reserves))
+    }
+}
+
+/// Tasks of the class's service on a node; 0 for a class without a service.
+pub(super) fn replicas(hot: &Hot, own: &Bits, columns: &Columns, at: usize) -> u32 {
+    if hot.service != 0 && own.contains(NodeIdx::from_index(at)) { columns.replicas(at, hot.service) } else { 0 }
+}
+
+/// Whether one more fits beside what is there and `copies`.
+#[inline]
+pub(super) fn has_room(hot: &Hot, record: &Record, copies: u32) -> bool {
+    let more = u64::from(copies);
+    let fits = |d: usize| {
+        let free = if skein_api::mutant!("no-capacity") { u64::MAX } else { record.free[d] };
+        hot.amounts[d] == 0 || hot.amounts[d].saturating_mul(more + 1) <= free
+    };
+    (0..DIMENSIONS).all(fits) && u64::from(record.tasks) + more < u64::from(record.slots)
+}
+
+fn insert(list: &mut Vec<ProfileId>, id: ProfileId) {
+    if let Err(at) = list.binary_search(&id) {
+        list.insert(at, id);
+    }
+}
+
+fn matches(affinity: &Affinity, profile: &Placed) -> bool {
+    profile.attributes().into_iter().any(|(attr, value)| attr == affinity.key && affinity.pattern.matches(value))
+}
+
+fn conflicts(taken: &skein_api::PortPublish, wanted: &skein_api::PortPublish) -> bool {
+    taken.host_port != 0
+        && (taken.protocol, taken.host_port) == (wanted.protocol, wanted.host_port)
+        && HostAddr::of(taken).overlaps(HostAddr::of(wanted))
+}
+
+/// What follows from what a node is; every other filter passes here.
+pub(super) fn passes_fixed(filter: &Filter<'_>, facts: &NodeFacts) -> bool {
+    match filter {
+        Filter::Pinned(pin) => pin.nodes.contains(&facts.id),
+        Filter::Whitelist(c) | Filter::Constraint(c) | Filter::VolumeAffinity(c) => meets(c, facts),
+        Filter::Platform(platform) => {
+            let is = |attr: NodeAttr, value: &str| value.is_empty() || has(facts, &attr, |v| v == value);
+            is(NodeAttr::Os, &platform.os) && is(NodeAttr::Arch, &platform.arch)
+        }
+        Filter::VolumePlugin(name) => facts.volume_plugins.iter().any(|plugin| plugin == name),
+        Filter::NetworkPlugin(name) => facts.network_plugins.iter().any(|plugin| plugin == name),
+        Filter::Amount(Dimension::Generic(kind), amount) => facts.generic.get(kind).is_some_and(|n| n >= amount),
+        Filter::Health | Filter::Availability | Filter::Affinity(_) => true,
+        Filter::Amount(..) | Filter::Port(_) | Filter::MaxReplicas { .. } => true,
+    }
+}
+
+fn meets(constraint: &Constraint, facts: &NodeFacts) -> bool {
+    let matches = |value: &str| constraint.pattern.matches(value);
+    let any = |attrs: &[NodeAttr]| attrs.iter().any(|attr| has(facts, attr, matches));
+    let met = match &constraint.key {
+        NodeKey::Any(attrs) => any(attrs),
+        NodeKey::First(attrs) => match attrs.iter().find(|attr| has(facts, attr, |_| true)) {
+            Some(first) => has(facts, first, matches),
+            None => false,
+        },
+    };
+    met != constraint.negated
+}
+
+fn has(facts: &NodeFacts, attr: &NodeAttr, matches: impl Fn(&str) -> bool) -> bool {
+    match attr {
+        NodeAttr::NodeLabel(key) => facts.labels.get(key).is_some_and(|value| matches(value)),
+        NodeAttr::EngineLabel(key) => facts.engine_labels.get(key).is_some_and(|value| matches(value)),
+        _ => facts.attributes().any(|(known, value)| known == *attr && matches(value)),
+    }
+}

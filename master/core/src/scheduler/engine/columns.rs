@@ -1,0 +1,125 @@
+//! What a placement reads of one node: amounts, a task count and which profiles run there.
+//!
+//! Owns the sums. It must not know classes or strategies. One record is one cache line; the list of profiles is only
+//! read where a class must count its own replicas or look for something that runs there.
+
+use super::profile::{Profile, ProfileId};
+use crate::scheduler::rank::reciprocal;
+
+/// One node. Amounts are in the dimensions' units: nano-CPUs and bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(align(64))]
+pub(super) struct Record {
+    /// Reserved; `u64::MAX` stands for that much or more.
+    pub(super) used: [u64; DIMENSIONS],
+    /// Offered and not reserved; 0 when more is reserved than offered.
+    pub(super) free: [u64; DIMENSIONS],
+    /// Reciprocals of the offer, see [`reciprocal`].
+    pub(super) scale: [u64; DIMENSIONS],
+    pub(super) tasks: u32,
+    /// Most tasks; `u32::MAX` for no limit.
+    pub(super) slots: u32,
+}
+
+/// CPU and memory.
+pub(super) const DIMENSIONS: usize = 2;
+
+/// How many tasks of one profile run on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Running {
+    pub(super) profile: ProfileId,
+    /// As in the profile: replicas are counted without looking there.
+    pub(super) service: u32,
+    pub(super) count: u32,
+}
+
+/// By position.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Columns {
+    pub(super) records: Vec<Record>,
+    pub(super) offered: Vec<[u64; DIMENSIONS]>,
+    pub(super) running: Vec<Vec<Running>>,
+}
+
+impl Columns {
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Makes room for a position.
+    pub(super) fn grow(&mut self, len: usize) {
+        if self.records.len() < len {
+            self.records.resize(len, Record::default());
+            self.offered.resize(len, [0; DIMENSIONS]);
+            self.running.resize(len, Vec::new());
+        }
+    }
+
+    /// Sets what a node offers; what is reserved stays.
+    pub(super) fn offer(&mut self, at: usize, offered: [u64; DIMENSIONS], slots: Option<u64>) {
+        self.offered[at] = offered;
+        self.records[at].slots = slots.map_or(u32::MAX, |slots| u32::try_from(slots).unwrap_or(u32::MAX));
+        self.records[at].scale = offered.map(reciprocal);
+        self.refresh(at);
+    }
+
+    fn refresh(&mut self, at: usize) {
+        let record = &mut self.records[at];
+        for dimension in 0..DIMENSIONS {
+            record.free[dimension] = self.offered[at][dimension].saturating_sub(record.used[dimension]);
+        }
+    }
+
+    /// Counts one task more.
+    pub(super) fn add(&mut self, at: usize, id: ProfileId, profile: &Profile) {
+        let record = &mut self.records[at];
+        for dimension in 0..DIMENSIONS {
+            record.used[dimension] = record.used[dimension].saturating_add(profile.amounts[dimension]);
+        }
+        record.tasks += 1;
+        self.refresh(at);
+        let running = &mut self.running[at];
+        match running.iter_mut().find(|r| r.profile == id) {
+            Some(entry) => entry.count += 1,
+            None => running.push(Running { profile: id, service: profile.service, count: 1 }),
+        }
+    }
+
+    /// Counts one task less; false when the last of its profile went.
+    pub(super) fn remove(&mut self, at: usize, id: ProfileId, profiles: &[Profile]) -> bool {
+        let running = &mut self.running[at];
+        let entry = running.iter().position(|r| r.profile == id).expect("the task was counted here");
+        running[entry].count -= 1;
+        let stays = running[entry].count > 0;
+        if !stays {
+            running.swap_remove(entry);
+        }
+        self.records[at].tasks -= 1;
+        for dimension in 0..DIMENSIONS {
+            let used = self.records[at].used[dimension];
+            self.records[at].used[dimension] = if used == u64::MAX {
+                // Too much to be counted: what is left is added up again.
+                self.running[at].iter().fold(0, |sum, r| {
+                    let amount = profiles[r.profile.index()].amounts[dimension];
+                    sum.saturating_add(amount.saturating_mul(u64::from(r.count)))
+                })
+            } else {
+                used - profiles[id.index()].amounts[dimension]
+            };
+        }
+        self.refresh(at);
+        stays
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn bytes(&self) -> usize {
+        let lists: usize = self.running.iter().map(|list| list.capacity() * size_of::<Running>()).sum();
+        let fixed = size_of::<Record>() + size_of::<[u64; DIMENSIONS]>() + size_of::<Vec<Running>>();
+        self.records.capacity() * fixed + lists
+    }
+
+    /// Tasks of a service on a node.
+    pub(super) fn replicas(&self, at: usize, service: u32) -> u32 {
+        self.running[at].iter().filter(|r| r.service == service).map(|r| r.count).sum()
+    }
+}

@@ -1,0 +1,658 @@
+//! The engine: a placement that costs the same on a thousand nodes and on a hundred thousand.
+//!
+//! What is asked for again and again is compiled once into a *class*, and what runs is counted by *profile*; both are
+//! numbers here, so that one placement is a few loads and compares.
+//!
+//! - Each class has a row of the nodes that it may go to, kept up to date as nodes and tasks change.
+//! - **Spread** ranks by own tasks, then by a load that does not depend on who asks. So all nodes stand in one order,
+//!   which every class searches from the emptiest on, one word of 64 nodes at a time ([`order`]). A class that would
+//!   look at many nodes in vain keeps a short list of its next ones ([`front`]), and changes back when that costs more.
+//! - **Binpack** ranks by the load with the task, and so does each lane of a class that soft expressions or spread
+//!   preferences divide: there every block of a few nodes has a **lower bound** of its best key, in a tree of minima
+//!   ([`tree`]). The smallest bound is looked at; when it is true the node is found, otherwise it is raised.
+//! - A change that makes a node *worse* for a class tells nobody: who gets there finds out. A change that makes a node
+//!   *better* is told at once to the classes that keep lists or bounds; a matrix with a row per node says which.
+//!
+//! So a placement pays for what changed where it looks, not for the number of nodes.
+//!
+//! ```text
+//! columns.rs  per node: amounts, tasks, what runs     class.rs   a compiled request: rows, keys, lanes
+//! profile.rs  what equal tasks have in common         order.rs   all nodes by load
+//! shared.rs   the search of classes that spread       front.rs   the next nodes of one class
+//! tree.rs     lower bounds                            batch.rs   many equal tasks
+//! check.rs    everything against a rebuild
+//! ```
+//!
+//! It must not know node ids, task ids or names. Pure, no tasks, no channels.
+
+mod batch;
+mod check;
+mod class;
+mod columns;
+mod front;
+mod interner;
+mod order;
+mod profile;
+mod shared;
+mod tree;
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hasher as _},
+};
+
+pub use self::{class::ClassId, profile::ProfileId};
+use self::{
+    class::{Class, Hot, key, replicas},
+    columns::Columns,
+    interner::Services,
+    order::Order,
+    profile::Profiles,
+    tree::NONE,
+};
+use super::{
+    bits::{Bits, NodeIdx},
+    facts::{NodeFacts, Placed},
+    rank::{level, share},
+    request::Request,
+};
+
+/// Classes that are kept; the one that was not used for longest goes. At four bits and some bounds per node and class
+/// that is some 150 MB at 100,000 nodes and nothing to speak of at 1,000.
+const CLASSES_MAX: usize = 1_024;
+
+/// Everything that placements read.
+#[derive(Clone, Debug, Default)]
+pub struct Engine {
+    columns: Columns,
+    /// Generic resources of the nodes that have any.
+    generic: BTreeMap<usize, BTreeMap<String, u64>>,
+    /// Nodes that take new tasks.
+    up: Bits,
+    /// Nodes whose tasks stay: ready and not drained.
+    keeping: Bits,
+    classes: Vec<Option<Class>>,
+    hot: Vec<Hot>,
+    by_hash: BTreeMap<u64, Vec<ClassId>>,
+    /// `[nodes][stride] u64`: bit `c` of a node's row when class `c` may go there.
+    matrix: Vec<u64>,
+    stride: usize,
+    /// Classes that want the fullest node, as a row of the matrix.
+    binpack: Vec<u64>,
+    /// Classes that hear of every node that gets better: those with bounds of their own, and those that wait.
+    told: Vec<u64>,
+    /// Nodes by load, for requests that reserve nothing and for those that do.
+    orders: [Order; 2],
+    profiles: Profiles,
+    services: Services,
+    /// By service number: its classes.
+    of_service: Vec<Vec<ClassId>>,
+    woken: Vec<ClassId>,
+    clock: u64,
+    restless: bool,
+}
+
+impl Engine {
+    // Nodes
+
+    /// Enters a node at a free position, or replaces its facts.
+    pub(super) fn put_node(&mut self, idx: NodeIdx, facts: &NodeFacts, attributes_changed: bool) {
+        let at = idx.index();
+        if self.columns.len() <= at {
+            self.grow(at + 1);
+        }
+        self.columns.offer(at, [facts.offered.nano_cpus, facts.offered.mem_bytes], facts.slots);
+        self.reorder(at);
+        if facts.generic.is_empty() {
+            self.generic.remove(&at);
+        } else {
+            self.generic.insert(at, facts.generic.clone());
+        }
+        self.up.assign(idx, facts.takes_tasks());
+        let kept = self.keeping.contains(idx);
+        self.keeping.assign(idx, facts.keeps_tasks());
+        for id in self.class_ids() {
+            self.count_own_of_node(id, at, kept, false);
+            if attributes_changed {
+                let class = self.classes[id.index()].as_mut().expect("its id was listed");
+                class.place_node(at, facts, &self.columns);
+            }
+            self.count_own_of_node(id, at, facts.keeps_tasks(), true);
+            self.readmit(id, at);
+            // More may be offered now, or the node stands in another lane.
+            self.lower(id, at);
+        }
+    }
+
+    /// Takes a node out; its tasks must be out already.
+    pub(super) fn remove_node(&mut self, idx: NodeIdx) {
+        let at = idx.index();
+        self.up.remove(idx);
+        self.keeping.remove(idx);
+        self.generic.remove(&at);
+        self.columns.offer(at, Default::default(), None);
+        self.orders.iter_mut().for_each(|order| order.take(at));
+        for id in self.class_ids() {
+            self.readmit(id, at);
+            self.classes[id.index()].as_mut().expect("its id was listed").fixed.remove(idx);
+        }
+    }
+
+    /// Room for so many positions. Lanes are made anew when their trees are too short.
+    fn grow(&mut self, positions: usize) {
+        // By half as much again, so that a growing cluster does not make its lanes anew for each node.
+        let positions = positions.max(self.columns.len() + self.columns.len() / 2).next_multiple_of(64);
+        self.columns.grow(positions);
+        self.orders.iter_mut().for_each(|order| order.grow(positions));
+        self.matrix.resize(positions * self.stride, 0);
+        for id in self.class_ids() {
+            self.rebuild_lanes(id);
+        }
+    }
+
+    /// Adds or takes the own tasks of a node to or from the branches that it is in.
+    fn count_own_of_node(&mut self, id: ClassId, at: usize, counts: bool, add: bool) {
+        let Some(class) = self.classes[id.index()].as_mut().filter(|c| counts && !c.request.preferences.is_empty())
+        else {
+            return;
+        };
+        let service = self.hot[id.index()].service;
+        if service != 0 {
+            let own = i64::from(self.columns.replicas(at, service));
+            class.count_own(at, if add { own } else { -own });
+        }
+    }
+
+    // Profiles
+
+    /// The profile of a task, counted once more. Every call is paired with one of [`Engine::forget`].
+    pub fn profile(&mut self, task: &Placed) -> ProfileId {
+        let (id, new) = self.profiles.intern(task, &mut self.services);
+        if new {
+            for class in self.class_ids() {
+                self.introduce(class, id);
+            }
+        }
+        id
+    }
+
+    /// Counts a task of a profile less.
+    pub fn forget(&mut self, id: ProfileId) {
+        if self.profiles.all[id.index()].tasks == 1 {
+            for class in std::mem::take(&mut self.profiles.all[id.index()].touches) {
+                self.classes[class.index()].as_mut().expect("touched classes are there").part(id);
+            }
+        }
+        self.profiles.release(id, &mut self.services);
+    }
+
+    /// Tells a class of a profile.
+    fn introduce(&mut self, class: ClassId, id: ProfileId) {
+        let known = self.classes[class.index()].as_mut().expect("its id was listed");
+        if known.reacts() && known.meet(id, &self.profiles.all[id.index()].like) {
+            self.profiles.all[id.index()].touches.push(class);
+        }
+    }
+
+    /// A task of this profile holds a place on a node from now on.
+    pub fn commit(&mut self, id: ProfileId, idx: NodeIdx) {
+        let at = idx.index();
+        let profile = &self.profiles.all[id.index()];
+        self.columns.add(at, id, profile);
+        let service = profile.service as usize;
+        self.reorder(at);
+        if service != 0 {
+            self.count_own(service, idx, 1);
+        }
+        self.touch(id, at);
+        // Fuller is better for these only.
+        self.tell(at, false);
+    }
+
+    /// A task of this profile gives up its place.
+    pub fn release(&mut self, id: ProfileId, idx: NodeIdx) {
+        let at = idx.index();
+        let last = !self.columns.remove(at, id, &self.profiles.all);
+        let service = self.profiles.all[id.index()].service as usize;
+        self.reorder(at);
+        if service != 0 {
+            self.count_own(service, idx, -1);
+        }
+        if last && !skein_api::mutant!("stale-index-bit") {
+            self.touch(id, at);
+        }
+        self.tell(at, true);
+    }
+
+    /// One task of a service more or less on a node.
+    fn count_own(&mut self, service: usize, idx: NodeIdx, by: i64) {
+        let Some(classes) = self.of_service.get(service) else { return };
+        for id in classes {
+            let class = self.classes[id.index()].as_mut().expect("classes of a service are there");
+            let now = self.columns.replicas(idx.index(), self.hot[id.index()].service);
+            let before = if by > 0 { now - 1 } else { now + 1 };
+            class.set_own(idx.index(), before, now, self.columns.len());
+            if class.row.contains(idx)
+                && let Some(front) = class.fronts.get_mut(now as usize)
+                && let Some(level) = self.orders[usize::from(self.hot[id.index()].reserves)].level(idx.index())
+            {
+                front.offer((level, idx.0));
+            }
+            if !class.request.preferences.is_empty() && self.keeping.contains(idx) {
+                class.count_own(idx.index(), by);
+            }
+        }
+    }
+
+    /// The classes for which this profile is more than an amount look at the node anew.
+    fn touch(&mut self, id: ProfileId, at: usize) {
+        let touched = std::mem::take(&mut self.profiles.all[id.index()].touches);
+        for class in &touched {
+            let known = self.classes[class.index()].as_mut().expect("touched classes are there");
+            known.refresh_soft(at, &self.columns);
+            self.readmit(*class, at);
+            self.lower(*class, at);
+        }
+        self.profiles.all[id.index()].touches = touched;
+    }
+
+    /// Lowers the bounds of the classes that may go to a node: all of them, or those that want the fullest.
+    fn tell(&mut self, at: usize, all: bool) {
+        for word in 0..self.stride {
+            let listening = if all { &self.told } else { &self.binpack };
+            let mut classes = self.matrix[at * self.stride + word] & listening[word];
+            while classes != 0 {
+                let class = word * 64 + classes.trailing_zeros() as usize;
+                classes &= classes - 1;
+                self.lower_admitted(class, at);
+            }
+        }
+    }
+
+    fn lower(&mut self, id: ClassId, at: usize) {
+        if self.admitted(id, at) {
+            self.lower_admitted(id.index(), at);
+        }
+    }
+
+    fn admitted(&self, id: ClassId, at: usize) -> bool {
+        self.matrix[at * self.stride + id.index() / 64] & (1 << (id.index() % 64)) != 0
+    }
+
+    fn lower_admitted(&mut self, at_class: usize, at: usize) {
+        let hot = &self.hot[at_class];
+        if !hot.waiting && !hot.binpack && !hot.lanes {
+            return self.offer(at_class, at);
+        }
+        let key = self.key(at_class, at, 0);
+        if key == NONE {
+            return;
+        }
+        let hot = &mut self.hot[at_class];
+        if hot.waiting {
+            hot.waiting = false;
+            self.woken.push(ClassId(at_class as u32));
+            let shared = hot.shared;
+            self.listen(at_class, !shared);
+        }
+        let hot = &self.hot[at_class];
+        if !hot.binpack && !hot.lanes {
+            return self.offer(at_class, at);
+        }
+        let class = self.classes[at_class].as_mut().expect("a class of the matrix is there");
+        let lane = if hot.lanes { class.lane(at, self.columns.len().div_ceil(1 << hot.shift)) } else { 0 };
+        class.lanes[lane].tree.lower(at >> hot.shift, key);
+    }
+
+    /// Tells a class that spreads where one of its nodes stands now.
+    #[inline]
+    fn offer(&mut self, class: usize, at: usize) {
+        let (hot, known) = (&self.hot[class], self.classes[class].as_mut().expect("a class of the matrix is there"));
+        let own = replicas(hot, &known.own, &self.columns, at) as usize;
+        if let (Some(front), Some(level)) =
+            (known.fronts.get_mut(own), self.orders[usize::from(hot.reserves)].level(at))
+        {
+            front.offer((level, at as u32));
+        }
+    }
+
+    /// Whether a class hears of nodes that get better.
+    fn listen(&mut self, class: usize, listens: bool) {
+        let word = &mut self.told[class / 64];
+        *word &= !(1 << (class % 64));
+        *word |= u64::from(listens) << (class % 64);
+    }
+
+    /// Puts a node where its load belongs.
+    fn reorder(&mut self, at: usize) {
+        let record = &self.columns.records[at];
+        let most = (0..columns::DIMENSIONS).map(|d| share(record.used[d], record.scale[d])).max().unwrap_or(0);
+        for (reserves, order) in [false, true].into_iter().zip(&mut self.orders) {
+            order.put(at, level(most, u64::from(record.tasks), reserves));
+        }
+    }
+
+    /// The rank of a node for one more task of a class.
+    #[inline]
+    fn key(&self, class: usize, at: usize, copies: u32) -> u64 {
+        let (hot, known) = (&self.hot[class], self.classes[class].as_ref().expect("asked for a class that is there"));
+        let key = key(hot, &known.own, &self.columns, at, copies);
+        if hot.further && key != NONE && !self.has_generic(&known.request, at, copies) { NONE } else { key }
+    }
+
+    /// Whether a node has enough of every generic resource.
+    fn has_generic(&self, request: &Request, at: usize, copies: u32) -> bool {
+        request.generic.iter().all(|(kind, ask)| {
+            let offered = self.generic.get(&at).and_then(|kinds| kinds.get(kind)).copied().unwrap_or(0);
+            let used: u128 = self.columns.running[at].iter().fold(0, |sum, running| {
+                let like = &self.profiles.all[running.profile.index()].like;
+                let takes = u128::from(like.generic.get(kind).copied().unwrap_or(0));
+                sum + takes * u128::from(running.count)
+            });
+            used + u128::from(*ask) * (u128::from(copies) + 1) <= u128::from(offered)
+        })
+    }
+
+    // Classes
+
+    /// The class of a request, when it was compiled before.
+    pub(super) fn known_class(&self, request: &Request) -> Option<ClassId> {
+        let same = self.by_hash.get(&hash(request))?;
+        let class = |id: &ClassId| self.classes[id.index()].as_ref().expect("listed classes are there");
+        same.iter().copied().find(|id| class(id).request.same_class(request))
+    }
+
+    /// The same; counts as a use.
+    pub(super) fn find_class(&mut self, request: &Request) -> Option<ClassId> {
+        let id = self.known_class(request)?;
+        self.clock += 1;
+        self.classes[id.index()].as_mut().expect("found just now").used_at = self.clock;
+        Some(id)
+    }
+
+    /// Compiles a request. `fixed` and `soft` are the nodes that pass what follows from what a node is, and each soft
+    /// expression about nodes; `branches` the values of the spread preferences by position.
+    pub(super) fn add_class(
+        &mut self,
+        request: &Request,
+        fixed: Bits,
+        soft: Vec<Bits>,
+        facts: &[Option<NodeFacts>],
+    ) -> ClassId {
+        let id = self.free_class();
+        let mut class = Class::new(request.clone(), fixed, soft);
+        let service = self.services.intern(request.service.as_ref());
+        self.hot[id.index()] = class.hot(service);
+        self.clock += 1;
+        class.used_at = self.clock;
+        let binpack = &mut self.binpack[id.index() / 64];
+        *binpack &= !(1 << (id.index() % 64));
+        *binpack |= u64::from(self.hot[id.index()].binpack) << (id.index() % 64);
+        let hot = &mut self.hot[id.index()];
+        hot.shared = !hot.binpack && !hot.lanes;
+        let shared = hot.shared;
+        self.listen(id.index(), !shared);
+        self.by_hash.entry(hash(request)).or_default().push(id);
+        let service = service as usize;
+        if self.of_service.len() <= service {
+            self.of_service.resize(service + 1, Vec::new());
+        }
+        if service != 0 {
+            self.of_service[service].push(id);
+        }
+        self.classes[id.index()] = Some(class);
+        for profile in self.profiles.used().collect::<Vec<_>>() {
+            self.introduce(id, profile);
+        }
+        self.fill(id, facts);
+        id
+    }
+
+    /// Enters every node into a new class.
+    fn fill(&mut self, id: ClassId, facts: &[Option<NodeFacts>]) {
+        let hot = &self.hot[id.index()];
+        let class = self.classes[id.index()].as_mut().expect("entered just now");
+        for (at, facts) in facts.iter().enumerate() {
+            let Some(facts) = facts.as_ref().filter(|_| hot.lanes) else { continue };
+            class.enter_lanes(at, facts, &self.columns);
+        }
+        if hot.service != 0 {
+            for at in 0..facts.len() {
+                let own = self.columns.replicas(at, hot.service);
+                if own > 0 {
+                    class.own.insert(NodeIdx::from_index(at));
+                    if self.keeping.contains(NodeIdx::from_index(at)) {
+                        class.count_own(at, i64::from(own));
+                    }
+                }
+            }
+        }
+        let candidates: Vec<usize> = class.fixed.iter().map(NodeIdx::index).collect();
+        for at in candidates {
+            self.readmit(id, at);
+        }
+        self.rebuild_lanes(id);
+    }
+
+    /// A number for a class; the class that was not used for longest makes room.
+    fn free_class(&mut self) -> ClassId {
+        let free = self.classes.iter().position(Option::is_none);
+        let at = match free {
+            Some(at) => at,
+            None if self.classes.len() < CLASSES_MAX => {
+                self.classes.push(None);
+                self.hot.push(Hot::default());
+                if self.classes.len() > self.stride * 64 {
+                    self.widen();
+                }
+                self.classes.len() - 1
+            }
+            None => {
+                let used = |id: &ClassId| self.classes[id.index()].as_ref().map(|class| class.used_at);
+                let oldest = self.class_ids().into_iter().min_by_key(used).expect("there are classes");
+                self.remove_class(oldest);
+                oldest.index()
+            }
+        };
+        ClassId(u32::try_from(at).expect("fewer classes than 2^32"))
+    }
+
+    fn remove_class(&mut self, id: ClassId) {
+        let class = self.classes[id.index()].take().expect("a class that is there");
+        let hash = hash(&class.request);
+        if let Some(same) = self.by_hash.get_mut(&hash) {
+            same.retain(|other| *other != id);
+            if same.is_empty() {
+                self.by_hash.remove(&hash);
+            }
+        }
+        for idx in class.row.iter() {
+            self.matrix[idx.index() * self.stride + id.index() / 64] &= !(1 << (id.index() % 64));
+        }
+        for profile in &mut self.profiles.all {
+            profile.touches.retain(|class| *class != id);
+        }
+        let service = self.hot[id.index()].service;
+        if let Some(classes) = self.of_service.get_mut(service as usize) {
+            classes.retain(|class| *class != id);
+        }
+        self.services.release(service);
+        if self.hot[id.index()].waiting {
+            self.woken.push(id);
+        }
+        self.hot[id.index()] = Hot::default();
+    }
+
+    /// One word more for every node's row of the matrix.
+    fn widen(&mut self) {
+        let (old, new) = (self.stride, self.stride + 1);
+        let mut matrix = vec![0; self.columns.len() * new];
+        for at in 0..self.columns.len() {
+            matrix[at * new..at * new + old].copy_from_slice(&self.matrix[at * old..(at + 1) * old]);
+        }
+        (self.matrix, self.stride) = (matrix, new);
+        self.binpack.push(0);
+        self.told.push(0);
+    }
+
+    fn class_ids(&self) -> Vec<ClassId> {
+        let used = self.classes.iter().enumerate().filter(|(_, class)| class.is_some());
+        used.map(|(at, _)| ClassId(u32::try_from(at).expect("fewer classes than 2^32"))).collect()
+    }
+
+    /// Decides anew whether a class may go to a node, amounts aside.
+    fn readmit(&mut self, id: ClassId, at: usize) {
+        let idx = NodeIdx::from_index(at);
+        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let admits = class.admits(at, self.up.contains(idx), &self.columns);
+        if admits != class.row.contains(idx) {
+            let own = replicas(&self.hot[id.index()], &class.own, &self.columns, at);
+            class.admit(at, admits, own, self.columns.len());
+        }
+        let word = &mut self.matrix[at * self.stride + id.index() / 64];
+        *word &= !(1 << (id.index() % 64));
+        *word |= u64::from(admits) << (id.index() % 64);
+    }
+
+    /// Computes every bound of a class anew; O(its nodes). A class that spreads without lanes has none.
+    fn rebuild_lanes(&mut self, id: ClassId) {
+        let hot = &self.hot[id.index()];
+        if !hot.binpack && !hot.lanes {
+            return;
+        }
+        let positions = self.columns.len();
+        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let lanes = class.lanes.len();
+        let shift = class.reset_lanes(positions, lanes);
+        let members: Vec<usize> = class.row.iter().map(NodeIdx::index).collect();
+        self.hot[id.index()].shift = shift;
+        let blocks = positions.div_ceil(1 << shift);
+        let mut keys: Vec<Vec<u64>> = Vec::new();
+        for at in members {
+            let key = self.key(id.index(), at, 0);
+            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            let lane = if self.hot[id.index()].lanes { class.lane(at, blocks) } else { 0 };
+            if keys.len() <= lane {
+                keys.resize(lane + 1, vec![NONE; blocks]);
+            }
+            let bound = &mut keys[lane][at >> shift];
+            *bound = key.min(*bound);
+        }
+        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        for (lane, keys) in class.lanes.iter_mut().zip(keys) {
+            lane.tree = tree::MinTree::new(keys);
+        }
+    }
+
+    // Decisions
+
+    /// The best node of a class; none when none fits. Nothing is taken: commit for the next decision to see it.
+    ///
+    /// Corrects bounds on its way, which is why it is `mut`: decisions do not depend on it.
+    pub fn select(&mut self, id: ClassId) -> Option<NodeIdx> {
+        if self.hot[id.index()].shared {
+            self.select_shared(id)
+        } else if self.hot[id.index()].lanes {
+            self.select_by_lane(id)
+        } else if self.hot[id.index()].binpack {
+            self.select_in(id, 0).0.map(|(_, idx)| idx)
+        } else {
+            self.select_fronted(id)
+        }
+    }
+
+    /// The best node of a lane with its key, and how many bounds were corrected.
+    fn select_in(&mut self, id: ClassId, lane: usize) -> (Option<(u64, NodeIdx)>, i64) {
+        let mut corrected = 0;
+        loop {
+            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let Some((block, bound)) = class.lanes[lane].tree.first() else { return (None, corrected) };
+            let (key, at) = self.scan(id, lane, block);
+            if key == bound {
+                return (Some((key, NodeIdx::from_index(at))), corrected);
+            }
+            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            class.lanes[lane].tree.set(block, key);
+            corrected += 1;
+        }
+    }
+
+    /// The smallest key of a block, and the first node that has it.
+    fn scan(&self, id: ClassId, lane: usize, block: usize) -> (u64, usize) {
+        let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+        let hot = &self.hot[id.index()];
+        let mut best = (NONE, usize::MAX);
+        for at in class.row.within(block << hot.shift, 1 << hot.shift) {
+            if !hot.lanes || class.in_lane(at, lane) {
+                best = best.min((self.key(id.index(), at, 0), at));
+            }
+        }
+        best
+    }
+
+    /// Lanes in the order of what ranks before the load; the bound of a lane is made true before it is believed.
+    fn select_by_lane(&mut self, id: ClassId) -> Option<NodeIdx> {
+        let lanes = self.classes[id.index()].as_ref().expect("asked for a class that is there").lanes.len();
+        let mut best: Option<(usize, u64, NodeIdx)> = None;
+        for lane in 0..lanes {
+            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let Some((block, bound)) = class.lanes[lane].tree.first() else { continue };
+            let better = |class: &Class, key: u64, idx: NodeIdx| {
+                best.is_none_or(|(other, other_key, other_idx)| {
+                    let (a, b) = (&class.lanes[lane], &class.lanes[other]);
+                    let order = a.soft.cmp(&b.soft).then_with(|| class.standing(a).cmp(class.standing(b)));
+                    order.then_with(|| (key, idx).cmp(&(other_key, other_idx))).is_lt()
+                })
+            };
+            let first = NodeIdx::from_index(block << self.hot[id.index()].shift);
+            if !better(class, bound, first) {
+                continue;
+            }
+            let (Some((key, idx)), _) = self.select_in(id, lane) else { continue };
+            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            if better(class, key, idx) {
+                best = Some((lane, key, idx));
+            }
+        }
+        best.map(|(.., idx)| idx)
+    }
+
+    // Waking
+
+    /// Asks for a word when a node has room for a class, or gets better for it; once.
+    pub(super) fn wait(&mut self, id: ClassId) {
+        self.hot[id.index()].waiting = true;
+        self.listen(id.index(), true);
+    }
+
+    /// Whether a class waits and was not told yet.
+    pub(super) fn waits(&self, id: ClassId) -> bool {
+        self.hot.get(id.index()).is_some_and(|hot| hot.waiting)
+    }
+
+    /// Classes for which that happened.
+    pub(super) fn take_woken(&mut self) -> Vec<ClassId> {
+        std::mem::take(&mut self.woken)
+    }
+
+    /// Makes every class change its way to search after each decision, so that tests reach every way.
+    pub fn be_restless(&mut self) {
+        self.restless = true;
+    }
+
+    /// Bytes on the heap, but for requests and profiles.
+    pub fn bytes(&self) -> usize {
+        let classes: usize = self.classes.iter().flatten().map(Class::bytes).sum();
+        let orders: usize = self.orders.iter().map(Order::bytes).sum();
+        classes
+            + orders
+            + self.columns.bytes()
+            + (self.matrix.capacity() + 2 * self.binpack.capacity()) * size_of::<u64>()
+    }
+}
+
+fn hash(request: &Request) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    request.hash_class(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,200 @@
+//! How a class that spreads finds its node: through the order of all nodes, which it shares with every other.
+//!
+//! A class that may go to every third node finds one among the first few, and needs to keep nothing. One that may go to
+//! few, or whose nodes are full, would look at many in vain: it keeps a [`Front`], which others must tell of nodes that
+//! get better, and gives it up again when too much of what it is told is of no use. Decisions are the same either way.
+
+use super::{
+    ClassId, Engine, NodeIdx,
+    class::has_room,
+    front::{END, Front, Standing},
+    order::{Set, each_bit},
+};
+
+/// Words of the order that a search may look at without a thought of a front.
+const FREE_LOOKS: i64 = 32;
+
+/// Entries of a front that may be out of date without a thought of the order.
+const FREE_CHECKS: i64 = 6;
+
+/// What an entry that is out of date costs, in looks: it was put in and taken out.
+const LOOKS_PER_CHECK: i64 = 8;
+
+/// Looks in vain after which a class changes its way.
+const CHANGE_LOOKS: i64 = 2_000;
+
+/// Nodes that a front is filled with.
+const FILL: usize = 32;
+
+/// Words that filling looks at before it is content with one node.
+const FILL_LOOKS: i64 = 128;
+
+impl Engine {
+    /// The best node of a class that spreads and has no lanes.
+    pub(super) fn select_shared(&mut self, id: ClassId) -> Option<NodeIdx> {
+        let (found, looks) = self.search(id);
+        if self.regret(id, looks - FREE_LOOKS) {
+            self.hot[id.index()].shared = false;
+            self.listen(id.index(), true);
+        }
+        found
+    }
+
+    /// The best node of such a class by its front.
+    pub(super) fn select_fronted(&mut self, id: ClassId) -> Option<NodeIdx> {
+        let (found, checks) = self.search_fronts(id);
+        if self.regret(id, (checks - FREE_CHECKS) * LOOKS_PER_CHECK) {
+            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            class.fronts.clear();
+            let hot = &mut self.hot[id.index()];
+            hot.shared = true;
+            let waits = hot.waiting;
+            self.listen(id.index(), waits);
+        }
+        found
+    }
+
+    /// Counts what the other way would have saved; true when it is time to change.
+    fn regret(&mut self, id: ClassId, looks: i64) -> bool {
+        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        class.regret = (class.regret + looks).max(0);
+        let changes = class.regret > CHANGE_LOOKS || self.restless;
+        if changes {
+            class.regret = 0;
+        }
+        changes
+    }
+
+    /// As [`Engine::search`] decides; and how many entries were out of date.
+    fn search_fronts(&mut self, id: ClassId) -> (Option<NodeIdx>, i64) {
+        let mut checks = 0;
+        let mut own = 0;
+        loop {
+            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let Some(next) = class.next_own_count(own) else { return (None, checks) };
+            own = next;
+            if own >= self.hot[id.index()].replicas_max {
+                return (None, checks);
+            }
+            if let Some(at) = self.search_front(id, own, &mut checks) {
+                return (Some(NodeIdx::from_index(at)), checks);
+            }
+            own += 1;
+        }
+    }
+
+    fn search_front(&mut self, id: ClassId, own: u32, checks: &mut i64) -> Option<usize> {
+        loop {
+            let hot = &self.hot[id.index()];
+            let order = &self.orders[usize::from(hot.reserves)];
+            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            if class.fronts.len() <= own as usize {
+                class.fronts.resize_with(own as usize + 1, Front::default);
+            }
+            while let Some((level, at)) = class.fronts[own as usize].best() {
+                let at = at as usize;
+                let now = order.level(at);
+                if class.has_own(at, own) {
+                    if now == Some(level) {
+                        if has_room(hot, &self.columns.records[at], 0) {
+                            return Some(at);
+                        }
+                        class.fronts[own as usize].drop_best();
+                    } else {
+                        class.fronts[own as usize].drop_best();
+                        class.fronts[own as usize].offer((now.expect("nodes of a row are in the order"), at as u32));
+                    }
+                } else {
+                    class.fronts[own as usize].drop_best();
+                }
+                *checks += 1;
+            }
+            let bound = class.fronts[own as usize].bound();
+            if bound == END {
+                return None;
+            }
+            let (mut found, mut next) = (Vec::with_capacity(FILL), END);
+            let take = |level, at: usize, looks: i64| {
+                if found.len() == FILL || (looks > FILL_LOOKS && !found.is_empty()) {
+                    next = (level, at as u32);
+                    return false;
+                }
+                found.push((level, at as u32));
+                true
+            };
+            self.walk_from(id, own, bound, take);
+            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            class.fronts[own as usize].fill(found, next);
+        }
+    }
+
+    /// The node with the fewest own tasks, of those the one with the lowest load, of those the first; and how many words
+    /// were looked at.
+    fn search(&self, id: ClassId) -> (Option<NodeIdx>, i64) {
+        let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+        let (mut found, mut looks) = (None, 0);
+        let mut from = 0;
+        while let Some(own) = class.next_own_count(from).filter(|own| *own < self.hot[id.index()].replicas_max) {
+            looks += self.walk_from(id, own, (0, 0), |_, at, _| {
+                found = Some(NodeIdx::from_index(at));
+                false
+            });
+            if found.is_some() {
+                break;
+            }
+            from = own + 1;
+        }
+        (found, looks)
+    }
+
+    /// Visits the nodes with so many own tasks that have room, in order from a standing on, until `visit` says stop
+    /// (false), and tells it how many words were looked at; returns that number.
+    pub(super) fn walk_from(
+        &self,
+        id: ClassId,
+        own: u32,
+        start: Standing,
+        mut visit: impl FnMut(u32, usize, i64) -> bool,
+    ) -> i64 {
+        let (hot, class) = (&self.hot[id.index()], self.classes[id.index()].as_ref().expect("a class that is there"));
+        let order = &self.orders[usize::from(hot.reserves)];
+        let has_room = |at: usize| {
+            has_room(hot, &self.columns.records[at], 0) && (!hot.further || self.has_generic(&class.request, at, 0))
+        };
+        let mut looks = 0;
+        let (row, with) = (class.row.words(), class.own.words());
+        let among = match own.checked_sub(1).map(|level| &class.with_own[level as usize]) {
+            Some(Set::List(few)) => {
+                // Fewer than the order has words.
+                looks += few.len() as i64;
+                let standings =
+                    few.iter().map(|at| (order.level(*at as usize).expect("nodes of a row are in it"), *at));
+                let mut sorted: Vec<_> =
+                    standings.filter(|standing| *standing >= start && has_room(standing.1 as usize)).collect();
+                sorted.sort_unstable();
+                sorted.into_iter().all(|(level, at)| visit(level, at as usize, looks));
+                return looks;
+            }
+            Some(Set::Dense { words, .. }) => Some(words),
+            None => None,
+        };
+        let word_of = |words: &[u64], word: usize| words.get(word).copied().unwrap_or(0);
+        let mut from = start.0;
+        while let Some((level, nodes)) = order.next(from) {
+            let first = if level == start.0 { start.1 as usize } else { 0 };
+            let went_on = nodes.each(|word, bits| {
+                looks += 1;
+                let candidates = match among {
+                    Some(words) => bits & word_of(words, word),
+                    None => bits & word_of(row, word) & !word_of(with, word),
+                };
+                each_bit(word, candidates, |at| at < first || !has_room(at) || visit(level, at, looks))
+            });
+            if !went_on {
+                break;
+            }
+            from = level + 1;
+        }
+        looks
+    }
+}
