@@ -43,18 +43,27 @@ pub struct NodeOptions {
     pub labels: Vec<(String, String)>,
     /// Memory that it offers, such as `512MiB`; enforced by its containers' parent cgroup.
     pub memory: Option<String>,
+    /// Ids of generic resources by kind.
+    pub generic: Vec<(String, Vec<String>)>,
 }
 
 impl NodeOptions {
     /// A host with one label.
     pub fn label(key: &str, value: &str) -> Self {
-        Self { labels: vec![(key.to_owned(), value.to_owned())], memory: None }
+        Self { labels: vec![(key.to_owned(), value.to_owned())], ..Self::default() }
     }
 
     /// The same with an offer of memory.
     #[must_use]
     pub fn memory(self, memory: &str) -> Self {
         Self { memory: Some(memory.to_owned()), ..self }
+    }
+
+    /// The same with generic resources of one more kind.
+    #[must_use]
+    pub fn generic(mut self, kind: &str, ids: &[&str]) -> Self {
+        self.generic.push((kind.to_owned(), ids.iter().map(|id| (*id).to_owned()).collect()));
+        self
     }
 }
 
@@ -184,6 +193,10 @@ impl<'a> Cluster<'a> {
         text.push_str("[labels]\n");
         for (key, value) in &options.labels {
             text.push_str(&format!("{key:?} = {value:?}\n"));
+        }
+        text.push_str("[generic]\n");
+        for (kind, ids) in &options.generic {
+            text.push_str(&format!("{kind:?} = {ids:?}\n"));
         }
         let path = host.dir().join("agent.toml");
         fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;

@@ -10,6 +10,7 @@ mod kills;
 mod path;
 mod recovery;
 mod relayed;
+mod scheduling;
 mod small_disk;
 mod support;
 mod watched;

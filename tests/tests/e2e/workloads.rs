@@ -5,12 +5,13 @@ use std::{fs, process::Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use xtask::{
-    cluster::{Cluster, PATIENCE, program},
+    cluster::{Cluster, NodeOptions, PATIENCE, program},
     lab::{Host, Lab, wait_for},
 };
 
 use super::{
     cluster, lab,
+    scheduling::scheduling,
     support::{Checks, Said, container, revision, run, run_with_input, skein, wait_for_state},
 };
 
@@ -488,10 +489,11 @@ fn tasks_in_networks(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>, plai
 #[test]
 fn nodes_images_and_remote_users() -> Result<()> {
     let lab = lab("ops", 2, &["busybox"])?;
-    let cluster = cluster(&lab)?;
+    let cluster = Cluster::up(&lab, |host| NodeOptions::label("host", host).generic("gpu", &["GPU-0", "GPU-1"]))?;
     let mut checks = Checks::default();
     drains(&mut checks, &cluster)?;
     labels(&mut checks, &cluster)?;
+    scheduling(&mut checks, &cluster)?;
     pulls(&mut checks, &lab, &cluster)?;
     json_everywhere(&mut checks, &lab, &cluster)?;
     remote(&mut checks, &lab, &cluster)?;
@@ -499,7 +501,7 @@ fn nodes_images_and_remote_users() -> Result<()> {
 }
 
 /// Hosts of the live tasks of a service.
-fn hosts_of(cluster: &Cluster<'_>, service: &str) -> Result<Vec<String>> {
+pub(crate) fn hosts_of(cluster: &Cluster<'_>, service: &str) -> Result<Vec<String>> {
     let tasks = cluster.json(&["ps", "--service", service])?;
     let running =
         tasks.as_array().cloned().unwrap_or_default().into_iter().filter(|t| t["status"]["state"] == "running");
@@ -508,7 +510,7 @@ fn hosts_of(cluster: &Cluster<'_>, service: &str) -> Result<Vec<String>> {
     Ok(hosts)
 }
 
-fn wait_for_hosts(cluster: &Cluster<'_>, service: &str, expected: &[&str]) -> Result<()> {
+pub(crate) fn wait_for_hosts(cluster: &Cluster<'_>, service: &str, expected: &[&str]) -> Result<()> {
     wait_for(&format!("{service} on {expected:?}"), PATIENCE, || {
         Ok((hosts_of(cluster, service)? == expected).then_some(()))
     })
