@@ -14,6 +14,9 @@ pub const LABEL_VALUE_BYTES_MAX: usize = 16 * 1_024;
 /// Most labels of one object.
 pub const LABELS_MAX: usize = 256;
 
+/// Label of an engine or a node that limits how many tasks hold a place there (Docker Swarm's name); a whole number.
+pub const SLOTS_LABEL: &str = "containerslots";
+
 /// What a key that expressions can name is made of, in words.
 pub const LABEL_KEY_EXPECTED: &str = "letters, digits and `.` `_` `-` `/`, at most 128";
 
@@ -39,6 +42,9 @@ pub fn check_node_label(key: &str, value: &str) -> Result<(), String> {
     }
     if value.contains(char::is_control) {
         return Err(format!("value of label {key} has control characters"));
+    }
+    if key == SLOTS_LABEL && value.parse::<u64>().is_err() {
+        return Err(format!("label {key} is a number of tasks, found {value:?}"));
     }
     Ok(())
 }
@@ -86,6 +92,8 @@ mod tests {
         check(&"k".repeat(129), "x", "at most 128");
         check("a", &"x".repeat(513), "value of label a has 513 bytes, at most 512");
         check("a", "x\ny", "control characters");
+        check("containerslots", "20", "");
+        check("containerslots", "-1", "label containerslots is a number of tasks, found \"-1\"");
     }
 
     #[test]

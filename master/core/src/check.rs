@@ -63,7 +63,8 @@ fn capacity(core: &Core, node: &NodeId, broken: &mut Vec<String>) {
             }
         }
     }
-    for (dimension, taken) in taken {
+    // Slots are a label: an operator may lower them under what is there.
+    for (dimension, taken) in taken.into_iter().filter(|(dimension, _)| *dimension != Dimension::Slots) {
         if let Some(offered) = facts.offer(&dimension).filter(|offered| taken > *offered) {
             broken.push(format!("node {} offers {offered} of {dimension:?}, {taken} are held", host.name));
         }

@@ -107,6 +107,8 @@ volumes: {data: }
 }
 
 fn refusals(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
+    let facts = ["run", "--rm", "--constraint", "executiondriver==runc", "--constraint", "node.ip==0.0.0.0/0"];
+    checks.fine("what the agents said", &skein(cluster, &[&facts[..], &["busybox", "true"]].concat())?);
     let mut refused = |name: &str, flags: &[&str], code, words: &[&str]| -> Result<()> {
         let said = skein(cluster, &[&["run", "--name", "refused"], flags, &["busybox", "true"]].concat())?;
         checks.refused(name, &said, code, words);

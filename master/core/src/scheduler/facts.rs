@@ -8,12 +8,9 @@ use std::{
     net::IpAddr,
 };
 
-use skein_api::{Availability, Node, NodeId, Overcommit, PortPublish, Resources, ServiceId, TaskId};
+use skein_api::{Availability, Node, NodeId, Overcommit, PortPublish, Resources, SLOTS_LABEL, ServiceId, TaskId};
 
 use super::expr::NodeKey;
-
-/// Label of an engine, or of a node, that limits how many tasks hold a place there (Docker Swarm's name).
-const SLOTS_LABEL: &str = "containerslots";
 
 /// What is counted on a node. The order is that of the filters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,8 +98,8 @@ impl NodeFacts {
         Self {
             id: node.id.clone(),
             name: node.name.clone(),
-            // What is not a number limits nothing.
-            slots: slots.and_then(|text| text.trim().parse().ok()),
+            // Checked where it comes in; what is not a number limits nothing.
+            slots: slots.and_then(|text| text.parse().ok()),
             labels,
             engine_labels: said.engine_labels.clone(),
             site: said.site.clone(),

@@ -170,9 +170,15 @@ fn more_is_set_aside_where_it_may_be() {
     let slots =
         |n: &str| NodeUpdate { labels_add: [("containerslots".into(), n.into())].into(), ..NodeUpdate::default() };
     c.ok(Command::NodeUpdate { node: "n1".into(), update: slots("3") });
+    let error = c.refused(Command::NodeUpdate { node: "n1".into(), update: slots("many") }, "bad_request");
+    assert_eq!(error.message, "label containerslots is a number of tasks, found \"many\"");
     let more = service("more").with(|s| replicas(s, 2));
     c.up(vec![web(3), more]);
     assert_eq!(c.show("more"), ["more.1 running n1", "more.2 pending no node fits: 1 node; container slots took 1"]);
+    // Fewer than there are tasks: they stay.
+    c.ok(Command::NodeUpdate { node: "n1".into(), update: slots("1") });
+    c.rest();
+    assert_eq!((c.nodes_of("web"), c.nodes_of("more")), (vec!["n1".into(), "n1".into()], vec!["n1".into()]));
 }
 
 #[test]
