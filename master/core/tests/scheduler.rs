@@ -321,7 +321,8 @@ fn rankings_look_at_what_is_scarce() {
     // What reserves nothing takes a place only: equal, so the lower position.
     assert_eq!(place(&TaskSpec::default(), Strategy::Spread), "small");
 
-    // Memory is scarce on n1, so binpack fills n1 although n2 has more CPU in use.
+    // What is least used gets as used as it can: one eighth of n1's CPU, one quarter of n2's memory. So n1 keeps its CPU
+    // for those that need little memory.
     let mut scheduler = cluster([node("n1", &[]), node("n2", &[])]);
     let task = |id_: &str, node, nano_cpus, mem_bytes| Placed {
         task: TaskId::new(id_),
@@ -330,10 +331,15 @@ fn rankings_look_at_what_is_scarce() {
         ..Placed::default()
     };
     scheduler.apply_task(task("t1", "n1", 0, 6 * GIB));
-    scheduler.apply_task(task("t2", "n2", 2 * CPU, 0));
+    scheduler.apply_task(task("t2", "n2", 2 * CPU, GIB));
+    let mut chosen =
+        |spec: &TaskSpec| scheduler.place(&Request::compile(spec, None, None, Strategy::Binpack).unwrap(), 0).unwrap();
+    assert_eq!(chosen(&reserving(CPU / 2, GIB)), id("n2"));
+    // What it does not ask for does not matter to it.
+    assert_eq!(chosen(&reserving(0, GIB)), id("n1"));
+    assert_eq!(chosen(&reserving(CPU / 2, 0)), id("n2"));
     let request = Request::compile(&reserving(CPU / 2, GIB), None, None, Strategy::Binpack).unwrap();
-    assert_eq!(scheduler.place(&request, 0).unwrap(), id("n1"));
-    assert_eq!(scheduler.place_batch(&request, 3, 0).runs, [(id("n1"), 2), (id("n2"), 1)]);
+    assert_eq!(scheduler.place_batch(&request, 5, 0).runs, [(id("n1"), 1), (id("n2"), 4)]);
 }
 
 #[test]

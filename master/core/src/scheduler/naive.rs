@@ -214,14 +214,20 @@ impl Naive {
         if request.reservations == Resources::default() { (tasks, share) } else { (share, tasks) }
     }
 
-    /// Binpack: how full the node would be, by share then tasks if the request reserves anything, else the other way.
+    /// Binpack: how full the node would be. By the smaller share of what the request reserves, then tasks; if it reserves
+    /// nothing by tasks, then the larger share.
     fn fullness(&self, request: &Request, node: &NodeFacts) -> (u64, u64) {
         let (cpus, memory) = self.reserved_on(node);
         let asks = request.reservations;
-        let share = share(cpus + u128::from(asks.nano_cpus), node.offered.nano_cpus)
-            .max(share(memory + u128::from(asks.mem_bytes), node.offered.mem_bytes));
+        let cpu = share(cpus + u128::from(asks.nano_cpus), node.offered.nano_cpus);
+        let memory = share(memory + u128::from(asks.mem_bytes), node.offered.mem_bytes);
         let tasks = self.tasks_on(node).count() as u64;
-        if asks == Resources::default() { (tasks, share) } else { (share, tasks) }
+        match (asks.nano_cpus, asks.mem_bytes) {
+            (0, 0) => (tasks, cpu.max(memory)),
+            (_, 0) => (cpu, tasks),
+            (0, _) => (memory, tasks),
+            (_, _) => (cpu.min(memory), tasks),
+        }
     }
 }
 

@@ -63,6 +63,15 @@ pub(super) fn emptiest(replicas: u32, level: u32) -> u64 {
     u64::from(replicas.min(REPLICAS_MAX)) << 48 | u64::from(level)
 }
 
+/// How full binpack calls a node, of the shares that would be set aside with the task and what the task asks for: the
+/// smaller share, over the dimensions that are asked for. What is least used of a host gets as used as it can, so
+/// requests go to hosts of their own shape and neither CPU nor memory is left over alone. More tasks never make it
+/// smaller. A task that asks for nothing sees the larger share.
+pub(super) fn packed<const N: usize>(shares: [u64; N], asks: [u64; N]) -> u64 {
+    let asked = shares.iter().zip(asks).filter(|(_, ask)| *ask > 0).map(|(share, _)| *share).min();
+    asked.or_else(|| shares.into_iter().max()).unwrap_or_default()
+}
+
 /// Binpack: how full the node would be with the task, the fullest first. Smaller is better; never `u64::MAX`.
 pub(super) fn fullest(share: u64, tasks: u64, reserves: bool) -> u64 {
     let tasks = tasks.min(TASKS_MAX);
@@ -75,22 +84,26 @@ pub(super) fn rank(evaluation: &Evaluation<'_>, idx: NodeIdx, copies: u32) -> Ra
     let request = evaluation.request;
     let load = evaluation.scheduler.index.load(idx);
     let asks = request.reservations;
-    let share_with = |count: u32| {
+    let shares_with = |count: u32| {
         let of = |used: u128, ask: u64, offered: u64| {
             let used = used.saturating_add(u128::from(ask) * u128::from(count));
             share(u64::try_from(used).unwrap_or(u64::MAX), reciprocal(offered))
         };
-        of(load.nano_cpus, asks.nano_cpus, load.offered.nano_cpus).max(of(
-            load.mem_bytes,
-            asks.mem_bytes,
-            load.offered.mem_bytes,
-        ))
+        [
+            of(load.nano_cpus, asks.nano_cpus, load.offered.nano_cpus),
+            of(load.mem_bytes, asks.mem_bytes, load.offered.mem_bytes),
+        ]
     };
     let tasks = u64::from(load.tasks) + u64::from(copies);
     let reserves = asks != Resources::default();
     let key = match request.strategy {
-        Strategy::Spread => emptiest(evaluation.replicas(idx, copies), level(share_with(copies), tasks, reserves)),
-        Strategy::Binpack => fullest(share_with(copies + 1), tasks, reserves),
+        Strategy::Spread => {
+            let [cpu, memory] = shares_with(copies);
+            emptiest(evaluation.replicas(idx, copies), level(cpu.max(memory), tasks, reserves))
+        }
+        Strategy::Binpack => {
+            fullest(packed(shares_with(copies + 1), [asks.nano_cpus, asks.mem_bytes]), tasks, reserves)
+        }
         // Chosen by seed, not by rank.
         Strategy::Random => 0,
     };

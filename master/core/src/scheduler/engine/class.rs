@@ -22,7 +22,7 @@ use crate::scheduler::{
     bits::{Bits, NodeIdx},
     expr::{Affinity, Constraint, NodeKey},
     facts::{Dimension, HostAddr, NodeAttr, NodeFacts, Placed},
-    rank::{emptiest, fullest, level, share},
+    rank::{emptiest, fullest, level, packed, share},
     request::{Filter, Request, Soft},
 };
 
@@ -431,14 +431,15 @@ pub(super) fn key(hot: &Hot, own: &Bits, columns: &Columns, at: usize, copies: u
         return NONE;
     }
     let tasks = u64::from(record.tasks) + more;
-    let with = |count: u64| {
+    let with = |count: u64| -> [u64; DIMENSIONS] {
         let of = |d: usize| record.used[d].saturating_add(hot.amounts[d].saturating_mul(count));
-        (0..DIMENSIONS).map(|d| share(of(d), record.scale[d])).max().expect("there are dimensions")
+        std::array::from_fn(|d| share(of(d), record.scale[d]))
     };
     if hot.binpack {
-        fullest(with(more + 1), tasks, hot.reserves)
+        fullest(packed(with(more + 1), hot.amounts), tasks, hot.reserves)
     } else {
-        emptiest(replicas, level(with(more), tasks, hot.reserves))
+        let most = with(more).into_iter().max().expect("there are dimensions");
+        emptiest(replicas, level(most, tasks, hot.reserves))
     }
 }
 
