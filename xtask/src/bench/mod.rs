@@ -6,6 +6,7 @@
 pub mod report;
 pub mod rows;
 pub mod scale;
+pub mod scheduler;
 pub mod sim;
 
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub struct BenchArgs {
 enum Bench {
     /// One real master and thousands of agents
     Scale(scale::ScaleArgs),
+    /// What a decision of the scheduler costs
+    Scheduler(scheduler::SchedulerArgs),
     /// How long simulated clusters take
     Sim(sim::SimArgs),
 }
@@ -40,6 +43,7 @@ enum Bench {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let outcome = match &args.bench {
         Bench::Scale(scale) => scale::run(scale)?,
+        Bench::Scheduler(scheduler) => scheduler::run(scheduler)?,
         Bench::Sim(sim) => sim::run(sim)?,
     };
     ui::note(&rows::table(&outcome.rows));

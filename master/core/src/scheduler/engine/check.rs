@@ -73,7 +73,8 @@ impl Engine {
             (0..super::columns::DIMENSIONS).map(|d| share(expected.records[0].used[d], expected.records[0].scale[d]));
         let most = most.max().unwrap_or(0);
         let levels = [false, true].map(|reserves| level(most, u64::from(expected.records[0].tasks), reserves));
-        let placed = self.orders.iter().zip(levels).all(|(order, level)| order.level(at) == facts.map(|_| level));
+        let kept = self.orders.iter().zip(levels).zip(self.ordered).filter(|(_, ordered)| *ordered);
+        let placed = kept.into_iter().all(|((order, level), _)| order.level(at) == facts.map(|_| level));
         let never_used = facts.is_none() && self.columns.records[at] == super::columns::Record::default();
         placed
             && (never_used || expected.records[0] == self.columns.records[at])

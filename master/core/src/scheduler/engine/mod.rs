@@ -81,8 +81,10 @@ pub struct Engine {
     binpack: Vec<u64>,
     /// Classes that hear of every node that gets better: those with bounds of their own, and those that wait.
     told: Vec<u64>,
-    /// Nodes by load, for requests that reserve nothing and for those that do.
+    /// Nodes by load, for requests that reserve nothing and for those that do; each kept from the first class on that
+    /// searches it.
     orders: [Order; 2],
+    ordered: [bool; 2],
     profiles: Profiles,
     services: Services,
     /// By service number: its classes.
@@ -327,8 +329,8 @@ impl Engine {
     fn reorder(&mut self, at: usize) {
         let record = &self.columns.records[at];
         let most = (0..columns::DIMENSIONS).map(|d| share(record.used[d], record.scale[d])).max().unwrap_or(0);
-        for (reserves, order) in [false, true].into_iter().zip(&mut self.orders) {
-            order.put(at, level(most, u64::from(record.tasks), reserves));
+        for reserves in [false, true].into_iter().filter(|reserves| self.ordered[usize::from(*reserves)]) {
+            self.orders[usize::from(reserves)].put(at, level(most, u64::from(record.tasks), reserves));
         }
     }
 
@@ -390,8 +392,13 @@ impl Engine {
         *binpack |= u64::from(self.hot[id.index()].binpack) << (id.index() % 64);
         let hot = &mut self.hot[id.index()];
         hot.shared = !hot.binpack && !hot.lanes;
-        let shared = hot.shared;
+        let (shared, order) = (hot.shared, usize::from(hot.reserves));
         self.listen(id.index(), !shared);
+        if shared && !self.ordered[order] {
+            self.ordered[order] = true;
+            let there = facts.iter().enumerate().filter(|(_, facts)| facts.is_some());
+            there.for_each(|(at, _)| self.reorder(at));
+        }
         self.by_hash.entry(hash(request)).or_default().push(id);
         let service = service as usize;
         if self.of_service.len() <= service {

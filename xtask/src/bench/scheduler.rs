@@ -1,0 +1,76 @@
+//! `cargo xtask bench scheduler`: what a decision costs, from 1,000 to 100,000 nodes.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+
+use super::{
+    Outcome,
+    rows::{Goal, Row},
+};
+use crate::{cli::repository_root, test, ui};
+
+const NAME: &str = "scheduler";
+
+/// Arguments of `bench scheduler`.
+#[derive(Clone, Debug, Args)]
+pub struct SchedulerArgs {
+    /// Numbers of nodes; none takes 1000, 10000 and 100000
+    #[arg(value_name = "NODES", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
+    nodes: Vec<u32>,
+}
+
+/// Builds the program that measures and runs it.
+///
+/// # Errors
+/// It cannot be built or fails, or a line of it is no figure.
+pub fn run(args: &SchedulerArgs) -> Result<Outcome> {
+    let root = repository_root();
+    test::must(test::cargo(&root, &["build", "--quiet", "--release", "--package", "skein-bench"]))?;
+    ui::note("some minutes on one core; other work on the machine spoils the figures");
+    let sizes = args.nodes.iter().map(u32::to_string);
+    let output = Command::new(root.join("target/release/skein-bench"))
+        .args(sizes)
+        .output()
+        .context("failed to start skein-bench")?;
+    ensure!(output.status.success(), "skein-bench failed: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).context("figures are text")?;
+    let rows = text.lines().map(row).collect::<Result<_>>()?;
+    let notes = vec![
+        "One thread. A cluster in a steady state: 20 labels with 2 values to one per node, three constraints and exact CPU and \
+         memory for each service, five tasks per node, one removal for each placement. A placement is the full decision (own \
+         tasks first, then load, ties by position, all filters) and its commit into every index, by handles of classes and \
+         profiles; maps by names and ids are the caller's. Medians come from 16 operations per sample, tails from single ones \
+         by the cycle counter, whose own cost of some 20 ns is in them. \"All features\": an eighth of the services each \
+         publish a host port, keep away from themselves, prefer nodes without some label of tasks, prefer a label of the \
+         node, spread over zones and racks (two eighths), limit replicas per node, and take a generic resource."
+            .to_owned(),
+    ];
+    Ok(Outcome { name: NAME, title: "Decisions of the scheduler", rows, notes })
+}
+
+/// One line of the program: case, metric, unit, value, and the most that it may be or nothing.
+fn row(line: &str) -> Result<Row> {
+    let fields: Vec<&str> = line.split('\t').collect();
+    let [case, metric, unit, value, most] = fields[..] else { anyhow::bail!("no figure: {line:?}") };
+    let row = Row::new(NAME, case, metric, unit, value.parse().with_context(|| format!("no figure: {line:?}"))?);
+    if most.is_empty() {
+        return Ok(row);
+    }
+    Ok(row.goal(Goal::AtMost(most.parse().with_context(|| format!("no goal: {line:?}"))?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read() {
+        let plain = row("10 nodes\tplace, p50\tns\t71.5\t").expect("a figure");
+        assert_eq!((plain.case.as_str(), plain.value, plain.goal), ("10 nodes", 71.5, None));
+        let missed = row("10 nodes\tplace, p50\tns\t71.5\t50").expect("a figure with a goal");
+        assert_eq!(missed.reached, Some(false));
+        assert!(row("hello").is_err() && row("a\tb\tc\td\t").is_err());
+    }
+}
