@@ -7,7 +7,7 @@ use skein_api::{Block, NetworkId, NodeId, Task, TaskState};
 use crate::{
     core::Core,
     model::{Change, Object},
-    placement::placed,
+    placement::{holds, placed},
     scheduler::Dimension,
 };
 
@@ -51,7 +51,20 @@ fn capacity(core: &Core, node: &NodeId, broken: &mut Vec<String>) {
     let Some(host) = core.model().nodes.get(node) else { return };
     let Some(facts) = core.scheduler().node(node) else { return };
     let mut taken: BTreeMap<Dimension, u64> = BTreeMap::new();
-    let mut ports = BTreeSet::new();
+    let (mut ports, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for task in core.model().node_tasks(node).filter(|task| holds(task)) {
+        for (kind, id) in task.generic.iter().flat_map(|(kind, ids)| ids.iter().map(move |id| (kind, id))) {
+            if !ids.insert((kind, id)) {
+                broken.push(format!("{kind} {id} of node {} has two owners", host.name));
+            }
+        }
+        let short = |(kind, given): &(&String, &Vec<String>)| {
+            Some(given.len() as u64) != task.spec.resources.generic.get(*kind).copied()
+        };
+        if let Some((kind, given)) = task.generic.iter().find(short) {
+            broken.push(format!("task {} has {} ids of {kind}, it asked for another number", task.id, given.len()));
+        }
+    }
     for placed in core.model().node_tasks(node).filter_map(|task| placed(core.model(), task)) {
         for (dimension, amount) in placed.takes() {
             let taken = taken.entry(dimension).or_default();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use skein_api::{ApiError, Block, Network, NetworkId, NetworkSpec, NodeId, UnixMillis};
+use skein_api::{ApiError, Block, Network, NetworkId, NetworkSpec, NodeId, UnixMillis, check_labels};
 
 use crate::{
     admit::check_name,
@@ -63,6 +63,7 @@ impl Core {
         ctx: &Context,
     ) -> Result<Network, ApiError> {
         check_name("network", &spec.name)?;
+        check_labels(&spec.labels).map_err(|e| ApiError::new("bad_request", format!("network {}: {e}", spec.name)))?;
         if planned.iter().any(|n| n.spec.name == spec.name) {
             return Err(ApiError::new("bad_request", format!("network {} stands twice in the stack", spec.name)));
         }

@@ -70,6 +70,8 @@ impl Core {
             let item = |action| plan_item("network", &spec.name, action);
             if let Some(network) = self.model.network(&spec.name) {
                 check_owner("network", &spec.name, network.spec.stack.as_deref(), &stack.name)?;
+                check_labels(&spec.labels)
+                    .map_err(|e| ApiError::new("bad_request", format!("network {}: {e}", spec.name)))?;
                 let changed = network.spec.internal != spec.internal
                     || spec.subnet4.is_some_and(|s| s.trunc() != network.subnet4);
                 if changed {

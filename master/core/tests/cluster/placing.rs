@@ -206,6 +206,11 @@ fn what_can_never_be_is_refused_at_once() {
     });
     let error = c.refused(up(vec![labels]), "bad_request");
     assert_eq!(error.message, "s_web: value of label k has 20000 bytes, at most 16384 are possible");
+    let wrong = BTreeMap::from([("a b".to_owned(), String::new())]);
+    let network = skein_api::NetworkSpec { name: "n".into(), labels: wrong, ..Default::default() };
+    assert!(
+        c.refused(Command::NetworkCreate(network), "bad_request").message.starts_with("network n: label key \"a b\"")
+    );
     let many: BTreeMap<String, String> = (0..257).map(|n| (format!("k{n}"), String::new())).collect();
     let update = NodeUpdate { labels_add: many, ..NodeUpdate::default() };
     let error = c.refused(Command::NodeUpdate { node: "n1".into(), update }, "bad_request");

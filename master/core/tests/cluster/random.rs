@@ -11,8 +11,9 @@ use master_core::{
 };
 use proptest::prelude::*;
 use skein_api::{
-    Availability, DependencyCondition, NetworkSpec, NodeId, NodeUpdate, PlanAction, RestartCondition, ServiceMode,
-    ServiceSpec, StackApply, Task, TaskId, TaskState, TaskStatus, VolumesFrom,
+    Availability, DependencyCondition, GenericOffer, NetworkSpec, NodeDescription, NodeId, NodeUpdate, PlanAction,
+    Preference, RestartCondition, ServiceMode, ServiceSpec, StackApply, Task, TaskId, TaskState, TaskStatus,
+    VolumesFrom,
 };
 
 use crate::harness::{
@@ -115,6 +116,7 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
             match bits % 5 {
                 0 => needs(s, &before, DependencyCondition::ServiceStarted),
                 1 => needs(s, &before, DependencyCondition::ServiceCompletedSuccessfully),
+                2 if bit(1) => s.task.container.share.pid = Some(format!("s_{before}")),
                 2 => link(s, &before),
                 3 => {
                     s.task.container.volumes_from = vec![VolumesFrom { from: format!("s_{before}"), read_only: false }]
@@ -126,8 +128,14 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
             match bits % 3 {
                 0 => s.mode = ServiceMode::Global,
                 1 => constraint(s, "node.labels.zone==a"),
-                _ => s.task.container.image = "nginx".into(),
+                _ => {
+                    s.task.container.image = "nginx".into();
+                    s.task.placement.preferences = vec![Preference::Spread("zone".into())];
+                }
             }
+        }
+        if bits % 7 == 3 {
+            s.task.resources.generic = BTreeMap::from([("gpu".into(), 1)]);
         }
     })
 }
@@ -135,6 +143,12 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
 fn apply(services: &[u8], orphans: bool) -> Command {
     let services = services.iter().enumerate().map(|(at, bits)| spec(at, *bits)).collect();
     Command::StackApply(Box::new(StackApply { stack: stack(services), remove_orphans: orphans, dry_run: false }))
+}
+
+/// What a host says of itself: each has two GPUs.
+fn description(name: &str) -> NodeDescription {
+    let ids = ["g0", "g1"].map(str::to_owned).into();
+    Cluster::description(name).with(|d| d.generic = BTreeMap::from([("gpu".into(), GenericOffer::Named(ids))]))
 }
 
 struct Run {
@@ -192,7 +206,7 @@ impl Run {
                 }));
             }
             Op::Describe(_, small) => {
-                let mut description = Cluster::description(&name);
+                let mut description = description(&name);
                 description.underlay_mtu = if *small { 1_400 } else { 1_500 };
                 description.underlay4 = description.underlay4.filter(|_| !small);
                 self.maybe(Command::Describe { node: id, description: Box::new(description) });
@@ -242,6 +256,10 @@ impl Run {
                     t.spec.ports = vec![port(80)];
                     t.spec.restart.condition = RestartCondition::OnFailure;
                 }
+                if at == 2 {
+                    t.spec.resources.generic = BTreeMap::from([("gpu".into(), 1)]);
+                    t.spec.restart.condition = RestartCondition::Any;
+                }
                 if attach {
                     let mut attached = service("x");
                     network(&mut attached, "s_a");
@@ -256,7 +274,9 @@ impl Run {
             Op::Join => {
                 if self.c.agents.len() < NODES_MAX {
                     self.joined += 1;
-                    self.c.join(&format!("n{}", self.joined));
+                    let name = format!("n{}", self.joined);
+                    let node = self.c.join(&name);
+                    self.maybe(Command::Describe { node, description: Box::new(description(&name)) });
                 }
             }
             Op::Up { services, orphans } => self.maybe(apply(services, *orphans)),
