@@ -170,8 +170,13 @@ impl Core {
         }
         check_counts(name, spec)?;
         check_labels(&spec.container.labels).map_err(|e| bad(format!("{name}: {e}")))?;
-        if spec.container.share.network.is_some() && !(spec.networks.is_empty() && spec.ports.is_empty()) {
-            return Err(bad(format!("{name} shares a network and can have no networks and ports of its own")));
+        let container = &spec.container;
+        let own = !spec.networks.is_empty() || !spec.ports.is_empty();
+        // The engine refuses these too, when it is too late.
+        let own = own || container.hostname.is_some() || !container.extra_hosts.is_empty();
+        if container.share.network.is_some() && own {
+            let what = "networks, ports, host name and extra hosts";
+            return Err(bad(format!("{name} shares the network of another one and can have no {what} of its own")));
         }
         let mut attached = BTreeSet::new();
         for NetworkAttachment { network: wanted, .. } in &spec.networks {

@@ -1,9 +1,9 @@
 //! Every expression and message that docs/scheduling.md shows is one that the scheduler takes or says.
 
-use master_core::scheduler::{EXPRESSION_CHARS_MAX, EXPRESSIONS_MAX, NodeFacts, Request, Scheduler};
+use master_core::scheduler::{EXPRESSION_CHARS_MAX, EXPRESSIONS_MAX, NodeFacts, Placed, Request, Scheduler};
 use skein_api::{
     GENERIC_IDS_MAX, GENERIC_KINDS_MAX, LABEL_KEY_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX,
-    NODE_LABEL_VALUE_BYTES_MAX, NodeId, PREFERENCES_MAX, Resources, Strategy, TaskSpec,
+    NODE_LABEL_VALUE_BYTES_MAX, NodeId, PREFERENCES_MAX, Resources, Strategy, TaskId, TaskSpec,
 };
 
 const SCHEDULING: &str = include_str!("../../../docs/scheduling.md");
@@ -117,5 +117,41 @@ fn every_constraint_means_what_it_says() {
             _ => (true, all || soft || negated),
         };
         assert_eq!((meets("x1b2c3"), meets("other")), expected, "{text}");
+    }
+}
+
+/// Beside a node that has nothing, one that has what the table speaks of.
+#[test]
+fn every_affinity_means_what_it_says() {
+    let mut scheduler = Scheduler::new();
+    for name in ["full", "empty"] {
+        scheduler.apply_node(NodeFacts {
+            id: NodeId::new(name),
+            name: name.into(),
+            ready: true,
+            ..NodeFacts::default()
+        });
+    }
+    let full = scheduler.node(&NodeId::new("full")).cloned().expect("applied just now");
+    scheduler.apply_node(full.with_volumes(["shop_data".to_owned()]));
+    scheduler.apply_task(Placed {
+        task: TaskId::new("0a1b2c3d4e5f6071"),
+        node: NodeId::new("full"),
+        service_name: "shop_db".into(),
+        name: "db".into(),
+        image: "redis:7".into(),
+        labels: [("com.example.tier", "front"), ("service", "x")].map(|(k, v)| (k.into(), v.into())).into(),
+        ..Placed::default()
+    });
+    for text in first_cells("Affinity") {
+        let request = compile(None, Some(&text)).unwrap_or_else(|err| panic!("{err}"));
+        let meets = |id: &str| scheduler.fitting(&request).contains(&NodeId::new(id));
+        let soft = text.contains("=~");
+        let expected = match text.as_str() {
+            // Of another service than the one that runs.
+            "affinity:service!=shop_web" => (true, true),
+            _ => (soft || !text.contains("!="), soft || text.contains("!=")),
+        };
+        assert_eq!((meets("full"), meets("empty")), expected, "{text}");
     }
 }

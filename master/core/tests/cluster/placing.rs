@@ -101,6 +101,12 @@ fn namespaces_are_shared_on_one_host() {
     assert_eq!(error.message, "s_lonely names s_no (network_mode), which is not there");
     let ports = side("a").with(|s| s.task.ports.push(crate::harness::port(80)));
     c.refused(up(vec![ports, service("db")]), "bad_request");
+    let named = side("a").with(|s| s.task.container.hostname = Some("a".into()));
+    let error = c.refused(up(vec![named, service("db")]), "bad_request");
+    assert_eq!(
+        error.message,
+        "s_a shares the network of another one and can have no networks, ports, host name and extra hosts of its own"
+    );
     let circle = service("db").with(|s| s.task.container.share.ipc = Some("s_side".into()));
     assert!(c.refused(up(vec![side("side"), circle]), "bad_request").message.contains("circle"));
 }
