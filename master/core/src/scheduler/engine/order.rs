@@ -23,7 +23,7 @@ pub(super) enum Set {
     Dense { words: Vec<u64>, summary: Vec<u64>, len: usize },
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Order {
     /// By position.
     level_of: Vec<u32>,
@@ -32,19 +32,6 @@ pub(super) struct Order {
     free: Vec<u32>,
     occupied: Vec<u64>,
     summary: Vec<u64>,
-}
-
-impl Default for Order {
-    fn default() -> Self {
-        Self {
-            level_of: Vec::new(),
-            slots: vec![ABSENT; LEVELS],
-            sets: Vec::new(),
-            free: Vec::new(),
-            occupied: vec![0; LEVELS / 64],
-            summary: vec![0; (LEVELS / 64).div_ceil(64)],
-        }
-    }
 }
 
 impl Order {
@@ -59,6 +46,12 @@ impl Order {
             return;
         }
         self.take(at);
+        if self.slots.is_empty() {
+            // Not before it is needed: half a megabyte.
+            self.slots = vec![ABSENT; LEVELS];
+            self.occupied = vec![0; LEVELS / 64];
+            self.summary = vec![0; (LEVELS / 64).div_ceil(64)];
+        }
         self.level_of[at] = level;
         let slot = &mut self.slots[level as usize];
         if *slot == ABSENT {
