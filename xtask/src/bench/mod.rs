@@ -3,6 +3,7 @@
 //! A benchmark is a command, never a timed test: it takes the machine for itself for minutes. [`rows`] is what all of
 //! them measure, [`report`] where it goes; each benchmark is a module that gives rows.
 
+pub mod packing;
 pub mod report;
 pub mod rows;
 pub mod scale;
@@ -28,6 +29,8 @@ pub struct BenchArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Bench {
+    /// How full hosts get: a trace of arrivals by every strategy and by other rules
+    Packing(packing::PackingArgs),
     /// One real master and thousands of agents
     Scale(scale::ScaleArgs),
     /// What a decision of the scheduler costs
@@ -42,6 +45,7 @@ enum Bench {
 /// It could not be run. A missed goal is no error: it is shown as missed.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let outcome = match &args.bench {
+        Bench::Packing(packing) => packing::run(packing)?,
         Bench::Scale(scale) => scale::run(scale)?,
         Bench::Scheduler(scheduler) => scheduler::run(scheduler)?,
         Bench::Sim(sim) => sim::run(sim)?,
