@@ -30,7 +30,7 @@ use tokio_rustls::{TlsConnector, rustls};
 use crate::{
     ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Event, ExecOptions, Explanation, LogOptions,
     Network, NetworkSpec, Node, NodeUpdate, Service, StackApply, StackPlan, Task, Token, TokenCreate, TokenCreated,
-    Volume,
+    Volume, WhatIf, WhatIfAnswer,
     frame::{Decoder, Frame, FrameError, encode},
 };
 
@@ -517,6 +517,10 @@ impl Client {
     /// Why a task or service is where it is.
     pub async fn explain(&self, reference: &str) -> Result<Explanation, ClientError> {
         self.json(Call::get(&["explain", reference])).await
+    }
+    /// What would happen if; nothing is changed.
+    pub async fn what_if(&self, question: &WhatIf) -> Result<WhatIfAnswer, ClientError> {
+        self.json(Call::new(Method::POST, &["what-if"]).json(question)).await
     }
     /// Invariants of the cluster's state that are broken, a sentence each.
     pub async fn check(&self) -> Result<Vec<String>, ClientError> {

@@ -20,6 +20,7 @@ mod node;
 mod spec;
 mod stack;
 mod task;
+mod what_if;
 
 pub use assignment::*;
 pub use cluster::*;
@@ -31,6 +32,7 @@ pub use node::*;
 pub use spec::*;
 pub use stack::*;
 pub use task::*;
+pub use what_if::*;
 
 #[cfg(feature = "grpc")]
 mod codec;

@@ -83,6 +83,9 @@ pub(crate) enum Command {
         /// Task or service
         name: String,
     },
+    /// Say what would happen if hosts failed, were drained or joined, or a file was applied; changes nothing
+    #[command(subcommand)]
+    WhatIf(WhatIfCommand),
     /// Follow all changes of the cluster
     Events {
         /// Begin after this revision instead of now
@@ -109,6 +112,39 @@ pub(crate) enum Command {
     Completion {
         /// Shell
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WhatIfCommand {
+    /// These hosts failed for good
+    NodeDown {
+        /// Nodes
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// These hosts were drained
+    Drain {
+        /// Nodes
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Hosts joined that are like one that is there
+    AddNode {
+        /// Node whose labels, platform and offer the new ones have
+        #[arg(long, value_name = "NODE")]
+        like: String,
+        /// How many
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        count: u32,
+    },
+    /// What a compose file describes was running
+    Up {
+        #[command(flatten)]
+        compose: ComposeArgs,
+        /// Services of the stack that are not in the file were removed
+        #[arg(long)]
+        remove_orphans: bool,
     },
 }
 

@@ -7,6 +7,7 @@ mod objects;
 mod ps;
 mod run;
 mod stack;
+mod what_if;
 
 use std::collections::BTreeMap;
 

@@ -32,6 +32,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Failure> {
             cert(app, &request, out.as_deref()).await.map(|()| 0)
         }
         Command::Explain { name } => explain(app, &name).await.map(|()| 0),
+        Command::WhatIf(question) => super::what_if::run(app, question).await.map(|()| 0),
         Command::Events { from } => events(app, from).await.map(|()| 0),
         Command::Info => info(app).await.map(|()| 0),
         Command::Debug(DebugCommand::Check) => check(app).await,

@@ -95,6 +95,15 @@ fn find_files(app: &App, args: &ComposeArgs, cwd: &Path) -> Result<Vec<PathBuf>,
     Err(Failure::new(code::BAD_CONFIG, message, Some("name one with `-f FILE`")))
 }
 
+/// The stack that the files describe, for who does not make it.
+pub(super) fn parsed(app: &App, args: &ComposeArgs) -> Result<StackSpec, Failure> {
+    let parsed = with_options(app, args, false, compose::parse)?;
+    for warning in &parsed.warnings {
+        app.out.note(&warning.render("warning", &parsed.sources));
+    }
+    Ok(parsed.stack)
+}
+
 /// `skein up`.
 pub(super) async fn up(app: &App, args: UpArgs) -> Result<u8, Failure> {
     let parsed = with_options(app, &args.compose, args.strict, compose::parse)?;

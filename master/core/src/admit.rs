@@ -121,7 +121,7 @@ impl Core {
     }
 
     /// The next host index after the last one given, skipping those in use; 1 to 65,534.
-    fn free_host_index(&self, last: u16) -> Result<u16, ApiError> {
+    pub(crate) fn free_host_index(&self, last: u16) -> Result<u16, ApiError> {
         let following = (last.saturating_add(1)..u16::MAX).chain(1..=last);
         following
             .into_iter()

@@ -423,13 +423,11 @@ impl Core {
 
     fn refresh_liveness(&mut self, node: &NodeId, now: Now) {
         self.now = now;
-        let Some(known) = self.model.nodes.get(node).filter(|_| self.liveness.refresh(node, now)) else { return };
-        // In no agent's documents: names of a lost host's containers go with their tasks.
-        let ready = self.liveness.is_ready(node);
-        self.scheduler.apply_node(placement::facts(&self.model, known, ready, self.settings.overcommit));
-        (self.wake_pending, self.stale_words) = (true, true);
-        self.mark_global_services();
-        if ready {
+        if !self.liveness.refresh(node, now) {
+            return;
+        }
+        self.note_liveness(node);
+        if self.liveness.is_ready(node) {
             // A host that is back is a place for tasks, and changes nothing for those that it has: after a restart of
             // the master all of them come back at once.
             self.loss.forget(node);
@@ -438,6 +436,22 @@ impl Core {
             self.mark_node_services(node);
             self.readiness_without(node);
         }
+    }
+
+    /// A node came or went. In no agent's documents: names of a lost host's containers go with their tasks.
+    fn note_liveness(&mut self, node: &NodeId) {
+        self.note_facts(node);
+        (self.wake_pending, self.stale_words) = (true, true);
+        self.mark_global_services();
+    }
+
+    /// A node is lost and given up at once, as if it had been silent and there were credit for it.
+    pub(crate) fn lose(&mut self, node: &NodeId, now: Now) {
+        self.liveness.lose(node, now);
+        self.loss.give_up_now(node);
+        self.note_liveness(node);
+        self.mark_node_services(node);
+        self.readiness_without(node);
     }
 
     /// Silent nodes are given up as far as it is allowed at once; their services look for other places then.

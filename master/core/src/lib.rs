@@ -12,6 +12,7 @@
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
+//! - `what_if`: the same on a copy, for questions
 //! - [`liveness`]: who is heard of; `loss`: which of the silent ones are given up, and how fast
 
 mod admit;
@@ -33,6 +34,7 @@ mod readiness;
 mod reports;
 pub mod rng;
 pub mod scheduler;
+mod what_if;
 mod workloads;
 
 pub use crate::{

@@ -93,6 +93,14 @@ impl Liveness {
         true
     }
 
+    /// The node counts as silent for too long.
+    pub(crate) fn lose(&mut self, node: &NodeId, now: Now) {
+        if let Some(seen) = self.nodes.get_mut(node) {
+            self.silence.remove(&(seen.last_mono_ms, node.clone()));
+            (seen.state, seen.since) = (NodeState::Down, now.wall);
+        }
+    }
+
     /// The clock is looked at, as it is several times between two heartbeats. When that was not so, nobody's silence has
     /// grown meanwhile; O(nodes) then.
     pub(crate) fn look(&mut self, now: Now) {

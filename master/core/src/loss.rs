@@ -66,6 +66,12 @@ impl Loss {
         self.waiting.retain(|(_, waiting)| waiting != node);
     }
 
+    /// A node is given up, whatever the credit.
+    pub(crate) fn give_up_now(&mut self, node: &NodeId) {
+        self.forget(node);
+        self.given_up.insert(node.clone());
+    }
+
     /// Whether the tasks of a node are to be replaced.
     pub(crate) fn is_given_up(&self, node: &NodeId) -> bool {
         self.given_up.contains(node)

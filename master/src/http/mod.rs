@@ -25,6 +25,7 @@ use skein_api::{
     ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Network, NetworkSpec, Node, NodeState, NodeUpdate,
     Origin, Resources, StackApply, StackPlan, Task, TaskState, Token, TokenCreate, TokenCreated, TokenId, grpc,
 };
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -50,12 +51,18 @@ pub struct Api {
     /// Where streams run.
     pub tasks: TaskTracker,
     events: events::Texts,
+    /// One for each question of the form "what if" that may be answered at a time: each has a copy of the cluster.
+    questions: Arc<Semaphore>,
 }
+
+/// Questions of the form "what if" that are answered at a time; the others wait for their turn.
+const QUESTIONS_MAX: usize = 2;
 
 impl Api {
     /// An API over these.
     pub fn new(cluster: Handle, ca: Arc<Ca>, broker: Broker, store: EmbeddedStore, tasks: TaskTracker) -> Self {
-        Self { cluster, ca, broker, store, tasks, events: events::Texts::default() }
+        let questions = Arc::new(Semaphore::new(QUESTIONS_MAX));
+        Self { cluster, ca, broker, store, tasks, events: events::Texts::default(), questions }
     }
 }
 
@@ -88,6 +95,7 @@ pub fn router(api: Api, agents: Agents) -> Router {
         .route("/v1/stacks", get(stacks))
         .route("/v1/stacks/{name}", put(stack_apply).delete(stack_remove))
         .route("/v1/explain/{reference}", get(explain))
+        .route("/v1/what-if", post(what_if))
         .route("/v1/check", get(check))
         .route("/v1/events", get(events))
         .route("/v1/certs", post(cert_issue))
@@ -431,6 +439,15 @@ async fn stack_remove(
 
 async fn explain(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<skein_api::Explanation> {
     Ok(Json(api.read(move |core| core.explain(&reference)).await??))
+}
+
+/// Answered on a copy and beside the loop. The copy itself is made by the loop: references to every object.
+async fn what_if(State(api): State<Api>, _: User, body: Bytes) -> Answer<skein_api::WhatIfAnswer> {
+    let question: skein_api::WhatIf = parse(&body)?;
+    let _turn = api.questions.acquire().await.map_err(|_| ApiError::new("not_ready", "the master is ending"))?;
+    let copy = api.read(Core::clone).await?;
+    let answer = tokio::task::spawn_blocking(move || copy.what_if(&question)).await;
+    Ok(Json(answer.map_err(|_| ApiError::new("internal", "the question ended in a panic: please report it"))??))
 }
 
 async fn check(State(api): State<Api>, _: User) -> Answer<Vec<String>> {

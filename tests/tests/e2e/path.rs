@@ -47,6 +47,8 @@ fn services_on_two_hosts_find_each_other() -> Result<()> {
     // The same file again changes nothing.
     let again = cluster.skein(&["up", "-f", &file.display().to_string(), "-p", "s", "--yes", "--dry-run"])?;
     ensure!(!again.contains("recreate"), "{again}");
+    let answer = cluster.skein(&["what-if", "drain", "h1"])?;
+    ensure!(answer.contains("1 task would find no place") && answer.contains("s_a.1"), "{answer}");
     agents_killed(&lab, &cluster, &a)?;
     master_killed(&cluster, &a)?;
     cluster.skein(&["down", "-p", "s", "--yes"])?;

@@ -16,3 +16,4 @@ mod random;
 mod refusals;
 mod services;
 mod stacks;
+mod what_if;
