@@ -161,6 +161,19 @@ fn tasks(core: &Core, broken: &mut Vec<String>) {
             broken.push(format!("task {id} waits for a node although one has room"));
         }
     }
+    for (service, id) in core.pending.dependents() {
+        if core.request(&model.tasks[id], None).is_ok() {
+            broken.push(format!("task {id} waits for service {service}, which it need not"));
+        }
+    }
+    // When they are to be tried in the next settling nothing is promised of them, nor where a node has no address left.
+    for id in core.pending.restless().filter(|_| !core.wake_pending) {
+        let task = &model.tasks[id];
+        let request = core.request(task, None).ok().filter(|_| task.spec.networks.is_empty());
+        if request.is_some_and(|request| !core.scheduler.fitting(&request).is_empty()) {
+            broken.push(format!("task {id} waits although a node would take it"));
+        }
+    }
 }
 
 /// A task as the model, the list of pending ones and the scheduler have it.

@@ -18,7 +18,9 @@ use std::{
     sync::Arc,
 };
 
-use skein_api::{ApiError, Node, NodeId, NodeStatus, Overcommit, ServiceId, Strategy, TaskId, TaskSpec, TaskState};
+use skein_api::{
+    ApiError, Node, NodeId, NodeStatus, Overcommit, ServiceId, Strategy, Task, TaskId, TaskSpec, TaskState,
+};
 
 use crate::{
     command::{Command, Context, Decision, Now, Reply},
@@ -30,6 +32,7 @@ use crate::{
     placement,
     readiness::Readiness,
     scheduler::Scheduler,
+    starved::Starved,
 };
 
 /// Largest object, as the store keeps it. A service has its specification once and each task a copy; 256 KiB is 250 times
@@ -95,8 +98,10 @@ pub struct Core {
     /// Tasks that ended and whose successor waits, with when it is due by monotonic clock. Set once per task: the time of
     /// its end is the word of its host's clock, and may be ahead of ours for as long as it likes.
     pub(crate) pauses: BTreeMap<TaskId, u64>,
-    /// Global services that miss a task on some node; tried again together with the pending tasks.
-    pub(crate) starved: BTreeSet<ServiceId>,
+    /// Global services that miss a task on some node.
+    pub(crate) starved: Starved,
+    /// Nodes that changed: global services may want a task there, or none any more.
+    pub(crate) dirty_nodes: BTreeSet<NodeId>,
     /// Nodes or networks came, or blocks were freed: networks for plain `docker run` may miss some host.
     pub(crate) grow: bool,
     /// Networks changed or tasks went: a removed stack's network may be without tasks.
@@ -129,7 +134,8 @@ impl Core {
             reap: BTreeSet::new(),
             timers: BTreeSet::new(),
             pauses: BTreeMap::new(),
-            starved: BTreeSet::new(),
+            starved: Starved::default(),
+            dirty_nodes: BTreeSet::new(),
             grow: true,
             sweep: true,
             expire_at_ms: now.mono_ms,
@@ -275,6 +281,8 @@ impl Core {
             }
             Kind::Service => {
                 self.dirty_services.insert(ServiceId::new(&key.id));
+                self.dirty_services.append(&mut self.starved.service_changed(&ServiceId::new(&key.id)));
+                self.pending.stir_every_dependent();
                 self.wake_pending = true;
             }
             Kind::Volume => {
@@ -300,6 +308,7 @@ impl Core {
         if let Some(node) = self.model.nodes.get(id) {
             let facts = placement::facts(&self.model, node, self.liveness.is_ready(id), self.settings.overcommit);
             self.scheduler.apply_node(facts);
+            self.dirty_services.append(&mut self.starved.node_changed(id));
         }
     }
 
@@ -321,7 +330,7 @@ impl Core {
         }
         (self.wake_pending, self.stale_words) = (true, true);
         self.mark_node_services(id);
-        self.mark_global_services();
+        self.dirty_nodes.insert(id.clone());
     }
 
     /// Services with tasks on a node, which may want to do something about its change.
@@ -331,10 +340,19 @@ impl Core {
         self.reap.extend(self.model.node_tasks(id).map(|t| t.id.clone()));
     }
 
-    /// Services that may want a task on a node that changed.
-    fn mark_global_services(&mut self) {
-        let global = self.model.services.values().filter(|s| s.spec.mode == skein_api::ServiceMode::Global);
-        self.dirty_services.extend(global.map(|s| s.id.clone()));
+    /// A task of a service began, got on, ended or went: what waits for it may go on.
+    fn note_dependency(&mut self, service: Option<&ServiceId>) {
+        if let Some(service) = service {
+            self.pending.stir_dependents(service);
+            self.dirty_services.append(&mut self.starved.service_changed(service));
+        }
+    }
+
+    /// What a task holds on a node changed.
+    fn note_place(&mut self, node: Option<&NodeId>) {
+        if let Some(node) = node {
+            self.dirty_services.append(&mut self.starved.node_changed(node));
+        }
     }
 
     /// Follows a task. What it makes others look at is narrow, since most reports only say how far a start has come:
@@ -344,8 +362,10 @@ impl Core {
             Some(Object::Task(task)) => Some(&**task),
             _ => None,
         };
-        let Some(task) = self.model.tasks.get(id) else {
+        let Some(task) = self.model.tasks.get(id).cloned() else {
             self.dirty_services.extend(old.and_then(|t| t.service.clone()));
+            self.note_dependency(old.and_then(|t| t.service.as_ref()));
+            self.note_place(old.and_then(|t| t.node.as_ref()));
             self.pending.remove(id);
             self.pauses.remove(id);
             self.scheduler.remove_task(id);
@@ -362,21 +382,28 @@ impl Core {
         }
         let pending = task.node.is_none() && task.desired_state == TaskState::Running && !ended;
         if pending {
-            self.pending.insert(task);
+            self.pending.insert(&task);
         } else {
             self.pending.remove(id);
         }
         let arrived = task.status.state == TaskState::Running
             && old.is_none_or(|old| (old.status.state, old.status.health) != (task.status.state, task.status.health));
         self.wake_pending |= (turned && !pending) || arrived;
+        let status = |t: &Task| (t.status.state, t.status.health, t.status.exit_code);
+        let counts = ended || task.status.state == TaskState::Running;
+        if turned || (counts && old.is_none_or(|old| status(old) != status(&task))) {
+            self.note_dependency(task.service.as_ref());
+        }
         // What a task takes follows from these: most reports change none of them.
         let same_place = old.is_some_and(|old| {
             old.node == task.node
                 && Arc::ptr_eq(&old.spec, &task.spec)
-                && placement::holds(old) == placement::holds(task)
+                && placement::holds(old) == placement::holds(&task)
         });
         if !same_place {
-            match placement::placed(&self.model, task) {
+            self.note_place(old.and_then(|t| t.node.as_ref()));
+            self.note_place(task.node.as_ref());
+            match placement::placed(&self.model, &task) {
                 Some(placed) => self.scheduler.apply_task(placed),
                 None => self.scheduler.remove_task(id),
             }
@@ -388,14 +415,15 @@ impl Core {
 
     /// The agent of `node` has a session now. A node that was removed is not heard.
     pub fn session_opened(&mut self, node: &NodeId, now: Now) {
-        self.liveness.heard(node, now);
-        self.refresh_liveness(node, now);
+        self.heartbeat(node, now);
     }
 
     /// A heartbeat of `node` came; O(log nodes) unless it makes the node ready.
     pub fn heartbeat(&mut self, node: &NodeId, now: Now) {
-        self.liveness.heard(node, now);
-        self.refresh_liveness(node, now);
+        self.now = now;
+        if self.liveness.heard(node, now) {
+            self.liveness_changed(node, now);
+        }
     }
 
     /// Looks at clocks: nodes that were silent for too long, and attempts that are due.
@@ -403,7 +431,9 @@ impl Core {
         self.now = now;
         self.liveness.look(now);
         for node in self.liveness.overdue(now) {
-            self.refresh_liveness(&node, now);
+            if self.liveness.refresh(&node, now) {
+                self.liveness_changed(&node, now);
+            }
         }
         self.give_up_nodes(now);
         self.readiness_tick(now);
@@ -421,11 +451,7 @@ impl Core {
         }
     }
 
-    fn refresh_liveness(&mut self, node: &NodeId, now: Now) {
-        self.now = now;
-        if !self.liveness.refresh(node, now) {
-            return;
-        }
+    fn liveness_changed(&mut self, node: &NodeId, now: Now) {
         self.note_liveness(node);
         if self.liveness.is_ready(node) {
             // A host that is back is a place for tasks, and changes nothing for those that it has: after a restart of
@@ -442,7 +468,7 @@ impl Core {
     fn note_liveness(&mut self, node: &NodeId) {
         self.note_facts(node);
         (self.wake_pending, self.stale_words) = (true, true);
-        self.mark_global_services();
+        self.dirty_nodes.insert(node.clone());
     }
 
     /// A node is lost and given up at once, as if it had been silent and there were credit for it.

@@ -8,7 +8,7 @@
 //! - [`leader`]: a term of office: sessions, turns, what may be said when
 //! - `admit`, `workloads`, `networks`, `reports`: what each request changes
 //! - `orchestrator`: what follows from it: tasks, replacements, removal
-//! - `pending`: nodes for the tasks that wait for one
+//! - `pending`: nodes for the tasks that wait for one; `starved`: global services that miss a task on a node
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
@@ -34,6 +34,7 @@ mod readiness;
 mod reports;
 pub mod rng;
 pub mod scheduler;
+mod starved;
 mod what_if;
 mod workloads;
 

@@ -32,16 +32,19 @@ pub const RETURN_MS: u64 = 3 * DETECTION_MS;
 struct Seen {
     /// Monotonic time of its last word; before the first one, of the word that would leave it until [`RETURN_MS`].
     last_mono_ms: u64,
+    /// As which it stands in `silence`, if it does.
+    queued_ms: Option<u64>,
     heard: bool,
     state: NodeState,
     since: UnixMillis,
 }
 
-/// When each node was last heard of. O(log nodes) for each word, O(log nodes + silent ones) for each look at the clock.
+/// When each node was last heard of. O(log nodes) for each word, which moves nothing; a look at the clock is O(log nodes)
+/// for each node whose word was [`DETECTION_MS`] ago when it was last looked at.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Liveness {
     nodes: BTreeMap<NodeId, Seen>,
-    /// The nodes that do not count as down, by their last word.
+    /// The nodes that do not count as down, by their last word or an earlier one.
     silence: BTreeSet<(u64, NodeId)>,
     /// Monotonic time of the last look at the clock.
     looked_mono_ms: Option<u64>,
@@ -53,25 +56,35 @@ impl Liveness {
         if !self.nodes.contains_key(node) {
             let patience_ms = if skein_api::mutant!("hasty-master") { 0 } else { RETURN_MS };
             let last_mono_ms = (now.mono_ms + patience_ms).saturating_sub(DETECTION_MS);
-            let seen = Seen { last_mono_ms, heard: false, state: NodeState::Unknown, since: now.wall };
-            self.silence.insert((seen.last_mono_ms, node.clone()));
+            let queued_ms = Some(last_mono_ms);
+            let seen = Seen { last_mono_ms, queued_ms, heard: false, state: NodeState::Unknown, since: now.wall };
+            self.silence.insert((last_mono_ms, node.clone()));
             self.nodes.insert(node.clone(), seen);
         }
     }
 
     pub(crate) fn remove(&mut self, node: &NodeId) {
-        if let Some(seen) = self.nodes.remove(node) {
-            self.silence.remove(&(seen.last_mono_ms, node.clone()));
+        if let Some(queued_ms) = self.nodes.remove(node).and_then(|seen| seen.queued_ms) {
+            self.silence.remove(&(queued_ms, node.clone()));
         }
     }
 
-    /// The node said something. One that is not known is not heard.
-    pub(crate) fn heard(&mut self, node: &NodeId, now: Now) {
-        if let Some(seen) = self.nodes.get_mut(node) {
-            self.silence.remove(&(seen.last_mono_ms, node.clone()));
-            (seen.last_mono_ms, seen.heard) = (now.mono_ms, true);
-            self.silence.insert((seen.last_mono_ms, node.clone()));
+    /// The node said something; true when its state changed. One that is not known is not heard.
+    pub(crate) fn heard(&mut self, node: &NodeId, now: Now) -> bool {
+        let Some(seen) = self.nodes.get_mut(node) else { return false };
+        (seen.last_mono_ms, seen.heard) = (now.mono_ms, true);
+        // Its first word comes before the time that it had for it.
+        if seen.queued_ms.is_none_or(|queued_ms| queued_ms > now.mono_ms) {
+            if let Some(queued_ms) = seen.queued_ms.replace(now.mono_ms) {
+                self.silence.remove(&(queued_ms, node.clone()));
+            }
+            self.silence.insert((now.mono_ms, node.clone()));
         }
+        let changed = seen.state != NodeState::Ready;
+        if changed {
+            (seen.state, seen.since) = (NodeState::Ready, now.wall);
+        }
+        changed
     }
 
     /// Recomputes a node's state; true when it changed.
@@ -83,8 +96,10 @@ impl Liveness {
             (false, true) => NodeState::Ready,
             (false, false) => NodeState::Unknown,
         };
-        if state == NodeState::Down {
-            self.silence.remove(&(seen.last_mono_ms, node.clone()));
+        if state == NodeState::Down
+            && let Some(queued_ms) = seen.queued_ms.take()
+        {
+            self.silence.remove(&(queued_ms, node.clone()));
         }
         if state == seen.state {
             return false;
@@ -109,22 +124,39 @@ impl Liveness {
         if missed_ms < HEARTBEAT_MS {
             return;
         }
-        for (last_mono_ms, node) in std::mem::take(&mut self.silence) {
-            let last_mono_ms = now.mono_ms.min(last_mono_ms + missed_ms).max(last_mono_ms);
-            if let Some(seen) = self.nodes.get_mut(&node) {
-                seen.last_mono_ms = last_mono_ms;
-            }
-            self.silence.insert((last_mono_ms, node));
+        for (_, node) in std::mem::take(&mut self.silence) {
+            let Some(seen) = self.nodes.get_mut(&node) else { continue };
+            seen.last_mono_ms = now.mono_ms.min(seen.last_mono_ms + missed_ms).max(seen.last_mono_ms);
+            seen.queued_ms = Some(seen.last_mono_ms);
+            self.silence.insert((seen.last_mono_ms, node));
         }
     }
 
-    /// Nodes that count as present but have been silent for too long.
-    pub(crate) fn overdue(&self, now: Now) -> Vec<NodeId> {
+    /// Nodes that count as present but have been silent for too long. Those that only stand where their earlier word was
+    /// are put where their last one is.
+    pub(crate) fn overdue(&mut self, now: Now) -> Vec<NodeId> {
         if skein_api::mutant!("endless-patience") {
             return Vec::new();
         }
         let Some(latest) = now.mono_ms.checked_sub(DETECTION_MS) else { return Vec::new() };
-        self.silence.iter().take_while(|(last, _)| *last <= latest).map(|(_, id)| id.clone()).collect()
+        let mut overdue = Vec::new();
+        while self.silence.first().is_some_and(|(queued_ms, _)| *queued_ms <= latest) {
+            let Some((_, node)) = self.silence.pop_first() else { break };
+            let Some(seen) = self.nodes.get_mut(&node) else { continue };
+            if seen.last_mono_ms <= latest {
+                overdue.push(node);
+            } else {
+                seen.queued_ms = Some(seen.last_mono_ms);
+                self.silence.insert((seen.last_mono_ms, node));
+            }
+        }
+        // They stay until they are found down, or heard.
+        for node in &overdue {
+            if let Some(queued_ms) = self.nodes.get(node).and_then(|seen| seen.queued_ms) {
+                self.silence.insert((queued_ms, node.clone()));
+            }
+        }
+        overdue
     }
 
     pub(crate) fn is_ready(&self, node: &NodeId) -> bool {
@@ -163,16 +195,16 @@ mod tests {
         }
         // 13 s of silence, then a pause of any length: 2 s more are left.
         liveness.look(at(100_000));
-        let check = |liveness: &Liveness, at_ms: u64, overdue: bool| {
+        let check = |liveness: &mut Liveness, at_ms: u64, overdue: bool| {
             assert_eq!(!liveness.overdue(at(at_ms)).is_empty(), overdue, "at {at_ms}");
         };
-        check(&liveness, 100_000, false);
-        check(&liveness, 101_999, false);
-        check(&liveness, 102_000, true);
+        check(&mut liveness, 100_000, false);
+        check(&mut liveness, 101_999, false);
+        check(&mut liveness, 102_000, true);
         // A word during the pause, read after it, counts from when it is read.
         liveness.heard(&node, at(100_100));
-        check(&liveness, 100_100 + DETECTION_MS - 1, false);
-        check(&liveness, 100_100 + DETECTION_MS, true);
+        check(&mut liveness, 100_100 + DETECTION_MS - 1, false);
+        check(&mut liveness, 100_100 + DETECTION_MS, true);
         assert!(liveness.refresh(&node, at(100_100 + DETECTION_MS)));
         liveness.look(at(200_000));
         assert_eq!(liveness.status(&node).state, NodeState::Down, "who is lost already is not found by a pause");
@@ -187,12 +219,11 @@ mod tests {
         assert!(!liveness.refresh(&node, at(50)), "a node that is not known is not heard");
         liveness.ensure(&node, at(100));
         let mut check = |heard: bool, at_ms: u64, expected: NodeState| {
-            if heard {
-                liveness.heard(&node, at(at_ms));
-            }
-            let overdue = liveness.overdue(at(at_ms));
             let before = liveness.status(&node).state;
-            let changed = liveness.refresh(&node, at(at_ms));
+            let came = heard && liveness.heard(&node, at(at_ms));
+            let overdue = liveness.overdue(at(at_ms));
+            let changed = liveness.refresh(&node, at(at_ms)) || came;
+            assert_eq!(changed, liveness.status(&node).state != before, "at {at_ms}");
             assert_eq!(!overdue.is_empty(), changed && expected == NodeState::Down, "at {at_ms} from {before:?}");
             assert_eq!(liveness.status(&node).state, expected, "at {at_ms}");
         };

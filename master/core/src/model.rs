@@ -255,7 +255,8 @@ pub struct Model {
     pub services: BTreeMap<ServiceId, Service>,
     /// Tasks by id.
     pub tasks: BTreeMap<TaskId, Arc<Task>>,
-    service_tasks: BTreeMap<ServiceId, BTreeSet<TaskId>>,
+    /// The tasks themselves: a service is planned by looking at all of its tasks.
+    service_tasks: BTreeMap<ServiceId, BTreeMap<TaskId, Arc<Task>>>,
     node_tasks: BTreeMap<NodeId, BTreeSet<TaskId>>,
     network_tasks: BTreeMap<NetworkId, BTreeSet<TaskId>>,
     /// Tasks by the names of those whose volumes and namespaces they take.
@@ -382,6 +383,9 @@ impl Model {
                 if let Some(before) = self.tasks.get_mut(&o.id).filter(|before| same_lookups(before, &o)) {
                     // Most changes are of the status, which no lookup follows.
                     let (old, new) = (before.status.state, o.status.state);
+                    if let Some(same) = Self::in_service(&mut self.service_tasks, &o) {
+                        *same = o.clone();
+                    }
                     let before = std::mem::replace(before, o);
                     self.count_state(old, new);
                     return Some(Object::Task(before));
@@ -442,6 +446,14 @@ impl Model {
         }
     }
 
+    /// Where a task stands under its service.
+    fn in_service<'a>(
+        services: &'a mut BTreeMap<ServiceId, BTreeMap<TaskId, Arc<Task>>>,
+        task: &Task,
+    ) -> Option<&'a mut Arc<Task>> {
+        services.get_mut(task.service.as_ref()?)?.get_mut(&task.id)
+    }
+
     fn remove_node(&mut self, id: &NodeId) -> Option<Object> {
         let node = self.nodes.remove(id)?;
         self.hosts.remove(&node);
@@ -461,13 +473,13 @@ impl Model {
         }
     }
 
-    fn index_task(&mut self, task: &Task) {
+    fn index_task(&mut self, task: &Arc<Task>) {
         *self.task_states.entry(task.status.state).or_default() += 1;
         for name in names(task) {
             self.task_names.entry(name.clone()).or_default().insert(task.id.clone());
         }
         if let Some(service) = &task.service {
-            self.service_tasks.entry(service.clone()).or_default().insert(task.id.clone());
+            self.service_tasks.entry(service.clone()).or_default().insert(task.id.clone(), task.clone());
         }
         if let Some(node) = &task.node {
             self.node_tasks.entry(node.clone()).or_default().insert(task.id.clone());
@@ -487,8 +499,13 @@ impl Model {
         for name in names(&task) {
             drop_from(&mut self.task_names, name, id);
         }
-        if let Some(service) = &task.service {
-            drop_from(&mut self.service_tasks, service, id);
+        if let Some(service) = &task.service
+            && let Some(tasks) = self.service_tasks.get_mut(service)
+        {
+            tasks.remove(id);
+            if tasks.is_empty() {
+                self.service_tasks.remove(service);
+            }
         }
         if let Some(node) = &task.node {
             drop_from(&mut self.node_tasks, node, id);
@@ -516,7 +533,15 @@ impl Model {
             }
             Kind::Volume => self.volumes.get_mut(&VolumeId::new(id)).map(|o| &mut o.meta),
             Kind::Service => self.services.get_mut(&ServiceId::new(id)).map(|o| &mut o.meta),
-            Kind::Task => self.tasks.get_mut(&TaskId::new(id)).map(|o| &mut Arc::make_mut(o).meta),
+            Kind::Task => {
+                if let Some(task) = self.tasks.get_mut(&TaskId::new(id)) {
+                    Arc::make_mut(task).meta.revision = revision;
+                    if let Some(same) = Self::in_service(&mut self.service_tasks, task) {
+                        *same = task.clone();
+                    }
+                }
+                None
+            }
         };
         if let Some(meta) = meta {
             meta.revision = revision;
@@ -587,12 +612,12 @@ impl Model {
 
     /// How many tasks have no service. O(services).
     pub fn container_tasks(&self) -> usize {
-        self.tasks.len() - self.service_tasks.values().map(BTreeSet::len).sum::<usize>()
+        self.tasks.len() - self.service_tasks.values().map(BTreeMap::len).sum::<usize>()
     }
 
     /// All tasks of a service, by id.
     pub fn service_tasks(&self, service: &ServiceId) -> impl Iterator<Item = &Task> {
-        self.service_tasks.get(service).into_iter().flatten().map(|id| &*self.tasks[id])
+        self.service_tasks.get(service).into_iter().flat_map(BTreeMap::values).map(|task| &**task)
     }
 
     /// All tasks on a node, by id.

@@ -18,9 +18,11 @@ use crate::{
     core::Core,
     meta,
     model::{Change, Key, Kind, Object},
+    pending::Cause,
     placement,
     rng::Rng,
     scheduler::Pin,
+    starved::Lack,
     workloads,
 };
 
@@ -101,20 +103,28 @@ impl Core {
             let mut services = std::mem::take(&mut self.dirty_services);
             let reap = std::mem::take(&mut self.reap);
             let wake = std::mem::take(&mut self.wake_pending);
+            let nodes = std::mem::take(&mut self.dirty_nodes);
             let (grow, sweep) = (std::mem::take(&mut self.grow), std::mem::take(&mut self.sweep));
             for class in self.scheduler.take_woken() {
                 self.pending.stir_class(class);
             }
             let stirred = self.pending.is_stirred();
-            if services.is_empty() && reap.is_empty() && !wake && !stirred && !grow && !sweep {
+            if services.is_empty() && nodes.is_empty() && reap.is_empty() && !wake && !stirred && !grow && !sweep {
                 break;
             }
+            for node in &nodes {
+                // Every global service is tried there below.
+                drop(self.starved.node_changed(node));
+            }
             if wake {
-                services.append(&mut self.starved);
+                services.append(&mut self.starved.others());
                 self.pending.stir_restless();
             }
-            for service in services {
-                self.orchestrate(&service, now, &mut rng);
+            for service in &services {
+                self.orchestrate(service, now, &mut rng);
+            }
+            for node in nodes {
+                self.orchestrate_node(&node, &services, now, &mut rng);
             }
             if self.pending.is_stirred() {
                 self.place_pending(now, &mut rng);
@@ -156,8 +166,23 @@ impl Core {
         for task in &lost {
             self.orphan(task, now);
         }
+        let steps = self.plan_tasks(&service, now);
+        self.take_steps(&service, steps, now, rng);
+    }
+
+    /// Global services on a node that changed, but those of `done`. O(global services, and the tasks of the node).
+    fn orchestrate_node(&mut self, node: &NodeId, done: &BTreeSet<ServiceId>, now: Now, rng: &mut Rng) {
+        let global = |s: &&Service| s.spec.mode == ServiceMode::Global && !done.contains(&s.id);
+        let services: Vec<Service> = self.model.services.values().filter(global).cloned().collect();
+        for service in services {
+            let steps = self.plan_node(&service, node, now);
+            self.take_steps(&service, steps, now, rng);
+        }
+    }
+
+    fn take_steps(&mut self, service: &Service, steps: Vec<Step>, now: Now, rng: &mut Rng) {
         let mut spec = None;
-        for step in self.plan_tasks(&service, now) {
+        for step in steps {
             match step {
                 Step::Desire(task, desired, why) => self.desire(&task, desired, why, now),
                 Step::Wait(last, pause_ms) => {
@@ -165,8 +190,8 @@ impl Core {
                     self.timers.insert((due, service.id.clone()));
                 }
                 Step::Make(slot, attempt, since) => {
-                    let spec = spec.get_or_insert_with(|| self.spec_of(&service)).clone();
-                    self.make_task(&service, spec, &slot, (attempt, since), now, rng);
+                    let spec = spec.get_or_insert_with(|| self.spec_of(service)).clone();
+                    self.make_task(service, spec, &slot, (attempt, since), now, rng);
                 }
             }
         }
@@ -199,7 +224,7 @@ impl Core {
         let global = service.spec.mode == ServiceMode::Global;
         let wanted: BTreeSet<Slot> = match service.spec.mode {
             ServiceMode::Replicated(n) => (1..=n).map(Slot::Number).collect(),
-            ServiceMode::Global => match self.global_nodes(service) {
+            ServiceMode::Global => match self.global_nodes(service, None) {
                 Some(nodes) => nodes.into_iter().map(Slot::Node).collect(),
                 // Expressions that this release does not understand: what runs goes on.
                 None => slots.keys().cloned().collect(),
@@ -214,6 +239,21 @@ impl Core {
         for slot in wanted {
             let tasks = slots.remove(&slot).unwrap_or_default();
             self.plan_slot(service, slot, &tasks, now, &mut steps);
+        }
+        steps
+    }
+
+    /// What a global service needs on one node; nothing when its expressions are not understood.
+    fn plan_node(&self, service: &Service, node: &NodeId, now: Now) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let pin = Pin { nodes: BTreeSet::from([node.clone()]), reason: String::new() };
+        let Some(wanted) = self.global_nodes(service, Some(pin)) else { return steps };
+        let tasks: Vec<&Task> =
+            self.model.node_tasks(node).filter(|t| t.service.as_ref() == Some(&service.id)).collect();
+        if wanted.is_empty() {
+            steps.extend(tasks.iter().map(|t| Step::Desire(t.id.clone(), TaskState::Shutdown, "scaled down")));
+        } else {
+            self.plan_slot(service, Slot::Node(node.clone()), &tasks, now, &mut steps);
         }
         steps
     }
@@ -294,26 +334,39 @@ impl Core {
         };
         let Some(node) = node else { return self.stage_task(task) };
         // One of a global service is placed at once or not made: its node is what it is.
-        let pin = Pin { nodes: BTreeSet::from([node]), reason: "one on each node".to_owned() };
-        let placed = match self.try_place(&task, Some(pin), rng.next_u64()) {
-            Ok(node) => self.assign(task, node, now, rng).is_ok(),
-            Err(_) => false,
-        };
-        if !placed {
-            self.starved.insert(service.id.clone());
+        if let Err(lack) = self.place_global(task, node, now, rng) {
+            self.starved.insert(service.id.clone(), lack);
         }
     }
 
-    /// Nodes that a global service shall be on; `None` when its expressions are not understood.
-    fn global_nodes(&self, service: &Service) -> Option<Vec<NodeId>> {
-        let request = placement::compile(self, &service.spec.task, Some(service), None).ok()?;
+    /// Places a task of a global service on its node.
+    fn place_global(&mut self, task: Task, node: NodeId, now: Now, rng: &mut Rng) -> Result<(), Lack> {
+        let pin = Pin { nodes: BTreeSet::from([node.clone()]), reason: "one on each node".to_owned() };
+        let request = self.request(&task, Some(pin)).map_err(|refusal| match refusal.cause {
+            Cause::Dependency(service) => Lack::Dependency(service),
+            Cause::Room(_) | Cause::Other => Lack::Other,
+        })?;
+        if self.scheduler.place(&request, rng.next_u64()).is_err() {
+            // What is elsewhere counts only for a task that follows another.
+            let container = &task.spec.container;
+            let shares = container.share.iter().next().is_some();
+            let follows = shares || !container.volumes_from.is_empty() || !container.links.is_empty();
+            return Err(if follows || request.looks_for_names() { Lack::Other } else { Lack::Room(node) });
+        }
+        self.assign(task, node, now, rng).map_err(|_| Lack::Other)
+    }
+
+    /// Nodes that a global service shall be on, of those of `pin` if it is given; `None` when its expressions are not
+    /// understood.
+    fn global_nodes(&self, service: &Service, pin: Option<Pin>) -> Option<Vec<NodeId>> {
+        let request = placement::compile(self, &service.spec.task, Some(service), pin).ok()?;
         let mut nodes = self.scheduler.allowed(&request);
         nodes.retain(|id| self.model.nodes.get(id).is_some_and(|n| n.spec.availability != Availability::Drain));
         Some(nodes)
     }
 
-    /// What a service still waits for.
-    pub(crate) fn unmet_dependency(&self, service: &Service) -> Option<String> {
+    /// The service that a service still waits for, and for what of it.
+    pub(crate) fn unmet_dependency(&self, service: &Service) -> Option<(ServiceId, String)> {
         service.spec.depends_on.iter().find_map(|dependency| {
             let name = &dependency.service;
             let other = self.model.service_named(name)?;
@@ -342,10 +395,11 @@ impl Core {
             }
             let failed = tasks.iter().filter(|t| matches!(t.status.state, TaskState::Failed | TaskState::Rejected));
             let last = failed.max_by_key(|t| age(t)).map(|t| &t.status);
-            Some(match last.map(|s| s.err.as_ref().unwrap_or(&s.message)) {
+            let words = match last.map(|s| s.err.as_ref().unwrap_or(&s.message)) {
                 Some(why) => format!("waits for {name} {what}; its last task failed: {why}"),
                 None => format!("waits for {name} {what}"),
-            })
+            };
+            Some((other.id.clone(), words))
         })
     }
 

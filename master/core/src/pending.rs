@@ -6,11 +6,12 @@
 //!
 //! A class that found no node is not tried again until something can help it. What keeps it waiting says what that is:
 //! when it is the nodes, the scheduler tells of the first that has room ([`crate::scheduler::Scheduler::wait`]), by index;
-//! when it is something else (a dependency, a pin, the name of a container, addresses), any change that may be it.
+//! when it is another service that must come first, a change of that service or of its tasks; when it is something else
+//! (a pin, the name of a container, addresses), any change that may be it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use skein_api::{MountKind, NodeId, ServiceId, Task, TaskId, TaskStatus, UnixMillis};
+use skein_api::{MountKind, ServiceId, Task, TaskId, TaskStatus, UnixMillis};
 
 use crate::{
     command::Now,
@@ -45,6 +46,8 @@ pub(crate) struct Pending {
     restless: BTreeSet<Group>,
     /// What waits for a node of a class of the scheduler.
     waiting: BTreeMap<ClassId, BTreeSet<Group>>,
+    /// What waits for a service.
+    dependents: BTreeMap<ServiceId, BTreeSet<Group>>,
 }
 
 impl Pending {
@@ -80,6 +83,16 @@ impl Pending {
         self.tasks.keys()
     }
 
+    /// A group goes on waiting.
+    fn wait(&mut self, group: Group, cause: Cause) {
+        let groups = match cause {
+            Cause::Room(class) => self.waiting.entry(class).or_default(),
+            Cause::Dependency(service) => self.dependents.entry(service).or_default(),
+            Cause::Other => &mut self.restless,
+        };
+        groups.insert(group);
+    }
+
     /// Something changed that is not a node with room.
     pub(crate) fn stir_restless(&mut self) {
         self.stirred.append(&mut self.restless);
@@ -88,6 +101,18 @@ impl Pending {
     /// A node has room for a class.
     pub(crate) fn stir_class(&mut self, class: ClassId) {
         let groups = self.waiting.remove(&class).unwrap_or_default();
+        self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
+    }
+
+    /// Services changed: what waits for one may wait for another now.
+    pub(crate) fn stir_every_dependent(&mut self) {
+        let groups = std::mem::take(&mut self.dependents).into_values().flatten();
+        self.stirred.extend(groups.filter(|group| self.groups.contains_key(group)));
+    }
+
+    /// A task of a service changed.
+    pub(crate) fn stir_dependents(&mut self, service: &ServiceId) {
+        let groups = self.dependents.remove(service).unwrap_or_default();
         self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
     }
 
@@ -104,10 +129,21 @@ impl Pending {
         groups.filter_map(|(class, group)| Some((class, self.groups.get(group)?.first()?)))
     }
 
+    /// One task of each group that waits for a service, with that service.
+    pub(crate) fn dependents(&self) -> impl Iterator<Item = (&ServiceId, &TaskId)> {
+        let groups = self.dependents.iter().flat_map(|(service, groups)| groups.iter().map(move |g| (service, g)));
+        groups.filter_map(|(service, group)| Some((service, self.groups.get(group)?.first()?)))
+    }
+
+    /// One task of each group that waits for something else.
+    pub(crate) fn restless(&self) -> impl Iterator<Item = &TaskId> {
+        self.restless.iter().filter_map(|group| self.groups.get(group)?.first())
+    }
+
     /// Tasks that nothing would ever try again.
     pub(crate) fn forgotten(&self) -> impl Iterator<Item = &TaskId> {
         let kept = |group: &Group| {
-            let mut waiting = self.waiting.values();
+            let mut waiting = self.waiting.values().chain(self.dependents.values());
             self.stirred.contains(group)
                 || self.restless.contains(group)
                 || waiting.any(|groups| groups.contains(group))
@@ -121,16 +157,27 @@ impl Pending {
     }
 }
 
-/// Why a group goes on waiting.
-struct Refusal {
-    message: String,
-    /// The nodes are the reason, and the scheduler will tell of this class.
-    class: Option<ClassId>,
+/// What may end a wait.
+#[derive(Clone, Debug)]
+pub(crate) enum Cause {
+    /// A node with room, of which the scheduler will tell.
+    Room(ClassId),
+    /// A service that must come first.
+    Dependency(ServiceId),
+    /// Something else.
+    Other,
+}
+
+/// Why a task or a group goes on waiting.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) message: String,
+    pub(crate) cause: Cause,
 }
 
 impl From<String> for Refusal {
     fn from(message: String) -> Self {
-        Self { message, class: None }
+        Self { message, cause: Cause::Other }
     }
 }
 
@@ -180,11 +227,8 @@ impl Core {
                 None => match self.place_group(&group, &mut tasks, now, rng) {
                     Ok(()) => continue,
                     Err(refusal) => {
-                        match refusal.class {
-                            Some(class) => drop(self.pending.waiting.entry(class).or_default().insert(group.clone())),
-                            None => drop(self.pending.restless.insert(group.clone())),
-                        }
-                        refused.insert(group.clone(), refusal.message.clone());
+                        self.pending.wait(group.clone(), refusal.cause);
+                        refused.insert(group, refusal.message.clone());
                         refusal.message
                     }
                 },
@@ -223,7 +267,7 @@ impl Core {
         }
         match batch.rejection {
             None => Ok(()),
-            Some(rejection) => Err(Refusal { message: rejection.summary(), class: self.scheduler.wait(&request) }),
+            Some(rejection) => Err(self.no_room(&request, rejection.summary())),
         }
     }
 
@@ -232,8 +276,13 @@ impl Core {
         let request = self.request(&task, None)?;
         match self.scheduler.place(&request, rng.next_u64()) {
             Ok(node) => Ok(self.assign(Task::clone(&task), node, now, rng)?),
-            Err(rejection) => Err(Refusal { message: rejection.summary(), class: self.scheduler.wait(&request) }),
+            Err(rejection) => Err(self.no_room(&request, rejection.summary())),
         }
+    }
+
+    fn no_room(&mut self, request: &Request, message: String) -> Refusal {
+        let cause = self.scheduler.wait(request).map_or(Cause::Other, Cause::Room);
+        Refusal { message, cause }
     }
 
     /// A task goes on waiting, and says for what. Where only numbers are others than before the task keeps its words:
@@ -247,7 +296,7 @@ impl Core {
     }
 
     /// What a task asks of a node, or what it waits for.
-    pub(crate) fn request(&self, task: &Task, on: Option<Pin>) -> Result<Request, String> {
+    pub(crate) fn request(&self, task: &Task, on: Option<Pin>) -> Result<Request, Refusal> {
         let pin = self.wait_for(task)?;
         let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
         let request = placement::compile(self, &task.spec, service, pin).map_err(|error| error.to_string())?;
@@ -255,11 +304,5 @@ impl Core {
             Some(pin) => request.pinned(pin),
             None => request,
         })
-    }
-
-    /// A node for the task, one of `on` if that is said, or why there is none.
-    pub(crate) fn try_place(&mut self, task: &Task, on: Option<Pin>, seed: u64) -> Result<NodeId, String> {
-        let request = self.request(task, on)?;
-        self.scheduler.place(&request, seed).map_err(|rejection| rejection.summary())
     }
 }

@@ -20,6 +20,7 @@ use skein_api::{
 use crate::{
     core::Core,
     model::Model,
+    pending::{Cause, Refusal},
     scheduler::{ConstraintError, FilterKind, NodeFacts, Pin, Placed, Request},
     workloads::shared_hosts,
 };
@@ -306,7 +307,7 @@ impl Core {
         let place = task.and_then(|t| t.node.as_ref()).and_then(|n| self.model.nodes.get(n));
         let like = Task { spec: Arc::new(spec.clone()), service: service.map(|s| s.id.clone()), ..Task::default() };
         let waits = match (place, self.wait_for(task.unwrap_or(&like))) {
-            (None, Err(why)) => Some(why),
+            (None, Err(refusal)) => Some(refusal.message),
             _ => None,
         };
         if let Some(summary) = waits {
@@ -335,18 +336,18 @@ impl Core {
     }
 
     /// What must come first: a dependency of the service's first tasks, or what the task shall share a host with.
-    pub(crate) fn wait_for(&self, task: &Task) -> Result<Option<Pin>, String> {
+    pub(crate) fn wait_for(&self, task: &Task) -> Result<Option<Pin>, Refusal> {
         let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
         if let Some(service) = service
             && task.attempt == 0
-            && let Some(unmet) = self.unmet_dependency(service)
+            && let Some((other, message)) = self.unmet_dependency(service)
         {
-            return Err(unmet);
+            return Err(Refusal { message, cause: Cause::Dependency(other) });
         }
         match pinned(self, task) {
             Pinned::Free => Ok(None),
             Pinned::To(pin) => Ok(Some(pin)),
-            Pinned::Wait(why) => Err(why),
+            Pinned::Wait(why) => Err(why.into()),
         }
     }
 }
