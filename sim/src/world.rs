@@ -22,10 +22,10 @@ const CONVERGE_MS: Millis = 240_000;
 const REST_MS: Millis = 65_000;
 /// How often everything is checked; what a commit touched is checked with it.
 const FULL_CHECK_MS: Millis = 60_000;
-/// In a long run, from then on a fifth as often.
+/// In a long run, from then on a fifteenth as often.
 const OFTEN_CHECKED_MS: Millis = 600_000;
 /// Faults that come together are followed by one full check.
-const FULL_CHECK_GAP_MS: Millis = 10_000;
+const FULL_CHECK_GAP_MS: Millis = 20_000;
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -329,13 +329,15 @@ impl World {
                 }
             }
             Event::FullCheck => {
-                self.full_check();
+                let often = self.now_ms < OFTEN_CHECKED_MS;
+                let pause = if often { FULL_CHECK_MS } else { 15 * FULL_CHECK_MS };
+                if self.now_ms >= self.checked_ms + pause {
+                    self.full_check();
+                }
                 if self.master.backup.is_none() || self.net_rng.per_mille(300) {
                     self.master.backup = Some((self.master.store.clone(), self.master.revision));
                 }
-                let often = self.now_ms < OFTEN_CHECKED_MS;
-                let pause = if often { FULL_CHECK_MS } else { 5 * FULL_CHECK_MS };
-                self.queue.push(self.now_ms + pause, Event::FullCheck);
+                self.queue.push(self.checked_ms + pause, Event::FullCheck);
             }
         }
     }

@@ -224,9 +224,7 @@ fn task_invariants(core: &Core, task: &Task, broken: &mut Vec<String>) {
 /// The model's indexes equal ones that are built anew.
 fn rebuilt_index(core: &Core, broken: &mut Vec<String>) {
     let mut rebuilt = crate::model::Model::default();
-    let mut objects: Vec<Object> = core.model().objects();
-    objects.sort_by_key(Object::key);
-    for object in objects {
+    for object in core.model().objects() {
         rebuilt.apply(&Change::Upsert(object));
     }
     if rebuilt != *core.model() {

@@ -142,7 +142,7 @@ impl Core {
             now,
         };
         let mut objects = objects;
-        objects.sort_by_key(|o| o.key());
+        objects.sort_by_cached_key(Object::key);
         // As they were made, the tasks of a service share its specification.
         let mut specs: BTreeMap<ServiceId, Arc<TaskSpec>> = BTreeMap::new();
         for mut object in objects {
