@@ -48,6 +48,8 @@ pub(crate) struct Pending {
     waiting: BTreeMap<ClassId, BTreeSet<Group>>,
     /// What waits for a service.
     dependents: BTreeMap<ServiceId, BTreeSet<Group>>,
+    /// How often a group was tried.
+    tried: u64,
 }
 
 impl Pending {
@@ -248,6 +250,7 @@ impl Core {
         rng: &mut Rng,
     ) -> Result<(), Refusal> {
         let Some(first) = tasks.front().map(|id| self.model.tasks[id].clone()) else { return Ok(()) };
+        self.pending.tried += 1;
         let request = self.request(&first, None)?;
         if matches!(group, Group::Task(_)) || one_by_one(&first, &request) {
             while let Some(id) = tasks.front().cloned() {
@@ -278,6 +281,11 @@ impl Core {
             Ok(node) => Ok(self.assign(Task::clone(&task), node, now, rng)?),
             Err(rejection) => Err(self.no_room(&request, rejection.summary())),
         }
+    }
+
+    /// How often so far waiting tasks were tried, those of a service together: what changes cost.
+    pub fn placements_tried(&self) -> u64 {
+        self.pending.tried
     }
 
     fn no_room(&mut self, request: &Request, message: String) -> Refusal {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use master_core::Command;
 use skein_api::{
-    Assignment, Availability, GenericOffer, Namespaces, NodeDescription, NodeUpdate, Overcommit, Preference,
-    StackApply, Task, TaskAssignment,
+    Assignment, Availability, DependencyCondition, GenericOffer, Namespaces, NodeDescription, NodeUpdate, Overcommit,
+    Preference, RestartCondition, StackApply, Task, TaskAssignment,
 };
 
-use crate::harness::{Cluster, With, constraint, container, replicas, service, stack, volume};
+use crate::harness::{Cluster, With, constraint, container, needs, replicas, restart, service, stack, volume};
 
 fn describe(c: &mut Cluster, node: &str, change: impl FnOnce(&mut NodeDescription)) {
     let description = Box::new(Cluster::description(node).with(change));
@@ -230,4 +230,37 @@ fn what_can_never_be_is_refused_at_once() {
     });
     let node = &c.model().nodes[&c.node("n1")].description;
     assert_eq!((node.engine_labels.len(), node.overcommit), (1, None));
+}
+
+#[test]
+fn what_waits_is_tried_when_a_change_could_help_it_and_only_then() {
+    let mut c = Cluster::with_nodes(2);
+    let big = service("big").with(|s| {
+        s.task.resources.reservations.nano_cpus = 3_000_000_000;
+        replicas(s, 3);
+    });
+    let after = service("after").with(|s| needs(s, "job", DependencyCondition::ServiceCompletedSuccessfully));
+    let job = service("job").with(|s| restart(s, RestartCondition::None));
+    c.up(vec![big, job, after]);
+    assert_eq!(c.nodes_of("big"), ["n1", "n2"]);
+    let (mut tried, mut last) = (Vec::new(), c.core.placements_tried());
+    let mut count = |c: &Cluster| {
+        tried.push(c.core.placements_tried() - last);
+        last = c.core.placements_tried();
+    };
+    for value in ["a", "b", "c", "d"] {
+        c.label("n1", "zone", value);
+        c.drain("n2", if value < "c" { Availability::Pause } else { Availability::Active });
+    }
+    count(&c);
+    c.join("n3");
+    c.rest();
+    count(&c);
+    assert_eq!(c.nodes_of("big"), ["n1", "n2", "n3"]);
+    c.end("s_job.1", 0);
+    c.rest();
+    count(&c);
+    assert_eq!(c.live("after").len(), 1);
+    assert_eq!(c.show("after"), ["after.1 running n1"]);
+    assert_eq!(tried, [0, 1, 1]);
 }
