@@ -47,11 +47,10 @@ pub fn run(_: &SimArgs) -> Result<Outcome> {
     let rows = CASES.iter().map(|(case, args, goal)| measure(&program, case, args, *goal)).collect::<Result<_>>()?;
     let notes = vec![
         "Wall time; a world has one thread. The profile `sim` has assertions and overflow checks on.".to_owned(),
-        "Where the time goes: in an hour without changes nearly half is `Core::check`, which builds every index anew, and a \
-         quarter the master's turns, one for each heartbeat, whose maps are ordered by ids of 25 letters. In worlds with \
-         faults it is documents: each is made, sent, kept and compared. While ten thousand hosts join, tasks that wait are \
-         tried again in every turn, which is most of the time of that case; an index from what became free to what waits \
-         would end it."
+        "Where the time goes: in an hour with few changes a third is `Core::check`, which builds every index anew, a quarter \
+         the master's turns, and the rest the queue, users and agents. In worlds with faults a quarter is `Core::check`, a \
+         tenth each what a turn settles, what a master that starts again reads, and what agents plan; comparing ids of 25 \
+         letters is a sixth of it all."
             .to_owned(),
     ];
     Ok(Outcome { name: NAME, title: "Simulated clusters", rows, notes })
