@@ -111,7 +111,9 @@ impl Liveness {
     /// The node counts as silent for too long.
     pub(crate) fn lose(&mut self, node: &NodeId, now: Now) {
         if let Some(seen) = self.nodes.get_mut(node) {
-            self.silence.remove(&(seen.last_mono_ms, node.clone()));
+            if let Some(queued_ms) = seen.queued_ms.take() {
+                self.silence.remove(&(queued_ms, node.clone()));
+            }
             (seen.state, seen.since) = (NodeState::Down, now.wall);
         }
     }
