@@ -53,9 +53,9 @@ pub struct ScaleArgs {
     /// How many tasks; default is ten for each agent
     #[arg(long)]
     tasks: Option<u32>,
-    /// Churn for an hour instead of two minutes
-    #[arg(long)]
-    long: bool,
+    /// How many minutes of churn; the goal is an hour
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1_440))]
+    churn: u32,
     /// Take programs from this directory instead of building them
     #[arg(long)]
     programs: Option<PathBuf>,
@@ -86,7 +86,7 @@ pub fn run(args: &ScaleArgs) -> Result<Outcome> {
     bench.tasks("load", tasks)?;
     bench.users(args.agents)?;
     bench.restart(args.agents)?;
-    bench.churn(args.agents, tasks, if args.long { 60 } else { 2 })?;
+    bench.churn(args.agents, tasks, args.churn)?;
     rows.append(&mut bench.rows);
     Ok(Outcome { name: NAME, title: "One master at scale", rows, notes: notes() })
 }
