@@ -247,6 +247,19 @@ pub struct Placement {
     pub strategy: Option<Strategy>,
     /// At most this many tasks of the service on one node; 0 means no limit.
     pub max_replicas_per_node: u32,
+    /// What counts more is placed first; -[`PRIORITY_MAX`] to [`PRIORITY_MAX`].
+    #[serde(skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// Whether tasks of services of a lower priority may be stopped to make room. Of services only.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub preempt: bool,
+}
+
+/// Largest priority of a service, up and down.
+pub const PRIORITY_MAX: i32 = 1_000;
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// Most preferences of one service: a site, a zone and a rack, with one to spare.

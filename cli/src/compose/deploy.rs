@@ -66,6 +66,8 @@ fn placement(cx: &mut Cx, p: &Fields<'_>, placement: &mut Placement) {
     const STRATEGIES: &[(&str, Strategy)] =
         &[("spread", Strategy::Spread), ("binpack", Strategy::Binpack), ("random", Strategy::Random)];
     placement.strategy = own.get("strategy").and_then(|(node, path)| cx.one_of(node, &path, STRATEGIES));
+    placement.priority = own.get("priority").and_then(|(node, path)| cx.number(node, &path)).unwrap_or(0);
+    placement.preempt = own.get("preempt").and_then(|(node, path)| cx.bool(node, &path)).unwrap_or(false);
     placement.affinities.extend(list(cx, &own, "affinities"));
     placement.network_plugins.extend(list(cx, &own, "network_plugins"));
     if let Some((node, path)) = own.get("whitelist") {

@@ -249,8 +249,14 @@ pub const PLACEMENT: Table =
 pub const PREFERENCE: Table = &[("spread", Yes)];
 
 /// `deploy.placement.x-skein`: what the specification has no key for.
-pub const PLACEMENT_OWN: Table =
-    &[("affinities", Yes), ("network_plugins", Yes), ("strategy", Yes), ("whitelist", Yes)];
+pub const PLACEMENT_OWN: Table = &[
+    ("affinities", Yes),
+    ("network_plugins", Yes),
+    ("preempt", Yes),
+    ("priority", Yes),
+    ("strategy", Yes),
+    ("whitelist", Yes),
+];
 
 /// `deploy.restart_policy`.
 pub const RESTART_POLICY: Table = &[("condition", Yes), ("delay", Yes), ("max_attempts", Yes), ("window", Yes)];

@@ -349,6 +349,7 @@ fn deploy_keys() {
         "{x-skein: {strategy: binpack, whitelist: [n1, n2], affinities: ['service!=web'], network_plugins: [weave]}}",
         r#"{"affinities":["service!=myshop_web"],"network_plugins":["weave"],"strategy":"binpack","whitelists":["node==n1|n2"]}"#,
     );
+    placement("{x-skein: {priority: -5, preempt: true}}", r#"{"preempt":true,"priority":-5}"#);
     placement("{x-skein: {whitelist: n1|n2}, x-other: 1}", r#"{"whitelists":["node==n1|n2"]}"#);
     let affinities = "environment: ['affinity:service!=~web', 'affinity:service==/web/', 'affinity:service==other', 'whitelist:node==a|b']";
     check_at(

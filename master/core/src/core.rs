@@ -30,6 +30,7 @@ use crate::{
     model::{Change, Key, Kind, Model, Object},
     pending::Pending,
     placement,
+    preempt::Hold,
     readiness::Readiness,
     scheduler::Scheduler,
     starved::Starved,
@@ -85,6 +86,8 @@ pub struct Core {
     pub(crate) dirty_services: BTreeSet<ServiceId>,
     /// Tasks without a node.
     pub(crate) pending: Pending,
+    /// Room that is made for tasks that wait.
+    pub(crate) holds: BTreeMap<TaskId, Hold>,
     /// Something changed that may let a task be placed that waits for something else than a node with room.
     pub(crate) wake_pending: bool,
     /// Nodes changed: what waiting tasks say of them may be out of date.
@@ -128,6 +131,7 @@ impl Core {
             undo: Vec::new(),
             dirty_services: BTreeSet::new(),
             pending: Pending::default(),
+            holds: BTreeMap::new(),
             wake_pending: true,
             stale_words: false,
             reword_at_ms: now.mono_ms,

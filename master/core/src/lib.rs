@@ -9,6 +9,7 @@
 //! - `admit`, `workloads`, `networks`, `reports`: what each request changes
 //! - `orchestrator`: what follows from it: tasks, replacements, removal
 //! - `pending`: nodes for the tasks that wait for one; `starved`: global services that miss a task on a node
+//! - `preempt`: room for those that count more
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
@@ -30,6 +31,7 @@ mod networks;
 mod orchestrator;
 mod pending;
 mod placement;
+mod preempt;
 mod readiness;
 mod reports;
 pub mod rng;

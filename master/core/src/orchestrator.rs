@@ -126,6 +126,9 @@ impl Core {
             for node in nodes {
                 self.orchestrate_node(&node, &services, now, &mut rng);
             }
+            if !self.holds.is_empty() {
+                self.follow_holds(now, &mut rng);
+            }
             if self.pending.is_stirred() {
                 self.place_pending(now, &mut rng);
             }
@@ -147,7 +150,7 @@ impl Core {
     }
 
     /// Asks for a later desired state; an earlier one or the same changes nothing.
-    fn desire(&mut self, id: &TaskId, desired: TaskState, why: &str, now: Now) {
+    pub(crate) fn desire(&mut self, id: &TaskId, desired: TaskState, why: &str, now: Now) {
         let Some(task) = self.model.tasks.get(id).filter(|t| t.desired_state < desired) else { return };
         let meta = meta::changed(&task.meta, &meta::internal("orchestrator", why, now, 0), true);
         self.stage_task(Task { desired_state: desired, meta, ..Task::clone(task) });

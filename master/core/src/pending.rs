@@ -9,6 +9,7 @@
 //! when it is another service that must come first, a change of that service or of its tasks; when it is something else
 //! (a pin, the name of a container, addresses), any change that may be it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use skein_api::{MountKind, ServiceId, Task, TaskId, TaskStatus, UnixMillis};
@@ -32,8 +33,8 @@ enum Group {
     Task(TaskId),
 }
 
-/// Tasks in the order in which they are placed: the older first, then by turns of their slots.
-type Order = (UnixMillis, u32, Group);
+/// Tasks in the order in which they are placed: those that count more first, then the older, then by turns of their slots.
+type Order = (Reverse<i32>, UnixMillis, u32, Group);
 
 /// Tasks without a node, and what may help them.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +99,11 @@ impl Pending {
     /// Something changed that is not a node with room.
     pub(crate) fn stir_restless(&mut self) {
         self.stirred.append(&mut self.restless);
+    }
+
+    /// A task is tried again.
+    pub(crate) fn stir_task(&mut self, id: &TaskId) {
+        self.stirred.extend(self.tasks.get(id).cloned());
     }
 
     /// A node has room for a class.
@@ -175,11 +181,13 @@ pub(crate) enum Cause {
 pub(crate) struct Refusal {
     pub(crate) message: String,
     pub(crate) cause: Cause,
+    /// What found no node, when the nodes are the reason.
+    pub(crate) request: Option<Box<Request>>,
 }
 
 impl From<String> for Refusal {
     fn from(message: String) -> Self {
-        Self { message, cause: Cause::Other }
+        Self { message, cause: Cause::Other, request: None }
     }
 }
 
@@ -214,7 +222,8 @@ impl Core {
         for group in std::mem::take(&mut self.pending.stirred) {
             for id in self.pending.groups.get(&group).into_iter().flatten() {
                 let task = &self.model.tasks[id];
-                let order = (task.meta.created_at, turn_of(task.slot), group.clone());
+                let priority = Reverse(task.spec.placement.priority);
+                let order = (priority, task.meta.created_at, turn_of(task.slot), group.clone());
                 batches.entry(order).or_default().push((task.slot, id.clone()));
             }
         }
@@ -229,13 +238,16 @@ impl Core {
                 None => match self.place_group(&group, &mut tasks, now, rng) {
                     Ok(()) => continue,
                     Err(refusal) => {
+                        if let Some(request) = &refusal.request {
+                            self.preempt(tasks.iter(), request, now);
+                        }
                         self.pending.wait(group.clone(), refusal.cause);
                         refused.insert(group, refusal.message.clone());
                         refusal.message
                     }
                 },
             };
-            for id in tasks {
+            for id in tasks.into_iter().filter(|id| !self.holds.contains_key(id)).collect::<Vec<_>>() {
                 self.explain_waiting(&id, &message);
             }
         }
@@ -290,12 +302,13 @@ impl Core {
 
     fn no_room(&mut self, request: &Request, message: String) -> Refusal {
         let cause = self.scheduler.wait(request).map_or(Cause::Other, Cause::Room);
-        Refusal { message, cause }
+        let request = Some(Box::new(request.clone()));
+        Refusal { message, cause, request }
     }
 
     /// A task goes on waiting, and says for what. Where only numbers are others than before the task keeps its words:
     /// otherwise every node that comes or goes would change every task that waits, and `explain` counts anew anyway.
-    fn explain_waiting(&mut self, id: &TaskId, message: &str) {
+    pub(crate) fn explain_waiting(&mut self, id: &TaskId, message: &str) {
         let task = &self.model.tasks[id];
         if !same_words(message, &task.status.message) {
             let status = TaskStatus { message: message.to_owned(), ..task.status.clone() };

@@ -342,7 +342,7 @@ impl Core {
             && task.attempt == 0
             && let Some((other, message)) = self.unmet_dependency(service)
         {
-            return Err(Refusal { message, cause: Cause::Dependency(other) });
+            return Err(Refusal { message, cause: Cause::Dependency(other), request: None });
         }
         match pinned(self, task) {
             Pinned::Free => Ok(None),

@@ -8,8 +8,9 @@ use std::{
 use serde_json::Value;
 use skein_api::{
     ApiError, ContainerCreate, GENERIC_KINDS_MAX, LABEL_KEY_EXPECTED, MountKind, Network, NetworkAttachment,
-    NetworkSpec, PORTS_MAX, PlanAction, PlanItem, Service, ServiceId, ServiceMode, ServiceSpec, StackApply, StackPlan,
-    StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Volume, check_labels, is_label_key,
+    NetworkSpec, PORTS_MAX, PRIORITY_MAX, PlanAction, PlanItem, Service, ServiceId, ServiceMode, ServiceSpec,
+    StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Volume, check_labels,
+    is_label_key,
 };
 
 use crate::{
@@ -169,6 +170,10 @@ impl Core {
             return Err(bad(format!("{name} publishes {} ports, at most {PORTS_MAX} are possible", spec.ports.len())));
         }
         check_counts(name, spec)?;
+        let priority = spec.placement.priority;
+        if priority.unsigned_abs() > PRIORITY_MAX.unsigned_abs() {
+            return Err(bad(format!("{name} has priority {priority}: -{PRIORITY_MAX} to {PRIORITY_MAX} are possible")));
+        }
         check_labels(&spec.container.labels).map_err(|e| bad(format!("{name}: {e}")))?;
         let container = &spec.container;
         let own = !spec.networks.is_empty() || !spec.ports.is_empty();
@@ -234,6 +239,7 @@ impl Core {
         }
         fits?;
         // Its tasks wait until the port is free: who has it may go, and nodes may come.
+        plan.warnings.extend(self.preemption_warning(&spec, known));
         let taken = placement::ports_taken(self, &spec.task, known);
         let own = known.is_some_and(|k| k.spec.task.ports == spec.task.ports);
         plan.warnings.extend(taken.filter(|_| !own).map(|what| format!("{} waits: {what}", spec.name)));
@@ -276,6 +282,17 @@ impl Core {
         }
         let message = format!("that would be {wanted} tasks in all; a cluster runs at most {TASKS_MAX}");
         Err(ApiError::new("cluster_full", message).with_hint("skein service ls"))
+    }
+
+    /// Which tasks would be stopped for the first task of a service that preempts and finds no room as things are.
+    fn preemption_warning(&self, spec: &ServiceSpec, known: Option<&Service>) -> Option<String> {
+        let task = Task { spec: Arc::new(spec.task.clone()), name: format!("{}.1", spec.name), ..Task::default() };
+        let request = placement::compile(self, &spec.task, known, None).ok()?;
+        if !spec.task.placement.preempt || !self.scheduler.fitting(&request).is_empty() {
+            return None;
+        }
+        let hold = self.plan_preemption(&task, &request)?;
+        Some(format!("{} {}", spec.name, self.words_of(&hold)))
     }
 
     /// A container name must be nobody else's.

@@ -12,6 +12,7 @@ mod harness;
 mod networks;
 mod nodes;
 mod placing;
+mod preempting;
 mod random;
 mod refusals;
 mod services;

@@ -134,6 +134,9 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
                 }
             }
         }
+        // Most of them want port 80: there is somebody to make room.
+        s.task.placement.priority = i32::from(bits % 3) - 1;
+        s.task.placement.preempt = bits % 5 == 1;
         if bits % 7 == 3 {
             s.task.resources.generic = BTreeMap::from([("gpu".into(), 1)]);
         }
