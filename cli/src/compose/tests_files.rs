@@ -318,7 +318,7 @@ fn the_documentation_has_every_key() {
 fn what_scheduling_md_shows_of_a_service_is_good() {
     let doc = include_str!("../../../docs/scheduling.md");
     let blocks: Vec<&str> = doc.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks.len(), 2);
+    assert_eq!(blocks.len(), 3);
     for block in blocks {
         let indented: String = block.lines().map(|l| format!("    {l}\n")).collect();
         let parsed =

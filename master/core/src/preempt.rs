@@ -3,11 +3,12 @@
 //! Decisions that stand here:
 //! - Opt-in, and by services alone: who preempts says so (`placement.preempt`), only tasks of services of a lower
 //!   `placement.priority` are stopped, and container tasks never.
-//! - The plan names the node and its victims before anything happens; it stops as few as possible, of those that count
-//!   least: compared by the highest priority among them, then by their number, then by the node's position.
+//! - The plan names the node and its victims before anything happens. On a node those that count most stay, of equal ones
+//!   the smallest, so that few go; nodes are compared by the highest priority among their victims, then by the number of
+//!   victims, then by position.
 //! - From the plan on the room is **held**: the scheduler counts the waiting task on the node beside its victims, so
-//!   that nobody else takes what they give back bit by bit. The hold ends when they have gone, or are wanted again, or
-//!   the task or the node is no more.
+//!   that nobody else takes what they give back bit by bit. The hold ends when the task fits, or nothing is left that
+//!   will go, or the task or the node is no more.
 //! - Victims are replaced like any other task that was asked to stop: where there is room. They can preempt only what
 //!   counts less than themselves, so nothing goes round in circles.
 //!
@@ -15,18 +16,18 @@
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
-use skein_api::{Node, NodeId, Task, TaskId, TaskState};
+use skein_api::{Availability, Node, NodeId, Resources, Task, TaskId, TaskState};
 
 use crate::{
     command::Now,
     core::Core,
-    placement::{facts, placed},
+    placement::{facts, holds, placed},
     rng::Rng,
     scheduler::{Pin, Request, Scheduler},
 };
 
-/// Nodes of a plan that are looked at in detail: those first in the table where the tasks that count less would leave
-/// room.
+/// Nodes of a plan that are looked at in detail: those first in the table where tasks that count less or are going take
+/// enough.
 const NODES_MAX: usize = 32;
 
 /// Tasks of one service for which room is made in one pass.
@@ -36,7 +37,7 @@ const PLANS_PER_PASS: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hold {
     pub(crate) node: NodeId,
-    /// Tasks that must go; some may be on their way already.
+    /// Tasks that are stopped for it.
     pub(crate) victims: BTreeSet<TaskId>,
 }
 
@@ -50,12 +51,12 @@ impl Core {
     pub(crate) fn preempt<'a>(&mut self, tasks: impl Iterator<Item = &'a TaskId>, request: &Request, now: Now) {
         for id in tasks.take(PLANS_PER_PASS) {
             let Some(task) = self.model.tasks.get(id).cloned() else { continue };
-            if !task.spec.placement.preempt || self.holds.contains_key(id) {
+            if task.service.is_none() || !task.spec.placement.preempt || self.holds.contains_key(id) {
                 continue;
             }
             let Some(hold) = self.plan_preemption(&task, request) else { return };
-            let (service, name) = (String::new(), task.name.clone());
-            let taken = request.placed(hold_id(id), service, hold.node.clone());
+            let name = task.name.clone();
+            let taken = request.placed(hold_id(id), String::new(), hold.node.clone());
             // Not a replica: only its amounts and ports are taken.
             self.scheduler.apply_task(crate::scheduler::Placed {
                 service: None,
@@ -64,10 +65,10 @@ impl Core {
                 image: String::new(),
                 ..taken
             });
+            self.explain_waiting(id, &self.words_of(&hold));
             for victim in &hold.victims {
                 self.desire(victim, TaskState::Shutdown, &format!("preempted by {name}"), now);
             }
-            self.explain_waiting(id, &self.words_of(&hold));
             self.holds.insert(id.clone(), hold);
         }
     }
@@ -91,62 +92,83 @@ impl Core {
         let held: BTreeSet<&NodeId> = self.holds.values().map(|hold| &hold.node).collect();
         let nodes = self.scheduler.allowed(request).into_iter().filter(|node| !held.contains(node));
         let nodes = nodes.filter_map(|id| self.model.nodes.get(&id));
-        let plans = nodes.filter_map(|node| self.plan_on(task, request, node)).take(NODES_MAX);
-        let (_, hold) = plans.min_by(|(a, _), (b, _)| a.cmp(b))?;
+        let asks = request.reservations();
+        let nodes = nodes.filter(|node| self.could_give(node, task.spec.placement.priority, asks)).take(NODES_MAX);
+        let (_, hold) = nodes.filter_map(|node| self.plan_on(task, request, node)).min_by(|(a, _), (b, _)| a.cmp(b))?;
         Some(hold)
+    }
+
+    /// Whether a node that takes tasks has enough CPU and memory beside what must stay: a look before the detailed plan.
+    fn could_give(&self, node: &Node, priority: i32, asks: Resources) -> bool {
+        if !self.liveness.is_ready(&node.id) || node.spec.availability != Availability::Active {
+            return false;
+        }
+        let Some(offered) = self.scheduler.node(&node.id).map(|facts| facts.offered) else { return false };
+        let stays = self.model.node_tasks(&node.id).filter(|task| holds(task) && !is_free(task, priority));
+        let (mut cpus, mut memory) = (u128::from(asks.nano_cpus), u128::from(asks.mem_bytes));
+        for task in stays {
+            cpus += u128::from(task.spec.resources.reservations.nano_cpus);
+            memory += u128::from(task.spec.resources.reservations.mem_bytes);
+        }
+        cpus <= u128::from(offered.nano_cpus) && memory <= u128::from(offered.mem_bytes)
     }
 
     /// The cheapest set of victims on one node, with what it costs: their highest priority and their number.
     fn plan_on(&self, task: &Task, request: &Request, node: &Node) -> Option<((i32, usize), Hold)> {
         let priority = task.spec.placement.priority;
-        let mut alone = Scheduler::new();
-        let ready = self.liveness.is_ready(&node.id);
-        alone.apply_node(facts(&self.model, node, ready, self.settings.overcommit));
-        let (mut going, mut less) = (BTreeSet::new(), Vec::new());
-        for other in self.model.node_tasks(&node.id) {
-            let Some(place) = placed(&self.model, other) else { continue };
-            let served = other.service.is_some();
-            if served && other.desired_state > TaskState::Running {
-                going.insert(other.id.clone());
-            } else if served && other.spec.placement.priority < priority {
-                less.push((other, place));
-            } else {
-                alone.apply_task(place);
-            }
-        }
+        let mut alone = self.alone(node, |other| !is_free(other, priority));
         alone.place(request, 0).ok()?;
-        // Back come those that count most, the oldest first; who does not fit beside them is a victim.
+        let offered = self.scheduler.node(&node.id).map(|facts| facts.offered)?;
+        let less = self.model.node_tasks(&node.id).filter(|other| is_free(other, priority));
+        let mut less: Vec<_> = less.filter_map(|other| Some((other, placed(&self.model, other)?))).collect();
+        less.retain(|(other, _)| other.desired_state == TaskState::Running);
+        // Back come those that count most, of equal ones the smallest, then the oldest: who does not fit then goes.
         less.sort_by_key(|(other, _)| {
-            (Reverse(other.spec.placement.priority), other.meta.created_at, other.id.clone())
+            let size = share_of(other.spec.resources.reservations, offered);
+            (Reverse(other.spec.placement.priority), size, other.meta.created_at, other.id.clone())
         });
-        let (mut highest, mut victims) = (i32::MIN, going);
-        let mut count = 0;
+        let (mut highest, mut victims) = (i32::MIN, BTreeSet::new());
         for (other, place) in less {
             alone.apply_task(place);
             if alone.place(request, 0).is_err() {
                 alone.remove_task(&other.id);
                 highest = highest.max(other.spec.placement.priority);
                 victims.insert(other.id.clone());
-                count += 1;
             }
         }
-        Some(((highest, count), Hold { node: node.id.clone(), victims }))
+        Some(((highest, victims.len()), Hold { node: node.id.clone(), victims }))
     }
 
-    /// Holds whose victims have gone give their task its place; those that have lost their reason end.
+    /// A scheduler that knows one node and those of its tasks that `stays` tells.
+    fn alone(&self, node: &Node, stays: impl Fn(&Task) -> bool) -> Scheduler {
+        let mut alone = Scheduler::new();
+        let ready = self.liveness.is_ready(&node.id);
+        alone.apply_node(facts(&self.model, node, ready, self.settings.overcommit));
+        let there = self.model.node_tasks(&node.id).filter(|other| stays(other));
+        there.filter_map(|other| placed(&self.model, other)).for_each(|place| alone.apply_task(place));
+        alone
+    }
+
+    /// Holds whose task fits give it its place; those that have lost their reason end.
     pub(crate) fn follow_holds(&mut self, now: Now, rng: &mut Rng) {
         for id in self.holds.keys().cloned().collect::<Vec<_>>() {
             let hold = &self.holds[&id];
-            let victim = |id: &TaskId| self.model.tasks.get(id).filter(|task| placed(&self.model, task).is_some());
-            let still_there: Vec<_> = hold.victims.iter().filter_map(victim).collect();
-            let wanted_again = still_there.iter().any(|task| task.desired_state == TaskState::Running);
-            let waits = self.pending.contains(&id) && self.liveness.is_ready(&hold.node);
-            if waits && !wanted_again && !still_there.is_empty() {
+            let node = self.model.nodes.get(&hold.node).filter(|node| self.liveness.is_ready(&node.id));
+            let task = self.model.tasks.get(&id).filter(|_| self.pending.contains(&id));
+            let (fits, going) = match (node, task.map(|task| self.request(task, None))) {
+                (Some(node), Some(Ok(request))) => {
+                    let going = |task: &Task| task.desired_state > TaskState::Running && holds(task);
+                    let fits = self.alone(node, |_| true).place(&request, 0).is_ok();
+                    (fits, self.model.node_tasks(&node.id).any(going))
+                }
+                _ => (false, false),
+            };
+            if !fits && going {
                 continue;
             }
             let Hold { node, .. } = self.holds.remove(&id).expect("listed just now");
             self.scheduler.remove_task(&hold_id(&id));
-            if waits && !wanted_again {
+            if fits {
                 self.place_held(&id, node, now, rng);
             }
             self.pending.stir_task(&id);
@@ -163,4 +185,19 @@ impl Core {
             _ = self.assign(Task::clone(&task), node, now, rng);
         }
     }
+}
+
+/// Whether a task's place can be had by who counts so much: it is going anyway, or is a service's that counts less.
+fn is_free(task: &Task, priority: i32) -> bool {
+    let going = task.desired_state > TaskState::Running;
+    task.service.is_some() && (going || task.spec.placement.priority < priority)
+}
+
+/// The larger share of an offer that an amount is, in millionths.
+fn share_of(amount: Resources, offered: Resources) -> u64 {
+    let share = |amount: u64, offered: u64| {
+        let share = u128::from(amount) * 1_000_000 / u128::from(offered.max(1));
+        u64::try_from(share).unwrap_or(u64::MAX)
+    };
+    share(amount.nano_cpus, offered.nano_cpus).max(share(amount.mem_bytes, offered.mem_bytes))
 }

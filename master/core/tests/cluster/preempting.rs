@@ -81,3 +81,34 @@ fn only_services_that_count_less_go_and_no_more_than_needed() {
     let error = c.refused(up(vec![ranked("x", 1_001)], false), "bad_request");
     assert_eq!(error.message, "s_x has priority 1001: -1000 to 1000 are possible");
 }
+
+#[test]
+fn of_equals_few_go() {
+    let mut c = Cluster::with_nodes(1);
+    let all = offered(&c);
+    // One large and as many small ones as fit beside it; what is asked for is the large one's room.
+    let large = service("large").with(cpus(all / 2));
+    let small = service("small").with(|s| (cpus(1)(s), replicas(s, u32::try_from(all - all / 2).expect("few"))).1);
+    c.up(vec![large.clone(), small.clone()]);
+    c.up(vec![large, small, urgent("most", 1).with(cpus(all / 2))]);
+    assert_eq!(c.show("most"), ["most.1 running n1"]);
+    assert!(c.show("large")[0].starts_with("large.1 pending"), "{:?}", c.show("large"));
+    assert_eq!(c.live("small").iter().filter(|t| t.node.is_some()).count() as u64, all - all / 2);
+}
+
+#[test]
+fn a_new_master_goes_on_and_two_that_preempt_do_not_push_each_other_out() {
+    let mut c = Cluster::with_nodes(2);
+    let all = offered(&c);
+    let low = service("low").with(|s| (cpus(all)(s), replicas(s, 2)).1);
+    c.up(vec![low.clone()]);
+    let apply = |one: ServiceSpec, two: ServiceSpec| up(vec![low.clone(), one, two], false);
+    c.ok(apply(urgent("one", 1).with(cpus(all)), urgent("two", 2).with(cpus(all))));
+    c.turn();
+    c.restart_master();
+    c.pass(60_000);
+    assert_eq!((c.live("one")[0].node.is_some(), c.live("two")[0].node.is_some()), (true, true));
+    let before = (c.live("one")[0].id.clone(), c.live("two")[0].id.clone());
+    c.pass(60_000);
+    assert_eq!((c.live("one")[0].id.clone(), c.live("two")[0].id.clone()), before, "they stay");
+}
