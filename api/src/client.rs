@@ -28,9 +28,9 @@ use tokio::{
 use tokio_rustls::{TlsConnector, rustls};
 
 use crate::{
-    ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Event, ExecOptions, Explanation, LogOptions,
-    Network, NetworkSpec, Node, NodeUpdate, Service, StackApply, StackPlan, Task, Token, TokenCreate, TokenCreated,
-    Volume, WhatIf, WhatIfAnswer,
+    ApiError, CertBundle, CertRequest, ClusterInfo, ContainerCreate, Event, ExecOptions, ExplainQuery, Explanation,
+    LogOptions, Network, NetworkSpec, Node, NodeUpdate, Service, StackApply, StackPlan, Task, Token, TokenCreate,
+    TokenCreated, Volume, WhatIf, WhatIfAnswer,
     frame::{Decoder, Frame, FrameError, encode},
 };
 
@@ -515,8 +515,11 @@ impl Client {
         self.json(call).await
     }
     /// Why a task or service is where it is.
-    pub async fn explain(&self, reference: &str) -> Result<Explanation, ClientError> {
-        self.json(Call::get(&["explain", reference])).await
+    pub async fn explain(&self, reference: &str, query: &ExplainQuery) -> Result<Explanation, ClientError> {
+        let call = Call::get(&["explain", reference])
+            .query("nodes", query.nodes.then_some(true))
+            .query("node", query.node.as_deref());
+        self.json(call).await
     }
     /// What would happen if; nothing is changed.
     pub async fn what_if(&self, question: &WhatIf) -> Result<WhatIfAnswer, ClientError> {

@@ -117,6 +117,33 @@ pub struct Explanation {
     pub filters: Vec<FilterCount>,
     /// Nodes that are left.
     pub fitting: u32,
+    /// When no node fits: what to change so that one does, the smallest change first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub suggestions: Vec<String>,
+    /// When asked for: each node with every reason against it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub per_node: Vec<NodeExplanation>,
+}
+
+/// Why one node does not fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeExplanation {
+    /// Its name.
+    pub node: String,
+    /// Every filter that it does not pass, with figures; none when it fits.
+    pub reasons: Vec<String>,
+}
+
+/// Which nodes an explanation shall tell of one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExplainQuery {
+    /// All of them.
+    pub nodes: bool,
+    /// This one; by name, id or prefix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// How many nodes one filter took away.

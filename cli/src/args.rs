@@ -82,6 +82,12 @@ pub(crate) enum Command {
     Explain {
         /// Task or service
         name: String,
+        /// Show every node with all reasons against it
+        #[arg(long)]
+        nodes: bool,
+        /// Show one node with all reasons against it
+        #[arg(long, value_name = "NODE", conflicts_with = "nodes")]
+        node: Option<String>,
     },
     /// Say what would happen if hosts failed, were drained or joined, or a file was applied; changes nothing
     #[command(subcommand)]

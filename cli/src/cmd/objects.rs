@@ -31,7 +31,9 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Failure> {
             let request = CertRequest { name, ttl_s: ttl.as_secs() };
             cert(app, &request, out.as_deref()).await.map(|()| 0)
         }
-        Command::Explain { name } => explain(app, &name).await.map(|()| 0),
+        Command::Explain { name, nodes, node } => {
+            explain(app, &name, &skein_api::ExplainQuery { nodes, node }).await.map(|()| 0)
+        }
         Command::WhatIf(question) => super::what_if::run(app, question).await.map(|()| 0),
         Command::Events { from } => events(app, from).await.map(|()| 0),
         Command::Info => info(app).await.map(|()| 0),
@@ -319,8 +321,8 @@ async fn cert(app: &App, request: &CertRequest, dir: Option<&Path>) -> Result<()
     }
 }
 
-async fn explain(app: &App, name: &str) -> Result<(), Failure> {
-    let explanation = app.client("skein explain")?.explain(name).await?;
+async fn explain(app: &App, name: &str, query: &skein_api::ExplainQuery) -> Result<(), Failure> {
+    let explanation = app.client("skein explain")?.explain(name, query).await?;
     if app.out.json {
         return app.out.value(&explanation);
     }
@@ -335,6 +337,17 @@ pub(crate) fn explained(e: &skein_api::Explanation) -> String {
             e.filters.iter().map(|f| vec![f.filter.clone(), f.rejected.to_string(), f.rejected_alone.to_string()]);
         text.push_str(&table(&["FILTER", "REJECTED", "ALONE"], &rows.collect::<Vec<_>>()));
         text.push_str(&format!("{} of {} nodes fit\n", e.fitting, e.nodes));
+    }
+    for (at, suggestion) in e.suggestions.iter().enumerate() {
+        text.push_str(&format!("{} {suggestion}\n", if at == 0 { "to change that:" } else { "            or:" }));
+    }
+    if !e.per_node.is_empty() {
+        let reasons = |n: &skein_api::NodeExplanation| match n.reasons.is_empty() {
+            true => "fits".to_owned(),
+            false => n.reasons.join("; "),
+        };
+        let rows = e.per_node.iter().map(|n| vec![n.node.clone(), reasons(n)]);
+        text.push_str(&table(&["NODE", "REASONS"], &rows.collect::<Vec<_>>()));
     }
     text
 }
@@ -432,6 +445,11 @@ mod tests {
             nodes: 3,
             filters: vec![filter("constraint node.labels.disk==ssd", 2, 2), filter("memory 4GiB", 1, 3)],
             fitting: 0,
+            suggestions: vec!["free 1 GiB of memory on h1".into(), "skein node activate h2".into()],
+            per_node: vec![
+                skein_api::NodeExplanation { node: "h1".into(), reasons: vec!["not ready".into(), "drained".into()] },
+                skein_api::NodeExplanation { node: "h2".into(), reasons: Vec::new() },
+            ],
         };
         assert_eq!(
             explained(&explanation),
@@ -441,6 +459,11 @@ FILTER                             REJECTED   ALONE
 constraint node.labels.disk==ssd   2          2
 memory 4GiB                        1          3
 0 of 3 nodes fit
+to change that: free 1 GiB of memory on h1
+            or: skein node activate h2
+NODE   REASONS
+h1     not ready; drained
+h2     fits
 "
         );
     }

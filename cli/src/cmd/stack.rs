@@ -286,7 +286,7 @@ async fn not_up(client: &Client, stack: &str, why: &str, progress: &Progress) ->
         }
         let unplaced =
             lines.is_empty() || lines.iter().any(|l| l.text.starts_with("pending") || l.text.starts_with("new"));
-        if unplaced && let Ok(explanation) = client.explain(service).await {
+        if unplaced && let Ok(explanation) = client.explain(service, &skein_api::ExplainQuery::default()).await {
             // One that waits for another service was not looked at by any filter.
             if explanation.fitting == 0 && !explanation.filters.is_empty() {
                 exit = code::NO_NODE_FITS;

@@ -13,15 +13,15 @@ use std::{
 };
 
 use skein_api::{
-    ApiError, Availability, Explanation, GenericOffer, MountKind, Node, NodeId, NodeState, Overcommit,
-    RestartCondition, Service, Task, TaskId, TaskSpec, TaskState,
+    ApiError, Availability, ExplainQuery, Explanation, GenericOffer, MountKind, Node, NodeExplanation, NodeId,
+    NodeState, Overcommit, RestartCondition, Service, Task, TaskId, TaskSpec, TaskState,
 };
 
 use crate::{
     core::Core,
     model::Model,
     pending::{Cause, Refusal},
-    scheduler::{ConstraintError, FilterKind, NodeFacts, Pin, Placed, Request},
+    scheduler::{ConstraintError, FilterKind, NodeFacts, NodeReasons, Pin, Placed, Request},
     workloads::shared_hosts,
 };
 
@@ -291,8 +291,8 @@ impl Core {
     /// Why a task or the next task of a service is where it is, or nowhere.
     ///
     /// # Errors
-    /// When neither is found.
-    pub fn explain(&self, reference: &str) -> Result<Explanation, ApiError> {
+    /// When neither is found, or the node that is asked about is not.
+    pub fn explain(&self, reference: &str, query: &ExplainQuery) -> Result<Explanation, ApiError> {
         let (name, spec, service, task) = match self.model.find_service(reference) {
             Ok(service) => {
                 let waiting = self.model.service_tasks(&service.id).find(|t| self.pending.contains(&t.id));
@@ -318,16 +318,21 @@ impl Core {
             Pinned::Free | Pinned::Wait(_) => None,
         };
         let request = compile(self, spec, service, pin).map_err(|error| bad_constraint(&name, &error))?;
-        let mut explanation = match task.filter(|_| place.is_some()) {
-            None => self.scheduler.explain(&request),
-            Some(task) => {
-                // Without itself: the place that it holds is not taken from it.
-                let mut others = self.scheduler.clone();
-                others.remove_task(&task.id);
-                others.explain(&request)
-            }
+        // Without itself: the place that it holds is not taken from it.
+        let others = task.filter(|_| place.is_some()).map(|task| {
+            let mut others = self.scheduler.clone();
+            others.remove_task(&task.id);
+            others
+        });
+        let scheduler = others.as_ref().unwrap_or(&self.scheduler);
+        let mut explanation = scheduler.explain(&request).into_explanation(&name);
+        explanation.suggestions = scheduler.suggestions(&request);
+        let only = query.node.as_ref().map(|node| self.model.find_node(node)).transpose()?;
+        if query.nodes || only.is_some() {
+            let asked = |reasons: &NodeReasons| only.is_none_or(|node| node.name == reasons.node);
+            let all = scheduler.reasons(&request).into_iter().filter(asked);
+            explanation.per_node = all.map(|NodeReasons { node, reasons }| NodeExplanation { node, reasons }).collect();
         }
-        .into_explanation(&name);
         if let (Some(task), Some(node)) = (task, place) {
             let verb = if task.status.state.is_terminal() { "ran" } else { "runs" };
             explanation.summary = format!("{verb} on {}; now: {}", node.name, explanation.summary);

@@ -437,8 +437,13 @@ async fn stack_remove(
     plan(api.run(user, command).await?)
 }
 
-async fn explain(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<skein_api::Explanation> {
-    Ok(Json(api.read(move |core| core.explain(&reference)).await??))
+async fn explain(
+    State(api): State<Api>,
+    _: User,
+    Path(reference): Path<String>,
+    Query(query): Query<skein_api::ExplainQuery>,
+) -> Answer<skein_api::Explanation> {
+    Ok(Json(api.read(move |core| core.explain(&reference, &query)).await??))
 }
 
 /// Answered on a copy and beside the loop. The copy itself is made by the loop: references to every object.

@@ -76,6 +76,7 @@ impl Findings {
             nodes: self.nodes,
             filters: self.filters.iter().map(FilterCount::from).collect(),
             fitting: self.fitting,
+            ..Explanation::default()
         }
     }
 }

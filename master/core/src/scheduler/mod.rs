@@ -16,6 +16,7 @@
 //! engine/     decisions: classes, profiles, orders          batch.rs    many equal tasks -> (node, count) runs
 //! rank.rs     strategies
 //! explain.rs  counts per filter, sentences                  naive.rs    the same by plain loops: the oracle
+//! reasons.rs  all reasons of each node, what to change
 //! size.rs     requests larger than any host                 contradiction.rs  expressions that exclude each other
 //! ```
 //!
@@ -34,6 +35,7 @@ mod fuzz;
 mod index;
 pub mod naive;
 mod rank;
+mod reasons;
 mod request;
 mod size;
 
@@ -50,6 +52,7 @@ pub use self::{
     expr::{ConstraintError, EXPRESSION_CHARS_MAX},
     facts::{Dimension, NodeFacts, Placed},
     rank::batch_seed,
+    reasons::NodeReasons,
     request::{
         EXPRESSIONS_MAX, Expressions, FilterKind, Pin, Request, expressions_from_env, expressions_from_labels,
         is_expression_variable,

@@ -2,8 +2,8 @@
 
 use master_core::Command;
 use skein_api::{
-    Availability, DependencyCondition, Health, PlanAction, Resources, RestartCondition, ServiceMode, TaskReport,
-    TaskState, TaskStatus, VolumesFrom,
+    Availability, DependencyCondition, ExplainQuery, Health, PlanAction, Resources, RestartCondition, ServiceMode,
+    TaskReport, TaskState, TaskStatus, VolumesFrom,
 };
 
 use crate::harness::{Cluster, With, constraint, link, needs, port, replicas, restart, service, stack, volume};
@@ -147,7 +147,7 @@ fn global_tasks_wait_for_room_and_for_dependencies() {
         }),
     ]);
     assert_eq!(c.nodes_of("web"), [""; 0]);
-    assert_eq!(c.core.explain("s_web").unwrap().summary, "waits for s_first to complete");
+    assert_eq!(c.core.explain("s_web", &ExplainQuery::default()).unwrap().summary, "waits for s_first to complete");
     c.end("s_first.1", 0);
     c.rest();
     assert_eq!(c.nodes_of("web"), ["n2"], "the port of n1 is taken");
@@ -246,7 +246,7 @@ fn links_and_volumes_from_share_a_host() {
     ]));
     c.rest();
     assert_eq!((c.nodes_of("a"), c.nodes_of("b")), (vec!["n3".into()], vec!["n3".into(), "n3".into()]));
-    let explained = c.core.explain("s_a.1").unwrap();
+    let explained = c.core.explain("s_a.1", &ExplainQuery::default()).unwrap();
     assert!(explained.summary.starts_with("runs on n3; now: 1 of 3 nodes fit"), "{explained:?}");
     // The agent is told whose volumes, by id, and again when that is another task.
     let source = |c: &Cluster| {

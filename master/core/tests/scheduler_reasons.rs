@@ -1,0 +1,89 @@
+//! All reasons of each node against the naive scheduler, and what to change.
+
+use std::collections::BTreeMap;
+
+use master_core::scheduler::{NodeFacts, Request, Scheduler};
+use skein_api::{Availability, NodeId, PortPublish, Protocol, Resources, ServiceId, Strategy, TaskId, TaskSpec};
+
+const GIB: u64 = 1 << 30;
+
+fn node(name: &str, mem_gib: u64) -> NodeFacts {
+    NodeFacts {
+        id: NodeId::new(name),
+        name: name.to_owned(),
+        labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
+        ready: true,
+        offered: Resources { nano_cpus: 4_000_000_000, mem_bytes: mem_gib * GIB },
+        ..NodeFacts::default()
+    }
+}
+
+fn request(change: impl FnOnce(&mut TaskSpec)) -> Request {
+    let mut spec = TaskSpec::default();
+    change(&mut spec);
+    Request::compile(&spec, Some(ServiceId::new("s")), None, Strategy::Spread).expect("it parses")
+}
+
+fn memory(gib: u64) -> Request {
+    request(|spec| spec.resources.reservations.mem_bytes = gib * GIB)
+}
+
+fn put(scheduler: &mut Scheduler, task: &str, node: &str, request: &Request) {
+    scheduler.apply_task(request.placed(TaskId::new(task), task.to_owned(), NodeId::new(node)));
+}
+
+#[test]
+fn a_node_tells_all_its_reasons() {
+    let mut scheduler = Scheduler::new();
+    scheduler.apply_node(node("a", 4));
+    scheduler.apply_node(NodeFacts {
+        ready: false,
+        availability: Availability::Drain,
+        labels: BTreeMap::new(),
+        ..node("b", 1)
+    });
+    put(&mut scheduler, "t1", "a", &memory(3));
+    let asks = request(|spec| {
+        spec.placement.constraints.push("node.labels.disk==ssd".into());
+        spec.resources.reservations.mem_bytes = 2 * GIB;
+    });
+    let told: Vec<_> = scheduler.reasons(&asks).into_iter().map(|node| (node.node, node.reasons.join("; "))).collect();
+    let a = "memory reservation 2 GiB: 1 GiB of memory free of 4 GiB of memory";
+    let b = "not ready; drained; constraint node.labels.disk==ssd; memory reservation 2 GiB: 1 GiB of memory free of 1 GiB of memory";
+    assert_eq!(told, [("a".to_owned(), a.to_owned()), ("b".to_owned(), b.to_owned())]);
+    assert!(scheduler.reasons(&memory(1)).iter().any(|node| node.reasons.is_empty()), "one fits");
+}
+
+#[test]
+fn the_smallest_change_comes_first() {
+    let check = |scheduler: &Scheduler, request: &Request, expected: &[&str]| {
+        assert_eq!(scheduler.suggestions(request), expected);
+    };
+    let mut scheduler = Scheduler::new();
+    ["a", "b", "c"].into_iter().for_each(|name| scheduler.apply_node(node(name, 4)));
+    check(&scheduler, &memory(4), &[]);
+    put(&mut scheduler, "t1", "a", &memory(3));
+    put(&mut scheduler, "t2", "b", &memory(2));
+    put(&mut scheduler, "t3", "c", &memory(4));
+    check(
+        &scheduler,
+        &memory(3),
+        &[
+            "ask for 2 GiB of memory instead of 3 GiB of memory, or free 1 GiB of memory on b",
+            "ask for 1 GiB of memory instead of 3 GiB of memory, or free 2 GiB of memory on a",
+            "free 3 GiB of memory on c",
+        ],
+    );
+    scheduler.apply_node(NodeFacts { availability: Availability::Pause, ..node("d", 4) });
+    assert_eq!(scheduler.suggestions(&memory(3))[0], "skein node activate d");
+    let label = request(|spec| spec.placement.constraints.push("node.labels.zone==x".into()));
+    check(&scheduler, &label, &["skein node label a zone=x", "skein node label b zone=x", "skein node label c zone=x"]);
+    let port = PortPublish { protocol: Protocol::Tcp, container_port: 80, host_port: 80, host_ip: None };
+    let web = request(|spec| spec.ports.push(port));
+    let mut scheduler = Scheduler::new();
+    scheduler.apply_node(node("a", 4));
+    put(&mut scheduler, "w", "a", &web);
+    check(&scheduler, &web, &["free host port 80/tcp on a"]);
+    let most = request(|spec| spec.placement.max_replicas_per_node = 1);
+    check(&scheduler, &most, &["allow 2 replicas per node"]);
+}
