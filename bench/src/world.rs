@@ -34,6 +34,8 @@ pub(crate) struct World {
     /// What runs, for the next removal.
     pub(crate) running: Vec<(u32, NodeIdx)>,
     pub(crate) rng: Rng,
+    /// Placements that found no node: not the work that is to be measured, so the number is shown.
+    pub(crate) refused: u64,
 }
 
 pub(crate) struct Service {
@@ -124,7 +126,7 @@ impl World {
                 Service { class, profile }
             })
             .collect();
-        let mut world = Self { scheduler, services, running: Vec::with_capacity(tasks), rng };
+        let mut world = Self { scheduler, services, running: Vec::with_capacity(tasks), rng, refused: 0 };
         for task in 0..tasks {
             world.place(task % world.services.len());
         }
@@ -138,6 +140,8 @@ impl World {
         if let Some(idx) = self.scheduler.engine().select(class) {
             self.scheduler.engine().commit(profile, idx);
             self.running.push((service as u32, idx));
+        } else {
+            self.refused += 1;
         }
     }
 
