@@ -495,12 +495,12 @@ fn disk_full(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
     let mut kept = Vec::new();
     let refused = loop {
         let name = format!("n{}", kept.len());
-        // Large enough that the file must grow soon.
-        let label = format!("k={}", "x".repeat(60_000));
-        let said = skein(
-            cluster,
-            &["network", "create", &name, "--label", &label, "--subnet", &format!("10.77.{}.0/24", kept.len())],
-        )?;
+        let subnet = format!("10.77.{}.0/24", kept.len());
+        // Large enough together that the file must grow soon.
+        let labels: Vec<String> = (0..4).map(|key| format!("k{key}={}", "x".repeat(15_000))).collect();
+        let mut args = vec!["network", "create", &name, "--subnet", &subnet];
+        args.extend(labels.iter().flat_map(|label| ["--label", label.as_str()]));
+        let said = skein(cluster, &args)?;
         if said.code != 0 {
             break said;
         }
