@@ -122,6 +122,24 @@ fn a_service_keeps_away_from_itself_in_batches_too() {
 }
 
 #[test]
+fn what_a_class_keeps_of_its_next_nodes_knows_generic_resources() {
+    let gpu = || BTreeMap::from([("gpu".to_owned(), 1)]);
+    let mut scheduler = cluster(["a", "b"].map(|name| NodeFacts { generic: gpu(), ..node(name, &[]) }));
+    scheduler.engine().be_restless();
+    let request = compile(&spec(|s| s.resources.generic = gpu()));
+    // Twice: the second time the class has a list of its next nodes.
+    assert_eq!((scheduler.place(&request, 0).unwrap(), scheduler.place(&request, 0).unwrap()), (id("a"), id("a")));
+    for name in ["a", "b"] {
+        let task = Placed { task: TaskId::new(name), node: id(name), generic: gpu(), ..Placed::default() };
+        scheduler.apply_task(task);
+    }
+    assert_eq!(
+        scheduler.place(&request, 0).unwrap_err().summary(),
+        "no node fits: 2 nodes; generic resource gpu 1 took 2"
+    );
+}
+
+#[test]
 fn generic_resources_and_slots_are_counted() {
     let with = |name: &str, gpus: u64, slots: Option<u64>| NodeFacts {
         generic: BTreeMap::from([("gpu".to_owned(), gpus)]),

@@ -43,7 +43,7 @@ use std::{
 
 pub use self::{class::ClassId, profile::ProfileId};
 use self::{
-    class::{Class, Hot, key, replicas},
+    class::{Class, Hot, has_room, key, replicas},
     columns::Columns,
     interner::Services,
     order::Order,
@@ -340,6 +340,17 @@ impl Engine {
         let (hot, known) = (&self.hot[class], self.classes[class].as_ref().expect("asked for a class that is there"));
         let key = key(hot, &known.own, &self.columns, at, copies);
         if hot.further && key != NONE && !self.has_generic(&known.request, at, copies) { NONE } else { key }
+    }
+
+    /// Whether a node has room for one more task of a class, replicas aside: amounts, slots and generic resources.
+    #[inline]
+    fn has_room(&self, id: ClassId, at: usize) -> bool {
+        let hot = &self.hot[id.index()];
+        has_room(hot, &self.columns.records[at], 0)
+            && (!hot.further || {
+                let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+                self.has_generic(&class.request, at, 0)
+            })
     }
 
     /// Whether a node has enough of every generic resource.

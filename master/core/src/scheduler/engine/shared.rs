@@ -6,7 +6,6 @@
 
 use super::{
     ClassId, Engine, NodeIdx,
-    class::has_room,
     front::{END, Front, Standing},
     order::{Set, each_bit},
 };
@@ -58,7 +57,8 @@ impl Engine {
     fn regret(&mut self, id: ClassId, looks: i64) -> bool {
         let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
         class.regret = (class.regret + looks).max(0);
-        let changes = class.regret > CHANGE_LOOKS || self.restless;
+        let restless = self.restless && (self.hot[id.index()].shared || self.clock.is_multiple_of(4));
+        let changes = class.regret > CHANGE_LOOKS || restless;
         if changes {
             class.regret = 0;
         }
@@ -84,32 +84,27 @@ impl Engine {
     }
 
     fn search_front(&mut self, id: ClassId, own: u32, checks: &mut i64) -> Option<usize> {
+        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        if class.fronts.len() <= own as usize {
+            class.fronts.resize_with(own as usize + 1, Front::default);
+        }
         loop {
-            let hot = &self.hot[id.index()];
-            let order = &self.orders[usize::from(hot.reserves)];
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
-            if class.fronts.len() <= own as usize {
-                class.fronts.resize_with(own as usize + 1, Front::default);
-            }
-            while let Some((level, at)) = class.fronts[own as usize].best() {
-                let at = at as usize;
-                let now = order.level(at);
-                if class.has_own(at, own) {
-                    if now == Some(level) {
-                        if has_room(hot, &self.columns.records[at], 0) {
-                            return Some(at);
-                        }
-                        class.fronts[own as usize].drop_best();
-                    } else {
-                        class.fronts[own as usize].drop_best();
-                        class.fronts[own as usize].offer((now.expect("nodes of a row are in the order"), at as u32));
-                    }
-                } else {
-                    class.fronts[own as usize].drop_best();
+            while let Some((level, at)) = self.front(id, own).best() {
+                let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+                let order = &self.orders[usize::from(self.hot[id.index()].reserves)];
+                let now = if class.has_own(at as usize, own) { order.level(at as usize) } else { None };
+                if now == Some(level) && self.has_room(id, at as usize) {
+                    return Some(at as usize);
+                }
+                let front = self.front(id, own);
+                front.drop_best();
+                // Fuller than it was: it comes again where it stands now.
+                if let Some(now) = now.filter(|now| *now != level) {
+                    front.offer((now, at));
                 }
                 *checks += 1;
             }
-            let bound = class.fronts[own as usize].bound();
+            let bound = self.front(id, own).bound();
             if bound == END {
                 return None;
             }
@@ -123,9 +118,13 @@ impl Engine {
                 true
             };
             self.walk_from(id, own, bound, take);
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
-            class.fronts[own as usize].fill(found, next);
+            self.front(id, own).fill(found, next);
         }
+    }
+
+    fn front(&mut self, id: ClassId, own: u32) -> &mut Front {
+        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        &mut class.fronts[own as usize]
     }
 
     /// The node with the fewest own tasks, of those the one with the lowest load, of those the first; and how many words
@@ -158,9 +157,6 @@ impl Engine {
     ) -> i64 {
         let (hot, class) = (&self.hot[id.index()], self.classes[id.index()].as_ref().expect("a class that is there"));
         let order = &self.orders[usize::from(hot.reserves)];
-        let has_room = |at: usize| {
-            has_room(hot, &self.columns.records[at], 0) && (!hot.further || self.has_generic(&class.request, at, 0))
-        };
         let mut looks = 0;
         let (row, with) = (class.row.words(), class.own.words());
         let among = match own.checked_sub(1).map(|level| &class.with_own[level as usize]) {
@@ -170,7 +166,7 @@ impl Engine {
                 let standings =
                     few.iter().map(|at| (order.level(*at as usize).expect("nodes of a row are in it"), *at));
                 let mut sorted: Vec<_> =
-                    standings.filter(|standing| *standing >= start && has_room(standing.1 as usize)).collect();
+                    standings.filter(|standing| *standing >= start && self.has_room(id, standing.1 as usize)).collect();
                 sorted.sort_unstable();
                 sorted.into_iter().all(|(level, at)| visit(level, at as usize, looks));
                 return looks;
@@ -188,7 +184,7 @@ impl Engine {
                     Some(words) => bits & word_of(words, word),
                     None => bits & word_of(row, word) & !word_of(with, word),
                 };
-                each_bit(word, candidates, |at| at < first || !has_room(at) || visit(level, at, looks))
+                each_bit(word, candidates, |at| at < first || !self.has_room(id, at) || visit(level, at, looks))
             });
             if !went_on {
                 break;
