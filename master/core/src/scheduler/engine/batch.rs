@@ -12,16 +12,13 @@ impl Engine {
     ///
     /// The profile must be the one of the class's tasks.
     pub fn batch(&mut self, id: ClassId, profile: ProfileId, count: u32) -> Vec<(NodeIdx, u32)> {
-        let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+        let class = &self.classes[id];
         let hot = &self.hot[id.index()];
-        if hot.lanes || hot.further || class.reacts() {
-            self.one_by_one(id, profile, count).into_iter().collect()
-        } else if hot.binpack {
-            self.by_block(id, profile, count).into_iter().collect()
-        } else if hot.service != 0 {
-            self.by_round(id, profile, count)
-        } else {
-            self.one_by_one(id, profile, count).into_iter().collect()
+        let plain = !hot.lanes && !hot.further && !class.reacts();
+        match (hot.binpack, hot.service) {
+            (true, _) if plain => self.by_block(id, profile, count).into_iter().collect(),
+            (false, service) if plain && service != 0 => self.by_round(id, profile, count),
+            _ => self.one_by_one(id, profile, count).into_iter().collect(),
         }
     }
 
@@ -45,7 +42,7 @@ impl Engine {
         let (mut left, mut rounds) = (count, Vec::new());
         let mut own = 0;
         while left > 0 {
-            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let class = &self.classes[id];
             let Some(next) = class.next_own_count(own) else { break };
             if next >= self.hot[id.index()].replicas_max {
                 break;
@@ -76,7 +73,7 @@ impl Engine {
         let mut bounds: Vec<(usize, u64)> = Vec::new();
         let mut left = count;
         while left > 0 {
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            let class = &mut self.classes[id];
             let Some((block, bound)) = class.lanes[0].tree.first() else { break };
             bounds.push((block, bound));
             let (mut key, mut at) = self.scan(id, 0, block);
@@ -87,13 +84,13 @@ impl Engine {
                 left -= 1;
                 (key, at) = self.scan(id, 0, block);
             }
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            let class = &mut self.classes[id];
             class.lanes[0].tree.set(block, key);
         }
         for (idx, count) in &copies {
             (0..*count).for_each(|_| self.leave(id, profile, idx.index()));
         }
-        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let class = &mut self.classes[id];
         // Backwards: the first bound of a block is the one of before.
         for (block, bound) in bounds.into_iter().rev() {
             class.lanes[0].tree.set(block, bound);
@@ -117,7 +114,7 @@ impl Engine {
         if service != 0 {
             let now = self.columns.replicas(at, service);
             let before = if more { now - 1 } else { now + 1 };
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            let class = &mut self.classes[id];
             class.set_own(at, before, now, self.columns.len());
         }
         if !self.hot[id.index()].binpack {

@@ -1,10 +1,7 @@
 //! The engine against what it is derived from: every sum, row and bound.
 
-use super::{Engine, NodeIdx, ProfileId, class::passes_fixed, order::each_bit, tree::NONE};
-use crate::scheduler::{
-    facts::NodeFacts,
-    rank::{level, share},
-};
+use super::{ClassId, Engine, NodeIdx, ProfileId, class::passes_fixed, order::each_bit, tree::NONE};
+use crate::scheduler::facts::NodeFacts;
 
 /// Nodes times classes that one check looks at, each for a few microseconds. Tests and simulations check after every
 /// step, so that few at a time come to all of them; who asks for a check of a real cluster wants the whole.
@@ -15,12 +12,12 @@ impl Engine {
     /// for each part that is wrong. Looks at some nodes each time, and others the next, where all would take long.
     pub(in crate::scheduler) fn check(&self, facts: &[Option<NodeFacts>], tasks: &[Vec<ProfileId>]) -> Vec<String> {
         let mut broken = Vec::new();
-        for id in self.class_ids() {
-            if !self.counts_replicas(id.index()) {
+        let classes = self.classes.ids();
+        for id in &classes {
+            if !self.counts_replicas(*id) {
                 broken.push(format!("engine: class {} counts nodes by own tasks wrongly", id.index()));
             }
         }
-        let classes = self.class_ids();
         // What each class says of a node is compared expression by expression.
         let every = (self.columns.len() * classes.len()).div_ceil(PAIRS_MAX).max(1);
         for at in (0..self.columns.len()).filter(|at| (at + self.clock as usize).is_multiple_of(every)) {
@@ -29,7 +26,7 @@ impl Engine {
                 broken.push(format!("engine: the sums of position {at} differ from its tasks"));
             }
             for id in &classes {
-                if let Some(what) = self.wrong_in_class(id.index(), at, there) {
+                if let Some(what) = self.wrong_in_class(*id, at, there) {
                     broken.push(format!("engine: class {} at position {at}: {what}", id.index()));
                 }
             }
@@ -38,8 +35,8 @@ impl Engine {
     }
 
     /// Whether a class knows which of its nodes have how many own tasks.
-    fn counts_replicas(&self, id: usize) -> bool {
-        let (class, hot) = (self.classes[id].as_ref().expect("asked for a class that is there"), &self.hot[id]);
+    fn counts_replicas(&self, id: ClassId) -> bool {
+        let (class, hot) = (&self.classes[id], &self.hot[id.index()]);
         let own = |at: usize| if hot.service == 0 { 0 } else { self.columns.replicas(at, hot.service) as usize };
         let mut expected: Vec<_> = class.row.iter().map(|idx| (own(idx.index()), idx.index())).collect();
         expected.retain(|(own, _)| *own > 0);
@@ -70,10 +67,7 @@ impl Engine {
             list.sort_unstable();
             list
         };
-        let most =
-            (0..super::columns::DIMENSIONS).map(|d| share(expected.records[0].used[d], expected.records[0].scale[d]));
-        let most = most.max().unwrap_or(0);
-        let levels = [false, true].map(|reserves| level(most, u64::from(expected.records[0].tasks), reserves));
+        let levels = [false, true].map(|reserves| expected.records[0].level(reserves));
         let kept = self.orders.iter().zip(levels).zip(self.ordered).filter(|(_, ordered)| *ordered);
         let placed = kept.into_iter().all(|((order, level), _)| order.level(at) == facts.map(|_| level));
         let never_used = facts.is_none() && self.columns.records[at] == super::columns::Record::default();
@@ -82,15 +76,15 @@ impl Engine {
             && sorted(&expected.running[0]) == sorted(&self.columns.running[at])
     }
 
-    fn wrong_in_class(&self, id: usize, at: usize, facts: Option<&NodeFacts>) -> Option<&'static str> {
-        let (class, hot) = (self.classes[id].as_ref().expect("asked for a class that is there"), &self.hot[id]);
+    fn wrong_in_class(&self, id: ClassId, at: usize, facts: Option<&NodeFacts>) -> Option<&'static str> {
+        let (class, hot) = (&self.classes[id], &self.hot[id.index()]);
         let idx = NodeIdx::from_index(at);
         let fixed = facts.is_some_and(|f| class.request.filters().iter().all(|filter| passes_fixed(filter, f)));
         if facts.is_some() && class.fixed.contains(idx) != fixed {
             return Some("what follows from the node itself");
         }
         let up = facts.is_some_and(NodeFacts::takes_tasks);
-        let admitted = self.matrix[at * self.stride + id / 64] & (1 << (id % 64)) != 0;
+        let admitted = self.admitted(id, at);
         if class.row.contains(idx) != class.admits(at, up, &self.columns) || admitted != class.row.contains(idx) {
             return Some("whether it may go there");
         }

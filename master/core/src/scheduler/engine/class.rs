@@ -7,14 +7,17 @@
 //! Rows have one bit per node position. `fixed` is what follows from what a node is; `row` is `fixed`, less nodes that
 //! are not up, and less those where a port or an affinity says no.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ops::{Index, IndexMut},
+};
 
 use skein_api::{Resources, Strategy};
 
 use super::{
     columns::{Columns, DIMENSIONS, Record},
     front::Front,
-    order::Set,
+    order::{Order, Set},
     profile::ProfileId,
     tree::{MinTree, NONE},
 };
@@ -22,7 +25,7 @@ use crate::scheduler::{
     bits::{Bits, NodeIdx},
     expr::{Affinity, Constraint, NodeKey},
     facts::{Dimension, HostAddr, NodeAttr, NodeFacts, Placed},
-    rank::{emptiest, fullest, level, packed, share},
+    rank::{emptiest, fullest, level, packed},
     request::{Filter, Request, Soft},
 };
 
@@ -33,6 +36,65 @@ pub struct ClassId(pub(super) u32);
 impl ClassId {
     pub(super) fn index(self) -> usize {
         self.0 as usize
+    }
+
+    pub(super) fn from_index(index: usize) -> Self {
+        Self(u32::try_from(index).expect("fewer classes than 2^32"))
+    }
+}
+
+/// Classes by number; a number that is free holds none.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Classes(Vec<Option<Class>>);
+
+impl Classes {
+    /// Numbers that were ever given, free ones among them.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The lowest free number, without making one.
+    pub(super) fn free(&self) -> Option<ClassId> {
+        self.0.iter().position(Option::is_none).map(ClassId::from_index)
+    }
+
+    /// One free number more.
+    pub(super) fn grow(&mut self) -> ClassId {
+        self.0.push(None);
+        ClassId::from_index(self.0.len() - 1)
+    }
+
+    pub(super) fn put(&mut self, id: ClassId, class: Class) {
+        self.0[id.index()] = Some(class);
+    }
+
+    /// Takes a class out; its number is free then.
+    pub(super) fn take(&mut self, id: ClassId) -> Class {
+        self.0[id.index()].take().expect("a class is asked for while it is there")
+    }
+
+    /// Numbers in use, ascending.
+    pub(super) fn ids(&self) -> Vec<ClassId> {
+        let used = self.0.iter().enumerate().filter(|(_, class)| class.is_some());
+        used.map(|(at, _)| ClassId::from_index(at)).collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Class> {
+        self.0.iter().flatten()
+    }
+}
+
+impl Index<ClassId> for Classes {
+    type Output = Class;
+
+    fn index(&self, id: ClassId) -> &Class {
+        self.0[id.index()].as_ref().expect("a class is asked for while it is there")
+    }
+}
+
+impl IndexMut<ClassId> for Classes {
+    fn index_mut(&mut self, id: ClassId) -> &mut Class {
+        self.0[id.index()].as_mut().expect("a class is asked for while it is there")
     }
 }
 
@@ -367,6 +429,14 @@ impl Class {
         }
     }
 
+    /// A node of the row with so many own tasks stands where the order says: its front, if there is one, shall know.
+    #[inline]
+    pub(super) fn offer(&mut self, idx: NodeIdx, own: u32, order: &Order) {
+        if let (Some(front), Some(level)) = (self.fronts.get_mut(own as usize), order.level(idx.index())) {
+            front.offer((level, idx.0));
+        }
+    }
+
     /// Nodes in the row.
     pub(super) fn members(&self) -> usize {
         self.without_own + self.with_own.iter().map(Set::len).sum::<usize>()
@@ -431,14 +501,10 @@ pub(super) fn key(hot: &Hot, own: &Bits, columns: &Columns, at: usize, copies: u
         return NONE;
     }
     let tasks = u64::from(record.tasks) + more;
-    let with = |count: u64| -> [u64; DIMENSIONS] {
-        let of = |d: usize| record.used[d].saturating_add(hot.amounts[d].saturating_mul(count));
-        std::array::from_fn(|d| share(of(d), record.scale[d]))
-    };
     if hot.binpack {
-        fullest(packed(with(more + 1), hot.amounts), tasks, hot.reserves)
+        fullest(packed(record.shares_with(hot.amounts, more + 1), hot.amounts), tasks, hot.reserves)
     } else {
-        let most = with(more).into_iter().max().expect("there are dimensions");
+        let most = record.shares_with(hot.amounts, more).into_iter().max().expect("there are dimensions");
         emptiest(replicas, level(most, tasks, hot.reserves))
     }
 }

@@ -4,7 +4,7 @@
 //! read where a class must count its own replicas or look for something that runs there.
 
 use super::profile::{Profile, ProfileId};
-use crate::scheduler::rank::reciprocal;
+use crate::scheduler::rank::{level, reciprocal, share};
 
 /// One node. Amounts are in the dimensions' units: nano-CPUs and bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,22 @@ pub(super) struct Record {
     pub(super) tasks: u32,
     /// Most tasks; `u32::MAX` for no limit.
     pub(super) slots: u32,
+}
+
+impl Record {
+    /// The shares of its offer that are set aside with `count` more of these amounts.
+    #[inline]
+    pub(super) fn shares_with(&self, amounts: [u64; DIMENSIONS], count: u64) -> [u64; DIMENSIONS] {
+        let used = |d: usize| self.used[d].saturating_add(amounts[d].saturating_mul(count));
+        std::array::from_fn(|d| share(used(d), self.scale[d]))
+    }
+
+    /// Where the node stands for classes that spread, as it is.
+    #[inline]
+    pub(super) fn level(&self, reserves: bool) -> u32 {
+        let most = self.shares_with([0; DIMENSIONS], 0).into_iter().max().expect("there are dimensions");
+        level(most, u64::from(self.tasks), reserves)
+    }
 }
 
 /// CPU and memory.

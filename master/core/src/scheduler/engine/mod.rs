@@ -43,7 +43,7 @@ use std::{
 
 pub use self::{class::ClassId, profile::ProfileId};
 use self::{
-    class::{Class, Hot, has_room, key, replicas},
+    class::{Class, Classes, Hot, has_room, key, replicas},
     columns::Columns,
     interner::Services,
     order::Order,
@@ -53,7 +53,6 @@ use self::{
 use super::{
     bits::{Bits, NodeIdx},
     facts::{NodeFacts, Placed},
-    rank::{level, share},
     request::Request,
 };
 
@@ -71,7 +70,7 @@ pub struct Engine {
     up: Bits,
     /// Nodes whose tasks stay: ready and not drained.
     keeping: Bits,
-    classes: Vec<Option<Class>>,
+    classes: Classes,
     hot: Vec<Hot>,
     by_hash: BTreeMap<u64, Vec<ClassId>>,
     /// `[nodes][stride] u64`: bit `c` of a node's row when class `c` may go there.
@@ -113,10 +112,10 @@ impl Engine {
         self.up.assign(idx, facts.takes_tasks());
         let kept = self.keeping.contains(idx);
         self.keeping.assign(idx, facts.keeps_tasks());
-        for id in self.class_ids() {
+        for id in self.classes.ids() {
             self.count_own_of_node(id, at, kept, false);
             if attributes_changed {
-                let class = self.classes[id.index()].as_mut().expect("its id was listed");
+                let class = &mut self.classes[id];
                 class.place_node(at, facts, &self.columns);
             }
             self.count_own_of_node(id, at, facts.keeps_tasks(), true);
@@ -134,9 +133,9 @@ impl Engine {
         self.generic.remove(&at);
         self.columns.offer(at, Default::default(), None);
         self.orders.iter_mut().for_each(|order| order.take(at));
-        for id in self.class_ids() {
+        for id in self.classes.ids() {
             self.readmit(id, at);
-            self.classes[id.index()].as_mut().expect("its id was listed").fixed.remove(idx);
+            self.classes[id].fixed.remove(idx);
         }
     }
 
@@ -147,17 +146,17 @@ impl Engine {
         self.columns.grow(positions);
         self.orders.iter_mut().for_each(|order| order.grow(positions));
         self.matrix.resize(positions * self.stride, 0);
-        for id in self.class_ids() {
+        for id in self.classes.ids() {
             self.rebuild_lanes(id);
         }
     }
 
     /// Adds or takes the own tasks of a node to or from the branches that it is in.
     fn count_own_of_node(&mut self, id: ClassId, at: usize, counts: bool, add: bool) {
-        let Some(class) = self.classes[id.index()].as_mut().filter(|c| counts && !c.request.preferences.is_empty())
-        else {
+        let class = &mut self.classes[id];
+        if !counts || class.request.preferences.is_empty() {
             return;
-        };
+        }
         let service = self.hot[id.index()].service;
         if service != 0 {
             let own = i64::from(self.columns.replicas(at, service));
@@ -171,7 +170,7 @@ impl Engine {
     pub fn profile(&mut self, task: &Placed) -> ProfileId {
         let (id, new) = self.profiles.intern(task, &mut self.services);
         if new {
-            for class in self.class_ids() {
+            for class in self.classes.ids() {
                 self.introduce(class, id);
             }
         }
@@ -182,7 +181,7 @@ impl Engine {
     pub fn forget(&mut self, id: ProfileId) {
         if self.profiles.all[id.index()].tasks == 1 {
             for class in std::mem::take(&mut self.profiles.all[id.index()].touches) {
-                self.classes[class.index()].as_mut().expect("touched classes are there").part(id);
+                self.classes[class].part(id);
             }
         }
         self.profiles.release(id, &mut self.services);
@@ -190,7 +189,7 @@ impl Engine {
 
     /// Tells a class of a profile.
     fn introduce(&mut self, class: ClassId, id: ProfileId) {
-        let known = self.classes[class.index()].as_mut().expect("its id was listed");
+        let known = &mut self.classes[class];
         if known.reacts() && known.meet(id, &self.profiles.all[id.index()].like) {
             self.profiles.all[id.index()].touches.push(class);
         }
@@ -229,16 +228,14 @@ impl Engine {
     /// One task of a service more or less on a node.
     fn count_own(&mut self, service: usize, idx: NodeIdx, by: i64) {
         let Some(classes) = self.of_service.get(service) else { return };
-        for id in classes {
-            let class = self.classes[id.index()].as_mut().expect("classes of a service are there");
+        for id in classes.iter().copied() {
+            let class = &mut self.classes[id];
             let now = self.columns.replicas(idx.index(), self.hot[id.index()].service);
             let before = if by > 0 { now - 1 } else { now + 1 };
             class.set_own(idx.index(), before, now, self.columns.len());
-            if class.row.contains(idx)
-                && let Some(front) = class.fronts.get_mut(now as usize)
-                && let Some(level) = self.orders[usize::from(self.hot[id.index()].reserves)].level(idx.index())
-            {
-                front.offer((level, idx.0));
+            if class.row.contains(idx) {
+                let order = &self.orders[usize::from(self.hot[id.index()].reserves)];
+                class.offer(idx, now, order);
             }
             if !class.request.preferences.is_empty() && self.keeping.contains(idx) {
                 class.count_own(idx.index(), by);
@@ -249,11 +246,10 @@ impl Engine {
     /// The classes for which this profile is more than an amount look at the node anew.
     fn touch(&mut self, id: ProfileId, at: usize) {
         let touched = std::mem::take(&mut self.profiles.all[id.index()].touches);
-        for class in &touched {
-            let known = self.classes[class.index()].as_mut().expect("touched classes are there");
-            known.refresh_soft(at, &self.columns);
-            self.readmit(*class, at);
-            self.lower(*class, at);
+        for id in touched.iter().copied() {
+            self.classes[id].refresh_soft(at, &self.columns);
+            self.readmit(id, at);
+            self.lower(id, at);
         }
         self.profiles.all[id.index()].touches = touched;
     }
@@ -264,16 +260,16 @@ impl Engine {
             let listening = if all { &self.told } else { &self.binpack };
             let mut classes = self.matrix[at * self.stride + word] & listening[word];
             while classes != 0 {
-                let class = word * 64 + classes.trailing_zeros() as usize;
+                let id = ClassId::from_index(word * 64 + classes.trailing_zeros() as usize);
                 classes &= classes - 1;
-                self.lower_admitted(class, at);
+                self.lower_admitted(id, at);
             }
         }
     }
 
     fn lower(&mut self, id: ClassId, at: usize) {
         if self.admitted(id, at) {
-            self.lower_admitted(id.index(), at);
+            self.lower_admitted(id, at);
         }
     }
 
@@ -281,65 +277,56 @@ impl Engine {
         self.matrix[at * self.stride + id.index() / 64] & (1 << (id.index() % 64)) != 0
     }
 
-    fn lower_admitted(&mut self, at_class: usize, at: usize) {
-        let hot = &self.hot[at_class];
-        if !hot.waiting && !hot.binpack && !hot.lanes {
-            return self.offer(at_class, at);
+    fn lower_admitted(&mut self, id: ClassId, at: usize) {
+        let hot = &self.hot[id.index()];
+        let (waits, spreads) = (hot.waiting, !hot.binpack && !hot.lanes);
+        if spreads && !waits {
+            return self.offer(id, at);
         }
-        let key = self.key(at_class, at, 0);
+        let key = self.key(id, at, 0);
         if key == NONE {
             return;
         }
-        let hot = &mut self.hot[at_class];
-        if hot.waiting {
-            hot.waiting = false;
-            self.woken.push(ClassId(at_class as u32));
-            let shared = hot.shared;
-            self.listen(at_class, !shared);
+        if waits {
+            self.hot[id.index()].waiting = false;
+            self.woken.push(id);
+            self.listen(id, !self.hot[id.index()].shared);
         }
-        let hot = &self.hot[at_class];
-        if !hot.binpack && !hot.lanes {
-            return self.offer(at_class, at);
+        if spreads {
+            return self.offer(id, at);
         }
-        let class = self.classes[at_class].as_mut().expect("a class of the matrix is there");
+        let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
         let lane = if hot.lanes { class.lane(at, self.columns.len().div_ceil(1 << hot.shift)) } else { 0 };
         class.lanes[lane].tree.lower(at >> hot.shift, key);
     }
 
     /// Tells a class that spreads where one of its nodes stands now.
     #[inline]
-    fn offer(&mut self, class: usize, at: usize) {
-        let (hot, known) = (&self.hot[class], self.classes[class].as_mut().expect("a class of the matrix is there"));
-        let own = replicas(hot, &known.own, &self.columns, at) as usize;
-        if let (Some(front), Some(level)) =
-            (known.fronts.get_mut(own), self.orders[usize::from(hot.reserves)].level(at))
-        {
-            front.offer((level, at as u32));
-        }
+    fn offer(&mut self, id: ClassId, at: usize) {
+        let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
+        let own = replicas(hot, &class.own, &self.columns, at);
+        class.offer(NodeIdx::from_index(at), own, &self.orders[usize::from(hot.reserves)]);
     }
 
     /// Whether a class hears of nodes that get better.
-    fn listen(&mut self, class: usize, listens: bool) {
-        let word = &mut self.told[class / 64];
-        *word &= !(1 << (class % 64));
-        *word |= u64::from(listens) << (class % 64);
+    fn listen(&mut self, id: ClassId, listens: bool) {
+        assign(&mut self.told, id, listens);
     }
 
     /// Puts a node where its load belongs.
     fn reorder(&mut self, at: usize) {
         let record = &self.columns.records[at];
-        let most = (0..columns::DIMENSIONS).map(|d| share(record.used[d], record.scale[d])).max().unwrap_or(0);
         for reserves in [false, true].into_iter().filter(|reserves| self.ordered[usize::from(*reserves)]) {
-            self.orders[usize::from(reserves)].put(at, level(most, u64::from(record.tasks), reserves));
+            self.orders[usize::from(reserves)].put(at, record.level(reserves));
         }
     }
 
     /// The rank of a node for one more task of a class.
     #[inline]
-    fn key(&self, class: usize, at: usize, copies: u32) -> u64 {
-        let (hot, known) = (&self.hot[class], self.classes[class].as_ref().expect("asked for a class that is there"));
-        let key = key(hot, &known.own, &self.columns, at, copies);
-        if hot.further && key != NONE && !self.has_generic(&known.request, at, copies) { NONE } else { key }
+    fn key(&self, id: ClassId, at: usize, copies: u32) -> u64 {
+        let (hot, class) = (&self.hot[id.index()], &self.classes[id]);
+        let key = key(hot, &class.own, &self.columns, at, copies);
+        if hot.further && key != NONE && !self.has_generic(&class.request, at, copies) { NONE } else { key }
     }
 
     /// Whether a node has room for one more task of a class, replicas aside: amounts, slots and generic resources.
@@ -347,10 +334,7 @@ impl Engine {
     fn has_room(&self, id: ClassId, at: usize) -> bool {
         let hot = &self.hot[id.index()];
         has_room(hot, &self.columns.records[at], 0)
-            && (!hot.further || {
-                let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
-                self.has_generic(&class.request, at, 0)
-            })
+            && (!hot.further || self.has_generic(&self.classes[id].request, at, 0))
     }
 
     /// Whether a node has enough of every generic resource.
@@ -371,15 +355,14 @@ impl Engine {
     /// The class of a request, when it was compiled before.
     pub(super) fn known_class(&self, request: &Request) -> Option<ClassId> {
         let same = self.by_hash.get(&hash(request))?;
-        let class = |id: &ClassId| self.classes[id.index()].as_ref().expect("listed classes are there");
-        same.iter().copied().find(|id| class(id).request.same_class(request))
+        same.iter().copied().find(|id| self.classes[*id].request.same_class(request))
     }
 
     /// The same; counts as a use.
     pub(super) fn find_class(&mut self, request: &Request) -> Option<ClassId> {
         let id = self.known_class(request)?;
         self.clock += 1;
-        self.classes[id.index()].as_mut().expect("found just now").used_at = self.clock;
+        self.classes[id].used_at = self.clock;
         Some(id)
     }
 
@@ -398,13 +381,11 @@ impl Engine {
         self.hot[id.index()] = class.hot(service);
         self.clock += 1;
         class.used_at = self.clock;
-        let binpack = &mut self.binpack[id.index() / 64];
-        *binpack &= !(1 << (id.index() % 64));
-        *binpack |= u64::from(self.hot[id.index()].binpack) << (id.index() % 64);
+        assign(&mut self.binpack, id, self.hot[id.index()].binpack);
         let hot = &mut self.hot[id.index()];
         hot.shared = !hot.binpack && !hot.lanes;
         let (shared, order) = (hot.shared, usize::from(hot.reserves));
-        self.listen(id.index(), !shared);
+        self.listen(id, !shared);
         if shared && !self.ordered[order] {
             self.ordered[order] = true;
             let there = facts.iter().enumerate().filter(|(_, facts)| facts.is_some());
@@ -418,7 +399,7 @@ impl Engine {
         if service != 0 {
             self.of_service[service].push(id);
         }
-        self.classes[id.index()] = Some(class);
+        self.classes.put(id, class);
         for profile in self.profiles.used().collect::<Vec<_>>() {
             self.introduce(id, profile);
         }
@@ -429,7 +410,7 @@ impl Engine {
     /// Enters every node into a new class.
     fn fill(&mut self, id: ClassId, facts: &[Option<NodeFacts>]) {
         let hot = &self.hot[id.index()];
-        let class = self.classes[id.index()].as_mut().expect("entered just now");
+        let class = &mut self.classes[id];
         for (at, facts) in facts.iter().enumerate() {
             let Some(facts) = facts.as_ref().filter(|_| hot.lanes) else { continue };
             class.enter_lanes(at, facts, &self.columns);
@@ -454,29 +435,24 @@ impl Engine {
 
     /// A number for a class; the class that was not used for longest makes room.
     fn free_class(&mut self) -> ClassId {
-        let free = self.classes.iter().position(Option::is_none);
-        let at = match free {
-            Some(at) => at,
-            None if self.classes.len() < CLASSES_MAX => {
-                self.classes.push(None);
-                self.hot.push(Hot::default());
-                if self.classes.len() > self.stride * 64 {
-                    self.widen();
-                }
-                self.classes.len() - 1
-            }
-            None => {
-                let used = |id: &ClassId| self.classes[id.index()].as_ref().map(|class| class.used_at);
-                let oldest = self.class_ids().into_iter().min_by_key(used).expect("there are classes");
-                self.remove_class(oldest);
-                oldest.index()
-            }
-        };
-        ClassId(u32::try_from(at).expect("fewer classes than 2^32"))
+        if let Some(free) = self.classes.free() {
+            return free;
+        }
+        if self.classes.len() == CLASSES_MAX {
+            let oldest = self.classes.ids().into_iter().min_by_key(|id| self.classes[*id].used_at);
+            let oldest = oldest.expect("there are classes");
+            self.remove_class(oldest);
+            return oldest;
+        }
+        self.hot.push(Hot::default());
+        if self.hot.len() > self.stride * 64 {
+            self.widen();
+        }
+        self.classes.grow()
     }
 
     fn remove_class(&mut self, id: ClassId) {
-        let class = self.classes[id.index()].take().expect("a class that is there");
+        let class = self.classes.take(id);
         let hash = hash(&class.request);
         if let Some(same) = self.by_hash.get_mut(&hash) {
             same.retain(|other| *other != id);
@@ -485,7 +461,7 @@ impl Engine {
             }
         }
         for idx in class.row.iter() {
-            self.matrix[idx.index() * self.stride + id.index() / 64] &= !(1 << (id.index() % 64));
+            assign(&mut self.matrix[idx.index() * self.stride..], id, false);
         }
         for profile in &mut self.profiles.all {
             profile.touches.retain(|class| *class != id);
@@ -513,23 +489,16 @@ impl Engine {
         self.told.push(0);
     }
 
-    fn class_ids(&self) -> Vec<ClassId> {
-        let used = self.classes.iter().enumerate().filter(|(_, class)| class.is_some());
-        used.map(|(at, _)| ClassId(u32::try_from(at).expect("fewer classes than 2^32"))).collect()
-    }
-
     /// Decides anew whether a class may go to a node, amounts aside.
     fn readmit(&mut self, id: ClassId, at: usize) {
         let idx = NodeIdx::from_index(at);
-        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let class = &mut self.classes[id];
         let admits = class.admits(at, self.up.contains(idx), &self.columns);
         if admits != class.row.contains(idx) {
             let own = replicas(&self.hot[id.index()], &class.own, &self.columns, at);
             class.admit(at, admits, own, self.columns.len());
         }
-        let word = &mut self.matrix[at * self.stride + id.index() / 64];
-        *word &= !(1 << (id.index() % 64));
-        *word |= u64::from(admits) << (id.index() % 64);
+        assign(&mut self.matrix[at * self.stride..], id, admits);
     }
 
     /// Computes every bound of a class anew; O(its nodes). A class that spreads without lanes has none.
@@ -539,7 +508,7 @@ impl Engine {
             return;
         }
         let positions = self.columns.len();
-        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let class = &mut self.classes[id];
         let lanes = class.lanes.len();
         let shift = class.reset_lanes(positions, lanes);
         let members: Vec<usize> = class.row.iter().map(NodeIdx::index).collect();
@@ -547,8 +516,8 @@ impl Engine {
         let blocks = positions.div_ceil(1 << shift);
         let mut keys: Vec<Vec<u64>> = Vec::new();
         for at in members {
-            let key = self.key(id.index(), at, 0);
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            let key = self.key(id, at, 0);
+            let class = &mut self.classes[id];
             let lane = if self.hot[id.index()].lanes { class.lane(at, blocks) } else { 0 };
             if keys.len() <= lane {
                 keys.resize(lane + 1, vec![NONE; blocks]);
@@ -556,7 +525,7 @@ impl Engine {
             let bound = &mut keys[lane][at >> shift];
             *bound = key.min(*bound);
         }
-        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let class = &mut self.classes[id];
         for (lane, keys) in class.lanes.iter_mut().zip(keys) {
             lane.tree = tree::MinTree::new(keys);
         }
@@ -583,13 +552,13 @@ impl Engine {
     fn select_in(&mut self, id: ClassId, lane: usize) -> (Option<(u64, NodeIdx)>, i64) {
         let mut corrected = 0;
         loop {
-            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let class = &self.classes[id];
             let Some((block, bound)) = class.lanes[lane].tree.first() else { return (None, corrected) };
             let (key, at) = self.scan(id, lane, block);
             if key == bound {
                 return (Some((key, NodeIdx::from_index(at))), corrected);
             }
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            let class = &mut self.classes[id];
             class.lanes[lane].tree.set(block, key);
             corrected += 1;
         }
@@ -597,12 +566,12 @@ impl Engine {
 
     /// The smallest key of a block, and the first node that has it.
     fn scan(&self, id: ClassId, lane: usize, block: usize) -> (u64, usize) {
-        let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+        let class = &self.classes[id];
         let hot = &self.hot[id.index()];
         let mut best = (NONE, usize::MAX);
         for at in class.row.within(block << hot.shift, 1 << hot.shift) {
             if !hot.lanes || class.in_lane(at, lane) {
-                best = best.min((self.key(id.index(), at, 0), at));
+                best = best.min((self.key(id, at, 0), at));
             }
         }
         best
@@ -610,10 +579,10 @@ impl Engine {
 
     /// Lanes in the order of what ranks before the load; the bound of a lane is made true before it is believed.
     fn select_by_lane(&mut self, id: ClassId) -> Option<NodeIdx> {
-        let lanes = self.classes[id.index()].as_ref().expect("asked for a class that is there").lanes.len();
+        let lanes = self.classes[id].lanes.len();
         let mut best: Option<(usize, u64, NodeIdx)> = None;
         for lane in 0..lanes {
-            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let class = &self.classes[id];
             let Some((block, bound)) = class.lanes[lane].tree.first() else { continue };
             let better = |class: &Class, key: u64, idx: NodeIdx| {
                 best.is_none_or(|(other, other_key, other_idx)| {
@@ -627,7 +596,7 @@ impl Engine {
                 continue;
             }
             let (Some((key, idx)), _) = self.select_in(id, lane) else { continue };
-            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let class = &self.classes[id];
             if better(class, key, idx) {
                 best = Some((lane, key, idx));
             }
@@ -640,7 +609,7 @@ impl Engine {
     /// Asks for a word when a node has room for a class, or gets better for it; once.
     pub(super) fn wait(&mut self, id: ClassId) {
         self.hot[id.index()].waiting = true;
-        self.listen(id.index(), true);
+        self.listen(id, true);
     }
 
     /// Whether a class waits and was not told yet.
@@ -660,7 +629,7 @@ impl Engine {
 
     /// Bytes on the heap, but for requests and profiles.
     pub fn bytes(&self) -> usize {
-        let classes: usize = self.classes.iter().flatten().map(Class::bytes).sum();
+        let classes: usize = self.classes.iter().map(Class::bytes).sum();
         let orders: usize = self.orders.iter().map(Order::bytes).sum();
         classes
             + orders
@@ -673,4 +642,11 @@ fn hash(request: &Request) -> u64 {
     let mut hasher = DefaultHasher::new();
     request.hash_class(&mut hasher);
     hasher.finish()
+}
+
+/// Sets or clears the bit of a class in a row of classes.
+fn assign(row: &mut [u64], id: ClassId, on: bool) {
+    let word = &mut row[id.index() / 64];
+    *word &= !(1 << (id.index() % 64));
+    *word |= u64::from(on) << (id.index() % 64);
 }

@@ -34,7 +34,7 @@ impl Engine {
         let (found, looks) = self.search(id);
         if self.regret(id, looks - FREE_LOOKS) {
             self.hot[id.index()].shared = false;
-            self.listen(id.index(), true);
+            self.listen(id, true);
         }
         found
     }
@@ -43,19 +43,19 @@ impl Engine {
     pub(super) fn select_fronted(&mut self, id: ClassId) -> Option<NodeIdx> {
         let (found, checks) = self.search_fronts(id);
         if self.regret(id, (checks - FREE_CHECKS) * LOOKS_PER_CHECK) {
-            let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+            let class = &mut self.classes[id];
             class.fronts.clear();
             let hot = &mut self.hot[id.index()];
             hot.shared = true;
             let waits = hot.waiting;
-            self.listen(id.index(), waits);
+            self.listen(id, waits);
         }
         found
     }
 
     /// Counts what the other way would have saved; true when it is time to change.
     fn regret(&mut self, id: ClassId, looks: i64) -> bool {
-        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let class = &mut self.classes[id];
         class.regret = (class.regret + looks).max(0);
         let restless = self.restless && (self.hot[id.index()].shared || self.clock.is_multiple_of(4));
         let changes = class.regret > CHANGE_LOOKS || restless;
@@ -70,7 +70,7 @@ impl Engine {
         let mut checks = 0;
         let mut own = 0;
         loop {
-            let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+            let class = &self.classes[id];
             let Some(next) = class.next_own_count(own) else { return (None, checks) };
             own = next;
             if own >= self.hot[id.index()].replicas_max {
@@ -84,13 +84,13 @@ impl Engine {
     }
 
     fn search_front(&mut self, id: ClassId, own: u32, checks: &mut i64) -> Option<usize> {
-        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let class = &mut self.classes[id];
         if class.fronts.len() <= own as usize {
             class.fronts.resize_with(own as usize + 1, Front::default);
         }
         loop {
             while let Some((level, at)) = self.front(id, own).best() {
-                let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+                let class = &self.classes[id];
                 let order = &self.orders[usize::from(self.hot[id.index()].reserves)];
                 let now = if class.has_own(at as usize, own) { order.level(at as usize) } else { None };
                 if now == Some(level) && self.has_room(id, at as usize) {
@@ -123,14 +123,14 @@ impl Engine {
     }
 
     fn front(&mut self, id: ClassId, own: u32) -> &mut Front {
-        let class = self.classes[id.index()].as_mut().expect("asked for a class that is there");
+        let class = &mut self.classes[id];
         &mut class.fronts[own as usize]
     }
 
     /// The node with the fewest own tasks, of those the one with the lowest load, of those the first; and how many words
     /// were looked at.
     fn search(&self, id: ClassId) -> (Option<NodeIdx>, i64) {
-        let class = self.classes[id.index()].as_ref().expect("asked for a class that is there");
+        let class = &self.classes[id];
         let (mut found, mut looks) = (None, 0);
         let mut from = 0;
         while let Some(own) = class.next_own_count(from).filter(|own| *own < self.hot[id.index()].replicas_max) {
@@ -155,7 +155,7 @@ impl Engine {
         start: Standing,
         mut visit: impl FnMut(u32, usize, i64) -> bool,
     ) -> i64 {
-        let (hot, class) = (&self.hot[id.index()], self.classes[id.index()].as_ref().expect("a class that is there"));
+        let (hot, class) = (&self.hot[id.index()], &self.classes[id]);
         let order = &self.orders[usize::from(hot.reserves)];
         let mut looks = 0;
         let (row, with) = (class.row.words(), class.own.words());
