@@ -96,6 +96,11 @@ impl Pending {
         groups.insert(group);
     }
 
+    /// Groups that waited are tried again, as far as they have tasks: what waits is not looked up when its last one goes.
+    fn stir(&mut self, groups: impl IntoIterator<Item = Group>) {
+        self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
+    }
+
     /// Something changed that is not a node with room.
     pub(crate) fn stir_restless(&mut self) {
         self.stirred.append(&mut self.restless);
@@ -109,26 +114,25 @@ impl Pending {
     /// A node has room for a class.
     pub(crate) fn stir_class(&mut self, class: ClassId) {
         let groups = self.waiting.remove(&class).unwrap_or_default();
-        self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
+        self.stir(groups);
     }
 
     /// Services changed: what waits for one may wait for another now.
     pub(crate) fn stir_every_dependent(&mut self) {
-        let groups = std::mem::take(&mut self.dependents).into_values().flatten();
-        self.stirred.extend(groups.filter(|group| self.groups.contains_key(group)));
+        let groups = std::mem::take(&mut self.dependents);
+        self.stir(groups.into_values().flatten());
     }
 
     /// A task of a service changed.
     pub(crate) fn stir_dependents(&mut self, service: &ServiceId) {
         let groups = self.dependents.remove(service).unwrap_or_default();
-        self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
+        self.stir(groups);
     }
 
     /// What waits for nodes shall say anew why.
     pub(crate) fn stir_waiting(&mut self) {
-        for groups in std::mem::take(&mut self.waiting).into_values() {
-            self.stirred.extend(groups.into_iter().filter(|group| self.groups.contains_key(group)));
-        }
+        let groups = std::mem::take(&mut self.waiting);
+        self.stir(groups.into_values().flatten());
     }
 
     /// One task of each group that waits for a node of a class, with that class.

@@ -468,10 +468,20 @@ fn is_key_char(c: char) -> bool {
 mod tests {
     use super::*;
 
+    fn check_wrong<T: fmt::Debug>(
+        text: &str,
+        parsed: Result<T, ConstraintError>,
+        column: usize,
+        expected: &str,
+    ) -> String {
+        let err = parsed.expect_err(text);
+        assert_eq!((err.column, err.expected.contains(expected)), (column, true), "{text}: {err}");
+        err.caret()
+    }
+
     fn check_error(expression: &str, column: usize, expected: &str) {
-        let err = parse_constraint(expression).expect_err(expression);
-        assert_eq!((err.column, err.expected.contains(expected)), (column, true), "{expression}: {err}");
-        assert_eq!(err.caret().lines().nth(1).unwrap().chars().count(), column, "{expression}");
+        let caret = check_wrong(expression, parse_constraint(expression), column, expected);
+        assert_eq!(caret.lines().nth(1).unwrap().chars().count(), column, "{expression}");
     }
 
     #[test]
@@ -592,10 +602,7 @@ mod tests {
         };
         check("node==a", &["a"]);
         check("whitelist:node==dc1-b | dc1-a|dc1-b", &["dc1-a", "dc1-b"]);
-        let wrong = |text: &str, column, expected: &str| {
-            let err = parse_whitelist(text).unwrap_err();
-            assert_eq!((err.column, err.expected.contains(expected)), (column, true), "{text}: {err}");
-        };
+        let wrong = |text: &str, column, expected| drop(check_wrong(text, parse_whitelist(text), column, expected));
         wrong("node!=a", 5, "`==`");
         wrong("node==~a", 5, "`==`");
         wrong("zone==a", 1, "`node`");
@@ -610,10 +617,7 @@ mod tests {
         let check = |text: &str, expected: NodeKey| assert_eq!(parse_preference(text).unwrap(), expected, "{text}");
         check("node.labels.zone", NodeKey::First(vec![NodeAttr::NodeLabel("zone".into())]));
         check("spread=node.site", NodeKey::First(vec![NodeAttr::Site]));
-        let wrong = |text: &str, column, expected: &str| {
-            let err = parse_preference(text).unwrap_err();
-            assert_eq!((err.column, err.expected.contains(expected)), (column, true), "{text}: {err}");
-        };
+        let wrong = |text: &str, column, expected| drop(check_wrong(text, parse_preference(text), column, expected));
         wrong("", 1, "a key");
         wrong("spread=", 8, "a key");
         wrong("node.labels.zone==a", 17, "a key");

@@ -16,9 +16,9 @@ use skein_api::{
 
 use super::{
     expr::{
-        AFFINITY_PREFIX, Affinity, AnyAffinity, CONSTRAINT_PREFIX, Constraint, ConstraintError, ExprKind, NodeKey,
-        Platform, WHITELIST_PREFIX, list_error, parse_affinity, parse_constraint, parse_platform, parse_preference,
-        parse_whitelist,
+        AFFINITY_PREFIX, Affinity, AnyAffinity, CONSTRAINT_PREFIX, Constraint, ConstraintError, ExprKind, Expression,
+        NodeKey, Platform, WHITELIST_PREFIX, list_error, parse_affinity, parse_constraint, parse_platform,
+        parse_preference, parse_whitelist,
     },
     facts::{Dimension, HostAddr, Placed, TaskAttr, amounts, image_names, service_names},
 };
@@ -82,7 +82,7 @@ pub(super) struct Preference {
 }
 
 /// An expression that is given up when no node would be left.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Soft {
     Constraint(Constraint),
     VolumeAffinity(Constraint),
@@ -90,15 +90,6 @@ pub(super) enum Soft {
 }
 
 impl Soft {
-    /// Its kind and text.
-    fn identity(&self) -> (u8, String) {
-        match self {
-            Self::Constraint(constraint) => (0, constraint.text.clone()),
-            Self::VolumeAffinity(affinity) => (1, affinity.text.clone()),
-            Self::Affinity(affinity) => (2, affinity.text.clone()),
-        }
-    }
-
     fn filter(&self) -> Filter<'_> {
         match self {
             Self::Constraint(constraint) => Filter::Constraint(constraint),
@@ -178,13 +169,15 @@ impl Request {
         }
         for text in placement.constraints.iter().chain(&from_env.constraints).chain(&from_labels.constraints) {
             self.check_count(ExprKind::Constraint, text)?;
-            self.add_constraint(parse_constraint(text)?);
+            add(parse_constraint(text)?, &mut self.constraints, &mut self.soft, Soft::Constraint);
         }
         for text in placement.affinities.iter().chain(&from_env.affinities).chain(&from_labels.affinities) {
             self.check_count(ExprKind::Affinity, text)?;
             match parse_affinity(text)? {
-                AnyAffinity::Tasks(affinity) => self.add_affinity(affinity),
-                AnyAffinity::Volumes(affinity) => self.add_volume_affinity(affinity),
+                AnyAffinity::Tasks(affinity) => add(affinity, &mut self.affinities, &mut self.soft, Soft::Affinity),
+                AnyAffinity::Volumes(affinity) => {
+                    add(affinity, &mut self.volume_affinities, &mut self.soft, Soft::VolumeAffinity)
+                }
             }
         }
         Ok(())
@@ -211,42 +204,6 @@ impl Request {
             return Ok(());
         }
         Err(list_error(kind, text, 1, format!("no more than {EXPRESSIONS_MAX} expressions in all")))
-    }
-
-    fn add_constraint(&mut self, constraint: Constraint) {
-        let known_soft = |soft: &Soft| matches!(soft, Soft::Constraint(known) if *known == constraint);
-        if self.constraints.contains(&constraint) || self.soft.iter().any(known_soft) {
-            return;
-        }
-        if constraint.soft {
-            self.soft.push(Soft::Constraint(constraint));
-        } else {
-            self.constraints.push(constraint);
-        }
-    }
-
-    fn add_affinity(&mut self, affinity: Affinity) {
-        let known_soft = |soft: &Soft| matches!(soft, Soft::Affinity(known) if *known == affinity);
-        if self.affinities.contains(&affinity) || self.soft.iter().any(known_soft) {
-            return;
-        }
-        if affinity.soft {
-            self.soft.push(Soft::Affinity(affinity));
-        } else {
-            self.affinities.push(affinity);
-        }
-    }
-
-    fn add_volume_affinity(&mut self, affinity: Constraint) {
-        let known_soft = |soft: &Soft| matches!(soft, Soft::VolumeAffinity(known) if *known == affinity);
-        if self.volume_affinities.contains(&affinity) || self.soft.iter().any(known_soft) {
-            return;
-        }
-        if affinity.soft {
-            self.soft.push(Soft::VolumeAffinity(affinity));
-        } else {
-            self.volume_affinities.push(affinity);
-        }
     }
 
     /// Only these nodes. Each call is a filter of its own, so that an explanation counts them apart.
@@ -304,7 +261,6 @@ impl Request {
 
     /// Whether two requests place their tasks alike, so that one class serves both.
     pub(super) fn same_class(&self, other: &Self) -> bool {
-        let soft = |request: &Self| request.soft.iter().map(Soft::identity).collect::<Vec<_>>();
         self.service == other.service
             && self.service_name == other.service_name
             && self.pins == other.pins
@@ -312,7 +268,7 @@ impl Request {
             && self.constraints == other.constraints
             && self.volume_affinities == other.volume_affinities
             && self.affinities == other.affinities
-            && soft(self) == soft(other)
+            && self.soft == other.soft
             && self.platform == other.platform
             && self.volume_plugins == other.volume_plugins
             && self.network_plugins == other.network_plugins
@@ -361,6 +317,25 @@ impl Request {
     /// The soft expressions as filters, in the order in which they are tried.
     pub(super) fn soft_filters(&self) -> Vec<Filter<'_>> {
         self.soft.iter().map(Soft::filter).collect()
+    }
+}
+
+/// Adds an expression to the hard ones of its kind or to the soft ones, unless it is there.
+fn add<K>(
+    expression: Expression<K>,
+    hard: &mut Vec<Expression<K>>,
+    soft: &mut Vec<Soft>,
+    kind: fn(Expression<K>) -> Soft,
+) {
+    if !expression.soft {
+        if !hard.contains(&expression) {
+            hard.push(expression);
+        }
+        return;
+    }
+    let expression = kind(expression);
+    if !soft.contains(&expression) {
+        soft.push(expression);
     }
 }
 
