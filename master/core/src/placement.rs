@@ -21,7 +21,7 @@ use crate::{
     core::Core,
     model::Model,
     pending::{Cause, Refusal},
-    scheduler::{ConstraintError, FilterKind, NodeFacts, NodeReasons, Pin, Placed, Request},
+    scheduler::{ConstraintError, FilterKind, NodeFacts, NodeReasons, Pin, Placed, Request, Scheduler},
     workloads::shared_hosts,
 };
 
@@ -270,13 +270,8 @@ pub(crate) fn check_room(core: &Core, task: &Task) -> Result<(), ApiError> {
         return Err(ApiError::new("no_node_fits", message).with_hint(format!("skein ps --node {}", node.name)));
     }
     // Its node alone, as if it were ready and active: a paused node keeps what it has.
-    let mut alone = crate::scheduler::Scheduler::new();
-    let active =
-        Node { spec: skein_api::NodeSpec { availability: Availability::Active, ..node.spec.clone() }, ..node.clone() };
-    alone.apply_node(facts(&core.model, &active, true, core.settings.overcommit));
-    for other in core.model.node_tasks(&node.id).filter_map(|t| placed(&core.model, t)) {
-        alone.apply_task(other);
-    }
+    let known = facts(&core.model, node, true, core.settings.overcommit);
+    let alone = alone(core, NodeFacts { availability: Availability::Active, ..known }, |_| true);
     let taken = |kind| matches!(kind, FilterKind::Port | FilterKind::Resources);
     match alone.explain(&request).filters.into_iter().find(|f| f.rejected > 0 && taken(f.kind)) {
         None => Ok(()),
@@ -285,6 +280,15 @@ pub(crate) fn check_room(core: &Core, task: &Task) -> Result<(), ApiError> {
             Err(ApiError::new("no_node_fits", message).with_hint(format!("skein ps --node {}", node.name)))
         }
     }
+}
+
+/// A scheduler that knows one node and those of its tasks that `stays` tells: for what could be there.
+pub(crate) fn alone(core: &Core, facts: NodeFacts, stays: impl Fn(&Task) -> bool) -> Scheduler {
+    let mut alone = Scheduler::new();
+    let there = core.model.node_tasks(&facts.id).filter(|task| stays(task));
+    there.filter_map(|task| placed(&core.model, task)).for_each(|place| alone.apply_task(place));
+    alone.apply_node(facts);
+    alone
 }
 
 impl Core {

@@ -21,9 +21,9 @@ use skein_api::{Availability, Node, NodeId, Resources, Task, TaskId, TaskState};
 use crate::{
     command::Now,
     core::Core,
-    placement::{facts, holds, placed},
+    placement::{alone, holds, placed},
     rng::Rng,
-    scheduler::{Pin, Request, Scheduler},
+    scheduler::{Pin, Request, millionths},
 };
 
 /// Nodes of a plan that are looked at in detail: those first in the table where tasks that count less or are going take
@@ -116,21 +116,23 @@ impl Core {
     /// The cheapest set of victims on one node, with what it costs: their highest priority and their number.
     fn plan_on(&self, task: &Task, request: &Request, node: &Node) -> Option<((i32, usize), Hold)> {
         let priority = task.spec.placement.priority;
-        let mut alone = self.alone(node, |other| !is_free(other, priority));
-        alone.place(request, 0).ok()?;
-        let offered = self.scheduler.node(&node.id).map(|facts| facts.offered)?;
+        let known = self.scheduler.node(&node.id)?;
+        let mut alone = alone(self, known.clone(), |other| !is_free(other, priority));
+        if alone.fitting(request).is_empty() {
+            return None;
+        }
         let less = self.model.node_tasks(&node.id).filter(|other| is_free(other, priority));
         let mut less: Vec<_> = less.filter_map(|other| Some((other, placed(&self.model, other)?))).collect();
         less.retain(|(other, _)| other.desired_state == TaskState::Running);
         // Back come those that count most, of equal ones the smallest, then the oldest: who does not fit then goes.
         less.sort_by_key(|(other, _)| {
-            let size = share_of(other.spec.resources.reservations, offered);
+            let size = share_of(other.spec.resources.reservations, known.offered);
             (Reverse(other.spec.placement.priority), size, other.meta.created_at, other.id.clone())
         });
         let (mut highest, mut victims) = (i32::MIN, BTreeSet::new());
         for (other, place) in less {
             alone.apply_task(place);
-            if alone.place(request, 0).is_err() {
+            if alone.fitting(request).is_empty() {
                 alone.remove_task(&other.id);
                 highest = highest.max(other.spec.placement.priority);
                 victims.insert(other.id.clone());
@@ -139,26 +141,16 @@ impl Core {
         Some(((highest, victims.len()), Hold { node: node.id.clone(), victims }))
     }
 
-    /// A scheduler that knows one node and those of its tasks that `stays` tells.
-    fn alone(&self, node: &Node, stays: impl Fn(&Task) -> bool) -> Scheduler {
-        let mut alone = Scheduler::new();
-        let ready = self.liveness.is_ready(&node.id);
-        alone.apply_node(facts(&self.model, node, ready, self.settings.overcommit));
-        let there = self.model.node_tasks(&node.id).filter(|other| stays(other));
-        there.filter_map(|other| placed(&self.model, other)).for_each(|place| alone.apply_task(place));
-        alone
-    }
-
     /// Holds whose task fits give it its place; those that have lost their reason end.
     pub(crate) fn follow_holds(&mut self, now: Now, rng: &mut Rng) {
         for id in self.holds.keys().cloned().collect::<Vec<_>>() {
             let hold = &self.holds[&id];
-            let node = self.model.nodes.get(&hold.node).filter(|node| self.liveness.is_ready(&node.id));
+            let node = self.scheduler.node(&hold.node).filter(|facts| facts.ready);
             let task = self.model.tasks.get(&id).filter(|_| self.pending.contains(&id));
             let (fits, going) = match (node, task.map(|task| self.request(task, None))) {
                 (Some(node), Some(Ok(request))) => {
                     let going = |task: &Task| task.desired_state > TaskState::Running && holds(task);
-                    let fits = self.alone(node, |_| true).place(&request, 0).is_ok();
+                    let fits = !alone(self, node.clone(), |_| true).fitting(&request).is_empty();
                     (fits, self.model.node_tasks(&node.id).any(going))
                 }
                 _ => (false, false),
@@ -195,9 +187,5 @@ fn is_free(task: &Task, priority: i32) -> bool {
 
 /// The larger share of an offer that an amount is, in millionths.
 fn share_of(amount: Resources, offered: Resources) -> u64 {
-    let share = |amount: u64, offered: u64| {
-        let share = u128::from(amount) * 1_000_000 / u128::from(offered.max(1));
-        u64::try_from(share).unwrap_or(u64::MAX)
-    };
-    share(amount.nano_cpus, offered.nano_cpus).max(share(amount.mem_bytes, offered.mem_bytes))
+    millionths(amount.nano_cpus, offered.nano_cpus).max(millionths(amount.mem_bytes, offered.mem_bytes))
 }

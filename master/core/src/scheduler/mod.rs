@@ -51,7 +51,7 @@ pub use self::{
     explain::{FilterTally, Findings, Rejection},
     expr::{ConstraintError, EXPRESSION_CHARS_MAX},
     facts::{Dimension, NodeFacts, Placed},
-    rank::batch_seed,
+    rank::{batch_seed, millionths},
     reasons::NodeReasons,
     request::{
         EXPRESSIONS_MAX, Expressions, FilterKind, Pin, Request, expressions_from_env, expressions_from_labels,

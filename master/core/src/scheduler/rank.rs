@@ -39,6 +39,12 @@ pub(super) fn share(used: u64, reciprocal: u64) -> u64 {
     u64::try_from(share).unwrap_or(u64::MAX).min(SHARE_MAX)
 }
 
+/// What share of `of` an amount is, in millionths, rounded down; of nothing as of one. For comparisons that show, not
+/// for ranks.
+pub fn millionths(amount: u64, of: u64) -> u64 {
+    u64::try_from(u128::from(amount) * 1_000_000 / u128::from(of.max(1))).unwrap_or(u64::MAX)
+}
+
 /// Steps of a share that spread tells apart: 256 in what is offered. Shares above the offer are told apart up to twice
 /// of it.
 const STEP_BITS: u32 = SHARE_BITS - 8;
