@@ -396,6 +396,12 @@ fn place(
     let rejected: u32 = findings.filters.iter().map(|tally| tally.rejected).sum();
     prop_assert_eq!(findings.nodes, rejected + findings.fitting);
     prop_assert_eq!(findings.fitting > 0, got.is_ok());
+    let reasons = scheduler.reasons(&request);
+    prop_assert_eq!(reasons.iter().filter(|node| node.reasons.is_empty()).count(), naive.fitting(&request).len());
+    if let Err(rejection) = &expected {
+        let alone: u32 = rejection.filters.iter().map(|tally| tally.rejected_alone).sum();
+        prop_assert_eq!(reasons.iter().map(|node| node.reasons.len()).sum::<usize>(), alone as usize);
+    }
     seen.kinds.extend(findings.filters.iter().filter(|tally| tally.rejected > 0).map(|tally| tally.kind));
     seen.soft[0] += u32::from(findings.filters.iter().any(|tally| tally.filter.contains("(met by")));
     seen.soft[1] += u32::from(findings.filters.iter().any(|tally| tally.filter.contains("(given up")));

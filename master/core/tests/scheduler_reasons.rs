@@ -1,4 +1,5 @@
-//! All reasons of each node against the naive scheduler, and what to change.
+//! The words of all reasons of each node, and what to change. That there are as many reasons as the naive scheduler has is
+//! in scheduler_oracle.rs.
 
 use std::collections::BTreeMap;
 
@@ -72,6 +73,18 @@ fn the_smallest_change_comes_first() {
             "ask for 2 GiB of memory instead of 3 GiB of memory, or free 1 GiB of memory on b",
             "ask for 1 GiB of memory instead of 3 GiB of memory, or free 2 GiB of memory on a",
             "free 3 GiB of memory on c",
+        ],
+    );
+    // By the share of the node, also where it has not so much at all: a quarter of 4 GiB before half of 8.
+    let mut sizes = Scheduler::new();
+    ["large", "small"].into_iter().zip([8, 4]).for_each(|(name, gib)| sizes.apply_node(node(name, gib)));
+    put(&mut sizes, "t1", "large", &memory(7));
+    check(
+        &sizes,
+        &memory(5),
+        &[
+            "ask for 4 GiB of memory at most, as small has",
+            "ask for 1 GiB of memory instead of 5 GiB of memory, or free 4 GiB of memory on large",
         ],
     );
     scheduler.apply_node(NodeFacts { availability: Availability::Pause, ..node("d", 4) });

@@ -11,6 +11,7 @@ use super::{
     eval::Evaluation,
     expr::{NodeKey, Pattern},
     facts::NodeAttr,
+    rank::millionths,
     request::{Amount, Filter, Request},
 };
 
@@ -119,16 +120,20 @@ impl Scheduler {
             Filter::Amount(dimension, ask) => {
                 let (free, offered) = self.free(filter, idx);
                 let missing = ask.saturating_sub(free);
-                if *ask > offered {
-                    return (free > 0).then(|| {
-                        (1, missing, idx, format!("ask for {} at most, as {name} has", Amount(dimension, free)))
-                    });
-                }
-                let share = u128::from(missing) * 1_000_000 / u128::from(offered.max(1));
                 let free_it = format!("free {} on {name}", Amount(dimension, missing));
-                let lower = format!("ask for {} instead of {}", Amount(dimension, free), Amount(dimension, *ask));
-                let words = if free > 0 { format!("{lower}, or {free_it}") } else { free_it };
-                (1, u64::try_from(share).unwrap_or(u64::MAX), words)
+                let words = match free {
+                    _ if *ask > offered && free > 0 => {
+                        format!("ask for {} at most, as {name} has", Amount(dimension, free))
+                    }
+                    _ if *ask > offered => return None,
+                    0 => free_it,
+                    _ => format!(
+                        "ask for {} instead of {}, or {free_it}",
+                        Amount(dimension, free),
+                        Amount(dimension, *ask)
+                    ),
+                };
+                (1, millionths(missing, offered), words)
             }
             Filter::Port(_) => (2, 0, format!("free {filter} on {name}")),
             Filter::MaxReplicas { .. } => {
