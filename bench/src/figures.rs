@@ -3,6 +3,7 @@
 use std::{io::Write as _, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
 
 /// CPU time of this thread.
 pub(crate) fn cpu() -> Duration {
@@ -26,15 +27,15 @@ pub(crate) fn percentile(samples: &mut [u64], share: f64) -> f64 {
 
 /// A figure without a goal.
 pub(crate) fn figure(case: &str, metric: &str, unit: &str, value: f64) {
-    line(&[case, metric, unit, &value.to_string(), ""]);
+    line(&json!({ "case": case, "metric": metric, "unit": unit, "value": value }));
 }
 
 /// A figure with what it shall be.
 pub(crate) fn goal(case: &str, metric: &str, unit: &str, value: f64, at_most: f64) {
-    line(&[case, metric, unit, &value.to_string(), &at_most.to_string()]);
+    line(&json!({ "case": case, "metric": metric, "unit": unit, "value": value, "at_most": at_most }));
 }
 
-fn line(fields: &[&str]) {
+fn line(figure: &Value) {
     // Who reads it may be gone, and then nobody wants to know.
-    let _ = writeln!(std::io::stdout(), "{}", fields.join("\t"));
+    let _ = writeln!(std::io::stdout(), "{figure}");
 }

@@ -1,6 +1,6 @@
 //! What decisions of the scheduler cost. `cargo xtask bench scheduler` runs it and writes the figures down.
 //!
-//! One line for each figure: case, metric, unit, value and the most that it may be, with tabs between them.
+//! One JSON object a line: `{"case","metric","unit","value"}`, and `"at_most"` where there is a goal.
 
 mod calibration;
 mod cases;

@@ -3,6 +3,7 @@
 //! A benchmark is a command, never a timed test: it takes the machine for itself for minutes. [`rows`] is what all of
 //! them measure, [`report`] where it goes; each benchmark is a module that gives rows.
 
+mod figures;
 pub mod packing;
 pub mod report;
 pub mod rows;

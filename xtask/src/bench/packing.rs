@@ -12,13 +12,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use serde::Deserialize;
 
 use super::{
     Outcome,
+    figures::{self, Figure},
     rows::{Goal, Row},
 };
-use crate::{cli::repository_root, test, ui};
+use crate::ui;
 
 const NAME: &str = "packing";
 
@@ -32,26 +32,15 @@ pub struct PackingArgs {
     trace: PathBuf,
 }
 
-/// One figure of the replay.
-#[derive(Clone, Debug, Deserialize)]
-struct Figure {
-    case: String,
-    rule: String,
-    metric: String,
-    unit: String,
-    value: f64,
-}
-
 /// Replays the trace.
 ///
 /// # Errors
 /// The replay cannot be built, or the trace cannot be read.
 pub fn run(args: &PackingArgs) -> Result<Outcome> {
-    let root = repository_root();
-    test::must(test::cargo(&root, &["build", "--quiet", "--release", "--package", "skein-packing"]))?;
+    let program = figures::program("skein-packing")?;
     ui::note("replaying the trace");
     let began = Instant::now();
-    let figures = replay(&root.join("target/release/skein-packing"), &args.trace)?;
+    let figures = replay(&program, &args.trace)?;
     let rows = rows(&figures);
     let took = Row::new(NAME, "everything", "time", "s", began.elapsed().as_secs_f64()).goal(Goal::AtMost(300.0));
     let notes = NOTES.iter().map(|note| (*note).to_owned()).collect();
@@ -103,8 +92,7 @@ fn replay(program: &Path, trace: &Path) -> Result<Vec<Figure>> {
     }
     let replay = replay.with_context(|| format!("failed to start {}", program.display()))?;
     ensure!(replay.status.success(), "the replay failed: the lines above say why");
-    let text = String::from_utf8(replay.stdout).context("the replay's figures are not text")?;
-    text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("no figure: {line}"))).collect()
+    figures::read(replay.stdout)
 }
 
 /// Figures with what they are compared with, and with their goals.
@@ -146,6 +134,7 @@ mod tests {
             metric: "CPU at first rejection".to_owned(),
             unit: "%".to_owned(),
             value,
+            at_most: None,
         };
         let best = "best fit (full scan)";
         let found = rows(&[

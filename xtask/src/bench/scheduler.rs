@@ -7,9 +7,10 @@ use clap::Args;
 
 use super::{
     Outcome,
+    figures::{self, Figure},
     rows::{Goal, Row},
 };
-use crate::{cli::repository_root, test, ui};
+use crate::ui;
 
 const NAME: &str = "scheduler";
 
@@ -26,17 +27,12 @@ pub struct SchedulerArgs {
 /// # Errors
 /// It cannot be built or fails, or a line of it is no figure.
 pub fn run(args: &SchedulerArgs) -> Result<Outcome> {
-    let root = repository_root();
-    test::must(test::cargo(&root, &["build", "--quiet", "--release", "--package", "skein-bench"]))?;
+    let program = figures::program("skein-bench")?;
     ui::note("some minutes on one core; other work on the machine spoils the figures");
     let sizes = args.nodes.iter().map(u32::to_string);
-    let output = Command::new(root.join("target/release/skein-bench"))
-        .args(sizes)
-        .output()
-        .context("failed to start skein-bench")?;
+    let output = Command::new(program).args(sizes).output().context("failed to start skein-bench")?;
     ensure!(output.status.success(), "skein-bench failed: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).context("figures are text")?;
-    let rows = text.lines().map(row).collect::<Result<_>>()?;
+    let rows = figures::read(output.stdout)?.iter().map(row).collect();
     let notes = vec![
         "One thread. A cluster in a steady state: 20 labels with 2 values to one per node, three constraints and exact CPU and \
          memory for each service, five tasks per node, one removal for each placement. A placement is the full decision (own \
@@ -54,27 +50,10 @@ pub fn run(args: &SchedulerArgs) -> Result<Outcome> {
     Ok(Outcome { name: NAME, title: "Decisions of the scheduler", rows, notes })
 }
 
-/// One line of the program: case, metric, unit, value, and the most that it may be or nothing.
-fn row(line: &str) -> Result<Row> {
-    let fields: Vec<&str> = line.split('\t').collect();
-    let [case, metric, unit, value, most] = fields[..] else { anyhow::bail!("no figure: {line:?}") };
-    let row = Row::new(NAME, case, metric, unit, value.parse().with_context(|| format!("no figure: {line:?}"))?);
-    if most.is_empty() {
-        return Ok(row);
-    }
-    Ok(row.goal(Goal::AtMost(most.parse().with_context(|| format!("no goal: {line:?}"))?)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_are_read() {
-        let plain = row("10 nodes\tplace, p50\tns\t71.5\t").expect("a figure");
-        assert_eq!((plain.case.as_str(), plain.value, plain.goal), ("10 nodes", 71.5, None));
-        let missed = row("10 nodes\tplace, p50\tns\t71.5\t50").expect("a figure with a goal");
-        assert_eq!(missed.reached, Some(false));
-        assert!(row("hello").is_err() && row("a\tb\tc\td\t").is_err());
+fn row(figure: &Figure) -> Row {
+    let row = Row::new(NAME, &figure.case, &figure.metric, &figure.unit, figure.value);
+    match figure.at_most {
+        Some(most) => row.goal(Goal::AtMost(most)),
+        None => row,
     }
 }
