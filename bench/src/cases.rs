@@ -168,6 +168,9 @@ fn changes(nodes: usize) {
     figure(&case, "a new class", "µs", cpu_per(50, new) / 1e3);
     let explain = || requests.iter().for_each(|request| drop(black_box(world.scheduler.explain(request))));
     let explained = cpu_per(50, explain) / 1e3;
+    let fresh: Vec<_> = (0..50).map(|n| request(20_000 + n, Features::Plain, &mut rng)).collect();
+    let explain = || fresh.iter().for_each(|request| drop(black_box(world.scheduler.explain(request))));
+    figure(&case, "explain a request that was never placed", "µs", cpu_per(50, explain) / 1e3);
     let counted = calibration::count_filters(nodes, 8) / 1e3;
     figure(&case, "AND and count of 8 rows, alone and in turn", "µs", counted);
     goal(&case, "explain, 8 filters", "µs", explained, 1.1 * counted);

@@ -5,6 +5,8 @@
 //! Shape: `[nodes/64] u64`, bit `i` = `NodeIdx(i)`; words that are missing at the end count as zero, so that a set
 //! need not be touched when the table grows. AND, OR and counting are O(nodes/64).
 
+use super::words;
+
 /// A position in the node table: dense, reused after a node is removed. Not an identity: that is `NodeId`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeIdx(pub(super) u32);
@@ -133,6 +135,17 @@ impl Bits {
         })
     }
 
+    /// Takes sets as words.
+    pub(super) fn from_words(words: Vec<u64>) -> Self {
+        Self { words }
+    }
+
+    /// Keeps what is in the other too, or with `negated` what is not. Returns the numbers of members of the other and
+    /// of what is left.
+    pub(super) fn narrow(&mut self, other: &Self, negated: bool) -> (usize, usize) {
+        words::narrow(&mut self.words, &other.words, negated)
+    }
+
     /// The words; those that are missing at the end are zero.
     pub(super) fn words(&self) -> &[u64] {
         &self.words
@@ -257,6 +270,14 @@ impl Posting {
         match self {
             Self::List(list) => list.iter().for_each(|idx| set.insert(*idx)),
             Self::Dense { bits, .. } => set.or(bits),
+        }
+    }
+
+    /// The members as a set, where they are kept as one.
+    pub(super) fn as_bits(&self) -> Option<&Bits> {
+        match self {
+            Self::List(_) => None,
+            Self::Dense { bits, .. } => Some(bits),
         }
     }
 

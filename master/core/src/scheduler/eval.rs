@@ -21,6 +21,16 @@ pub(super) type Copies = BTreeMap<NodeIdx, u32>;
 /// Values of the preferences of a request, the outer first; a part of it is a branch of an outer level.
 pub(super) type Branch<'a> = Vec<&'a str>;
 
+/// The nodes that pass a filter.
+pub(super) enum Row<'a> {
+    /// A set that is kept anyway.
+    Kept(&'a Bits),
+    /// All nodes but these, which are kept anyway.
+    But(&'a Bits),
+    /// Made for the question.
+    Made(Bits),
+}
+
 /// A request against the present state.
 pub(super) struct Evaluation<'a> {
     pub(super) scheduler: &'a Scheduler,
@@ -136,6 +146,22 @@ impl<'a> Evaluation<'a> {
         within
     }
 
+    /// All nodes that pass: what an explanation counts, without copies of sets that are there.
+    pub(super) fn row(&self, filter: &Filter<'_>) -> Row<'a> {
+        let scheduler = self.scheduler;
+        let kept = match filter {
+            Filter::Health => Some(Row::Kept(&scheduler.index.ready)),
+            Filter::Availability => Some(Row::Kept(&scheduler.index.active)),
+            Filter::Constraint(constraint) | Filter::Whitelist(constraint) => {
+                let kept = self.kept(&constraint.key, &constraint.pattern);
+                kept.map(if constraint.negated { Row::But } else { Row::Kept })
+            }
+            Filter::Amount(dimension, amount) => scheduler.engine.with_room(dimension, *amount).map(Row::Made),
+            _ => None,
+        };
+        kept.unwrap_or_else(|| Row::Made(self.passing(filter, scheduler.index.nodes.clone())))
+    }
+
     /// The members of `within` that pass when `copies` of the request are counted as placed.
     pub(super) fn passing_with(&self, filter: &Filter<'_>, within: &Bits, copies: &Copies) -> Bits {
         let mut passing = self.passing(filter, within.clone());
@@ -239,6 +265,17 @@ impl<'a> Evaluation<'a> {
             }
         }
         found
+    }
+
+    /// The nodes that a pattern matches, when they are kept as one set: one value of the only attribute that is there.
+    fn kept(&self, key: &NodeKey, pattern: &Pattern) -> Option<&'a Bits> {
+        let (NodeKey::Any(attrs) | NodeKey::First(attrs)) = key;
+        let scheduler = self.scheduler;
+        let mut there = attrs.iter().filter_map(|attr| scheduler.index.values(attr));
+        match (there.next(), there.next(), pattern) {
+            (Some(values), None, Pattern::Exact(value)) => values.by_value.get(value)?.as_bits(),
+            _ => None,
+        }
     }
 
     fn add_matching(&self, attr: &NodeAttr, pattern: &Pattern, found: &mut Bits) {

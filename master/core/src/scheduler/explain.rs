@@ -8,8 +8,8 @@ use skein_api::{Explanation, FilterCount, Strategy};
 
 use super::{
     Scheduler,
-    bits::Bits,
-    eval::{Copies, Evaluation},
+    bits::{Bits, NodeIdx},
+    eval::{Copies, Evaluation, Row},
     rank::choose,
     request::{Filter, FilterKind, Request},
 };
@@ -131,14 +131,20 @@ impl Scheduler {
         }
         filters.extend(tally_soft(&evaluation, &fitting));
         let left = number(&fitting);
-        let preferred = evaluation.spread_out(evaluation.preferred(fitting));
-        let next = match request.strategy {
-            Strategy::Random if preferred.len() > 1 => format!("any of {} of them (random)", preferred.len()),
-            // With one candidate left the seed does not matter, and the other strategies have none.
-            strategy => {
-                let chosen = choose(&evaluation, &preferred, 0).expect("a node fits, so one is preferred");
-                let name = &self.at(chosen).expect("the index only holds positions of nodes").name;
-                format!("{name} ({})", strategy_name(strategy))
+        // Known requests that spread are answered by the engine; others are looked for among all that fit.
+        let next = self.class_of(request).and_then(|class| self.engine.peek(class));
+        let next = match next {
+            Some(chosen) => self.next_goes_to(chosen, request.strategy),
+            None => {
+                let preferred = evaluation.spread_out(evaluation.preferred(fitting));
+                match request.strategy {
+                    Strategy::Random if preferred.len() > 1 => format!("any of {} of them (random)", preferred.len()),
+                    // With one candidate left the seed does not matter, and the other strategies have none.
+                    strategy => {
+                        let chosen = choose(&evaluation, &preferred, 0).expect("a node fits, so one is preferred");
+                        self.next_goes_to(chosen, strategy)
+                    }
+                }
             }
         };
         let noun = if nodes == 1 { "node fits" } else { "nodes fit" };
@@ -149,23 +155,39 @@ impl Scheduler {
             summary: format!("{left} of {nodes} {noun}; the next task goes to {next}"),
         }
     }
+
+    fn next_goes_to(&self, chosen: NodeIdx, strategy: Strategy) -> String {
+        let name = &self.at(chosen).expect("the index only holds positions of nodes").name;
+        format!("{name} ({})", strategy_name(strategy))
+    }
 }
 
 /// Counts per hard filter, and the nodes that are left.
 fn tally(evaluation: &Evaluation<'_>, copies: &Copies) -> (Vec<FilterTally>, Bits) {
     let all = &evaluation.scheduler.index.nodes;
-    let mut left = all.clone();
+    let nodes = all.len();
+    let (mut left, mut before) = (all.clone(), nodes);
     let mut tallies = Vec::with_capacity(evaluation.hard.len());
     for filter in &evaluation.hard {
-        let alone = evaluation.passing_with(filter, all, copies);
-        let before = number(&left);
-        left.and(&alone);
+        let row = match copies.is_empty() {
+            true => evaluation.row(filter),
+            false => Row::Made(evaluation.passing_with(filter, all, copies)),
+        };
+        let (passing, kept) = match &row {
+            Row::Kept(set) => left.narrow(set, false),
+            Row::Made(set) => left.narrow(set, false),
+            Row::But(set) => {
+                let (members, kept) = left.narrow(set, true);
+                (nodes - members, kept)
+            }
+        };
         tallies.push(FilterTally {
             kind: filter.kind(),
             filter: filter.to_string(),
-            rejected: before - number(&left),
-            rejected_alone: number(all) - number(&alone),
+            rejected: narrow(before - kept),
+            rejected_alone: narrow(nodes - passing),
         });
+        before = kept;
     }
     (tallies, left)
 }
@@ -196,7 +218,11 @@ fn tally_soft(evaluation: &Evaluation<'_>, fitting: &Bits) -> Vec<FilterTally> {
 }
 
 fn number(bits: &Bits) -> u32 {
-    u32::try_from(bits.len()).expect("positions are u32")
+    narrow(bits.len())
+}
+
+fn narrow(nodes: usize) -> u32 {
+    u32::try_from(nodes).expect("positions are u32")
 }
 
 /// As users write it.

@@ -18,6 +18,7 @@
 //! explain.rs  counts per filter, sentences                  naive.rs    the same by plain loops: the oracle
 //! reasons.rs  all reasons of each node, what to change
 //! size.rs     requests larger than any host                 contradiction.rs  expressions that exclude each other
+//! words.rs    loops over sets, by the processor's best instructions
 //! ```
 //!
 //! No tasks, no channels. What users read about it is docs/scheduling.md.
@@ -38,6 +39,7 @@ mod rank;
 mod reasons;
 mod request;
 mod size;
+pub mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 

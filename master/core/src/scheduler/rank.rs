@@ -3,7 +3,7 @@
 //! Owns the order of preference (docs/scheduling.md, "Strategies"). It must not know filters. Every order is total:
 //! what is equal otherwise goes to the lower position. Pure, no tasks, no channels.
 
-use skein_api::{Resources, Strategy};
+use skein_api::Strategy;
 
 use super::{
     bits::{Bits, NodeIdx},
@@ -88,28 +88,16 @@ pub(super) fn fullest(share: u64, tasks: u64, reserves: bool) -> u64 {
 /// The rank of a node for one more task beside `copies` of it that are counted as placed.
 pub(super) fn rank(evaluation: &Evaluation<'_>, idx: NodeIdx, copies: u32) -> Rank {
     let request = evaluation.request;
-    let load = evaluation.scheduler.index.load(idx);
-    let asks = request.reservations;
-    let shares_with = |count: u32| {
-        let of = |used: u128, ask: u64, offered: u64| {
-            let used = used.saturating_add(u128::from(ask) * u128::from(count));
-            share(u64::try_from(used).unwrap_or(u64::MAX), reciprocal(offered))
-        };
-        [
-            of(load.nano_cpus, asks.nano_cpus, load.offered.nano_cpus),
-            of(load.mem_bytes, asks.mem_bytes, load.offered.mem_bytes),
-        ]
-    };
-    let tasks = u64::from(load.tasks) + u64::from(copies);
-    let reserves = asks != Resources::default();
+    let asks = [request.reservations.nano_cpus, request.reservations.mem_bytes];
+    let shares_with = |count| evaluation.scheduler.engine.shares_with(idx, asks, count);
+    let tasks = u64::from(evaluation.scheduler.index.load(idx).tasks) + u64::from(copies);
+    let reserves = asks != [0; 2];
     let key = match request.strategy {
         Strategy::Spread => {
             let [cpu, memory] = shares_with(copies);
             emptiest(evaluation.replicas(idx, copies), level(cpu.max(memory), tasks, reserves))
         }
-        Strategy::Binpack => {
-            fullest(packed(shares_with(copies + 1), [asks.nano_cpus, asks.mem_bytes]), tasks, reserves)
-        }
+        Strategy::Binpack => fullest(packed(shares_with(copies + 1), asks), tasks, reserves),
         // Chosen by seed, not by rank.
         Strategy::Random => 0,
     };

@@ -4,7 +4,11 @@
 //! read where a class must count its own replicas or look for something that runs there.
 
 use super::profile::{Profile, ProfileId};
-use crate::scheduler::rank::{level, reciprocal, share};
+use crate::scheduler::{
+    bits::Bits,
+    rank::{level, reciprocal, share},
+    words,
+};
 
 /// One node. Amounts are in the dimensions' units: nano-CPUs and bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub(super) struct Columns {
     pub(super) records: Vec<Record>,
     pub(super) offered: Vec<[u64; DIMENSIONS]>,
     pub(super) running: Vec<Vec<Running>>,
+    /// What is free, to eleven bits ([`coarse`]): a question about all nodes reads two bytes of each.
+    free: [Vec<u16>; DIMENSIONS],
 }
 
 impl Columns {
@@ -68,6 +74,7 @@ impl Columns {
             self.records.resize(len, Record::default());
             self.offered.resize(len, [0; DIMENSIONS]);
             self.running.resize(len, Vec::new());
+            self.free.iter_mut().for_each(|column| column.resize(len, 0));
         }
     }
 
@@ -83,6 +90,7 @@ impl Columns {
         let record = &mut self.records[at];
         for dimension in 0..DIMENSIONS {
             record.free[dimension] = self.offered[at][dimension].saturating_sub(record.used[dimension]);
+            self.free[dimension][at] = coarse(record.free[dimension]);
         }
     }
 
@@ -127,15 +135,61 @@ impl Columns {
         stays
     }
 
+    /// Positions where this much of a dimension, which is more than nothing, is free.
+    pub(super) fn with_room(&self, dimension: usize, ask: u64) -> Bits {
+        let mut room = Vec::with_capacity(self.len().div_ceil(64));
+        for (word, mut unsure) in words::compare(&self.free[dimension], coarse(ask), &mut room) {
+            while unsure != 0 {
+                let bit = unsure.trailing_zeros();
+                unsure &= unsure - 1;
+                room[word] |= u64::from(self.records[word * 64 + bit as usize].free[dimension] >= ask) << bit;
+            }
+        }
+        Bits::from_words(room)
+    }
+
     /// Bytes on the heap.
     pub(super) fn bytes(&self) -> usize {
         let lists: usize = self.running.iter().map(|list| list.capacity() * size_of::<Running>()).sum();
-        let fixed = size_of::<Record>() + size_of::<[u64; DIMENSIONS]>() + size_of::<Vec<Running>>();
+        let fixed = size_of::<Record>()
+            + size_of::<[u64; DIMENSIONS]>()
+            + size_of::<Vec<Running>>()
+            + DIMENSIONS * size_of::<u16>();
         self.records.capacity() * fixed + lists
     }
 
     /// Tasks of a service on a node.
     pub(super) fn replicas(&self, at: usize, service: u32) -> u32 {
         self.running[at].iter().filter(|r| r.service == service).map(|r| r.count).sum()
+    }
+}
+
+/// An amount to eleven bits of precision, as its exponent and the ten bits after the first: in the same order as the
+/// amounts themselves, and exact below 1,024.
+fn coarse(amount: u64) -> u16 {
+    const BITS: u32 = 10;
+    let exponent = amount.checked_ilog2().unwrap_or(0).saturating_sub(BITS);
+    // The first bit of larger amounts counts the exponent up by one.
+    let coarse = (u64::from(exponent) << BITS) + (amount >> exponent);
+    u16::try_from(coarse).expect("at most 55 exponents")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::coarse;
+
+    #[test]
+    fn coarse_amounts_keep_the_order() {
+        assert!((0..2_048).all(|amount| u64::from(coarse(amount)) == amount));
+        let mut last = 0;
+        for bit in 0..64 {
+            for amount in [1_u64 << bit, (1 << bit) + (1 << bit >> 3), (1 << bit) - 1 + (1 << bit)] {
+                let now = coarse(amount);
+                assert!(now >= last, "{amount}");
+                last = now;
+            }
+        }
+        assert_eq!((coarse(2_048), coarse(2_049), coarse(2_050)), (2_048, 2_048, 2_049));
+        assert!(coarse(3_000_000_000) < coarse(3_010_000_000));
     }
 }

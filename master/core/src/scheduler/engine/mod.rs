@@ -52,7 +52,7 @@ use self::{
 };
 use super::{
     bits::{Bits, NodeIdx},
-    facts::{NodeFacts, Placed},
+    facts::{Dimension, NodeFacts, Placed},
     request::Request,
 };
 
@@ -602,6 +602,29 @@ impl Engine {
             }
         }
         best.map(|(.., idx)| idx)
+    }
+
+    /// The node that [`Engine::select`] would give, where that takes no correction of bounds: for classes that spread
+    /// and have no lanes.
+    pub(super) fn peek(&self, id: ClassId) -> Option<NodeIdx> {
+        let hot = &self.hot[id.index()];
+        if hot.binpack || hot.lanes { None } else { self.search(id).0 }
+    }
+
+    /// Positions where so much CPU or memory is free; none for other amounts, and for nothing.
+    pub(super) fn with_room(&self, dimension: &Dimension, ask: u64) -> Option<Bits> {
+        let column = match dimension {
+            _ if ask == 0 => return None,
+            Dimension::Cpu => 0,
+            Dimension::Memory => 1,
+            Dimension::Slots | Dimension::Generic(_) => return None,
+        };
+        Some(self.columns.with_room(column, ask))
+    }
+
+    /// The shares of its offer that a node sets aside with `count` more of these amounts: CPU and memory.
+    pub(super) fn shares_with(&self, idx: NodeIdx, amounts: [u64; 2], count: u32) -> [u64; 2] {
+        self.columns.records[idx.index()].shares_with(amounts, u64::from(count))
     }
 
     // Waking

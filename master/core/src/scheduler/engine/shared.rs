@@ -129,7 +129,7 @@ impl Engine {
 
     /// The node with the fewest own tasks, of those the one with the lowest load, of those the first; and how many words
     /// were looked at.
-    fn search(&self, id: ClassId) -> (Option<NodeIdx>, i64) {
+    pub(super) fn search(&self, id: ClassId) -> (Option<NodeIdx>, i64) {
         let class = &self.classes[id];
         let (mut found, mut looks) = (None, 0);
         let mut from = 0;
