@@ -146,11 +146,6 @@ impl Bits {
         words::narrow(&mut self.words, &other.words, negated)
     }
 
-    /// The words; those that are missing at the end are zero.
-    pub(super) fn words(&self) -> &[u64] {
-        &self.words
-    }
-
     /// Bytes on the heap.
     pub(super) fn bytes(&self) -> usize {
         self.words.capacity() * size_of::<u64>()

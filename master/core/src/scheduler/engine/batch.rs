@@ -114,8 +114,7 @@ impl Engine {
         if service != 0 {
             let now = self.columns.replicas(at, service);
             let before = if more { now - 1 } else { now + 1 };
-            let class = &mut self.classes[id];
-            class.set_own(at, before, now, self.columns.len());
+            self.classes[id].set_own(at, before, now, self.columns.len());
         }
         if !self.hot[id.index()].binpack {
             self.reorder(at);

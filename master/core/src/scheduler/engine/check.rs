@@ -1,6 +1,6 @@
 //! The engine against what it is derived from: every sum, row and bound.
 
-use super::{ClassId, Engine, NodeIdx, ProfileId, class::passes_fixed, order::each_bit, tree::NONE};
+use super::{ClassId, Engine, NodeIdx, ProfileId, class::passes_fixed, columns::Record, order::each_bit, tree::NONE};
 use crate::scheduler::facts::NodeFacts;
 
 /// Nodes times classes that one check looks at, each for a few microseconds. Tests and simulations check after every
@@ -37,20 +37,19 @@ impl Engine {
     /// Whether a class knows which of its nodes have how many own tasks.
     fn counts_replicas(&self, id: ClassId) -> bool {
         let (class, hot) = (&self.classes[id], &self.hot[id.index()]);
-        let own = |at: usize| if hot.service == 0 { 0 } else { self.columns.replicas(at, hot.service) as usize };
-        let mut expected: Vec<_> = class.row.iter().map(|idx| (own(idx.index()), idx.index())).collect();
-        expected.retain(|(own, _)| *own > 0);
+        let own = |idx: NodeIdx| self.columns.replicas(idx.index(), hot.service) as usize;
+        let mut expected: Vec<_> = class.row.iter().map(|idx| (own(idx), idx.index())).collect();
         expected.sort_unstable();
         let mut found = Vec::new();
-        for (level, nodes) in class.with_own.iter().enumerate() {
+        for (own, nodes) in class.by_own.iter().enumerate() {
             nodes.each(|word, bits| {
                 each_bit(word, bits, |at| {
-                    found.push((level + 1, at));
+                    found.push((own, at));
                     true
                 })
             });
         }
-        found == expected && class.members() == class.row.len()
+        found == expected && class.members() == expected.len()
     }
 
     fn sums_are_right(&self, at: usize, facts: Option<&NodeFacts>, tasks: &[ProfileId]) -> bool {
@@ -62,18 +61,19 @@ impl Engine {
             expected.offer(0, Default::default(), None);
         }
         tasks.iter().for_each(|id| expected.add(0, *id, &self.profiles.all[id.index()]));
-        let sorted = |running: &[super::columns::Running]| {
-            let mut list: Vec<_> = running.iter().map(|r| (r.profile, r.service, r.count)).collect();
+        let found = &self.columns.records[at];
+        let expected = &expected.records[0];
+        let sums = |record: &Record| (record.offered, record.used, record.scale, record.tasks, record.slots);
+        let running = |record: &Record| {
+            let mut list = record.running.to_vec();
             list.sort_unstable();
             list
         };
-        let levels = [false, true].map(|reserves| expected.records[0].level(reserves));
+        let levels = [false, true].map(|reserves| expected.level(reserves));
         let kept = self.orders.iter().zip(levels).zip(self.ordered).filter(|(_, ordered)| *ordered);
         let placed = kept.into_iter().all(|((order, level), _)| order.level(at) == facts.map(|_| level));
-        let never_used = facts.is_none() && self.columns.records[at] == super::columns::Record::default();
-        placed
-            && (never_used || expected.records[0] == self.columns.records[at])
-            && sorted(&expected.running[0]) == sorted(&self.columns.running[at])
+        let never_used = facts.is_none() && sums(found) == sums(&Record::default());
+        placed && (never_used || sums(found) == sums(expected)) && running(found) == running(expected)
     }
 
     fn wrong_in_class(&self, id: ClassId, at: usize, facts: Option<&NodeFacts>) -> Option<&'static str> {
@@ -88,15 +88,12 @@ impl Engine {
         if class.row.contains(idx) != class.admits(at, up, &self.columns) || admitted != class.row.contains(idx) {
             return Some("whether it may go there");
         }
-        if class.own.contains(idx) != (hot.service != 0 && self.columns.replicas(at, hot.service) > 0) {
-            return Some("its own tasks");
-        }
         let key = self.key(id, at, 0);
         if !admitted || key == NONE {
             return None;
         }
         if !hot.binpack && !hot.lanes {
-            let own = if hot.service == 0 { 0 } else { self.columns.replicas(at, hot.service) };
+            let own = self.columns.replicas(at, hot.service);
             let level = self.orders[usize::from(hot.reserves)].level(at);
             let standing = level.map(|level| (level, idx.0));
             let missing = class.fronts.get(own as usize).is_some_and(|front| standing.is_some_and(|s| front.lacks(s)));

@@ -16,8 +16,8 @@ use skein_api::{Resources, Strategy};
 
 use super::{
     columns::{Columns, DIMENSIONS, Record},
-    front::Front,
-    order::{Order, Set},
+    front::{Front, Standing},
+    order::Set,
     profile::ProfileId,
     tree::{MinTree, NONE},
 };
@@ -125,6 +125,8 @@ pub(super) struct Hot {
     pub(super) waiting: bool,
     /// Whether it looks through the order of all nodes instead of keeping bounds of its own.
     pub(super) shared: bool,
+    /// No front of it misses a node that stands here or later: the latest of their bounds.
+    pub(super) bound: Standing,
 }
 
 /// Nodes that are alike for soft expressions and preferences.
@@ -163,8 +165,6 @@ pub(super) struct Class {
     pub(super) request: Request,
     pub(super) row: Bits,
     pub(super) fixed: Bits,
-    /// Nodes with at least one task of the class's service.
-    pub(super) own: Bits,
     /// Sorted: profiles that keep the class off their node.
     blocking: Vec<ProfileId>,
     /// For each hard affinity that wants something: what it wants.
@@ -173,10 +173,8 @@ pub(super) struct Class {
     pub(super) branches: Branches,
     pub(super) lanes: Vec<Lane>,
     lane_ids: BTreeMap<(u64, u32), u32>,
-    /// Nodes of `row` without own tasks: `row` less `own`.
-    without_own: usize,
-    /// Nodes of `row` by own tasks less one.
-    pub(super) with_own: Vec<Set>,
+    /// Nodes of `row` by own tasks: those of the class's service.
+    pub(super) by_own: Vec<Set>,
     /// By own tasks: which nodes come next. For classes that spread, have no lanes and do not search the order alone.
     pub(super) fronts: Vec<Front>,
     /// Work of the present way to search that the other one would not have had, less what it costs to change.
@@ -198,15 +196,13 @@ impl Class {
         Self {
             row: Bits::default(),
             fixed,
-            own: Bits::default(),
             blocking: Vec::new(),
             wanted,
             soft,
             branches: Branches::default(),
             lanes: Vec::new(),
             lane_ids: BTreeMap::new(),
-            without_own: 0,
-            with_own: Vec::new(),
+            by_own: Vec::new(),
             fronts: Vec::new(),
             regret: 0,
             used_at: 0,
@@ -227,6 +223,7 @@ impl Class {
             further: !request.generic.is_empty(),
             waiting: false,
             shared: false,
+            bound: Standing::default(),
         }
     }
 
@@ -285,17 +282,16 @@ impl Class {
         if !up || !self.fixed.contains(idx) {
             return false;
         }
-        let running = &columns.running[at];
-        let any = |list: &[ProfileId]| running.iter().any(|r| list.binary_search(&r.profile).is_ok());
-        (self.blocking.is_empty() || !any(&self.blocking)) && self.wanted.iter().all(|list| any(list))
+        let record = &columns.records[at];
+        (self.blocking.is_empty() || !record.runs_any(&self.blocking))
+            && self.wanted.iter().all(|list| record.runs_any(list))
     }
 
     /// Looks anew at what runs on a node, for soft affinities.
     pub(super) fn refresh_soft(&mut self, at: usize, columns: &Columns) {
         for soft in &mut self.soft {
             let Some(matching) = &soft.matching else { continue };
-            let holds = columns.running[at].iter().any(|r| matching.binary_search(&r.profile).is_ok());
-            soft.row.assign(NodeIdx::from_index(at), holds != soft.negated);
+            soft.row.assign(NodeIdx::from_index(at), columns.records[at].runs_any(matching) != soft.negated);
         }
     }
 
@@ -369,77 +365,61 @@ impl Class {
         path.into_iter().flatten().map(|branch| self.branches.own[*branch as usize])
     }
 
-    /// A node has `now` own tasks and had `before`.
+    /// A node of the row has `now` own tasks and had `before`.
+    #[inline]
     pub(super) fn set_own(&mut self, at: usize, before: u32, now: u32, positions: usize) {
-        let idx = NodeIdx::from_index(at);
-        self.own.assign(idx, now > 0);
-        if self.row.contains(idx) && before != now {
-            self.leave_level(at, before);
-            self.enter_level(at, now, positions);
-        }
+        self.by_own[before as usize].remove(at);
+        self.enter(at, now, positions);
     }
 
     /// A node of so many own tasks comes into the row, or leaves it.
     pub(super) fn admit(&mut self, at: usize, admits: bool, own: u32, positions: usize) {
         let idx = NodeIdx::from_index(at);
         match (self.row.contains(idx), admits) {
-            (false, true) => self.enter_level(at, own, positions),
-            (true, false) => self.leave_level(at, own),
+            (false, true) => self.enter(at, own, positions),
+            (true, false) => self.by_own[own as usize].remove(at),
             _ => {}
         }
         self.row.assign(idx, admits);
     }
 
-    fn enter_level(&mut self, at: usize, own: u32, positions: usize) {
-        let Some(level) = (own as usize).checked_sub(1) else {
-            self.without_own += 1;
-            return;
-        };
-        if self.with_own.len() <= level {
-            self.with_own.resize_with(level + 1, Set::default);
+    fn enter(&mut self, at: usize, own: u32, positions: usize) {
+        let own = own as usize;
+        if self.by_own.len() <= own {
+            self.by_own.resize_with(own + 1, Set::default);
         }
-        self.with_own[level].insert(at, positions);
-    }
-
-    fn leave_level(&mut self, at: usize, own: u32) {
-        match (own as usize).checked_sub(1) {
-            None => self.without_own -= 1,
-            Some(level) => self.with_own[level].remove(at),
-        }
+        self.by_own[own].insert(at, positions);
     }
 
     /// The fewest own tasks, but at least `from`, that some node of the row has.
     #[inline]
     pub(super) fn next_own_count(&self, from: u32) -> Option<u32> {
-        if from == 0 && self.without_own > 0 {
-            return Some(0);
-        }
-        let skipped = from.saturating_sub(1) as usize;
-        let found = self.with_own.iter().skip(skipped).position(|nodes| !nodes.is_empty())?;
-        Some(u32::try_from(skipped + found + 1).expect("own tasks are counted in u32"))
+        let from = from as usize;
+        let found = self.by_own.get(from..)?.iter().position(|nodes| !nodes.is_empty())?;
+        Some(u32::try_from(from + found).expect("own tasks are counted in u32"))
     }
 
     /// Whether a node is in the row and has so many own tasks.
     #[inline]
     pub(super) fn has_own(&self, at: usize, own: u32) -> bool {
-        let idx = NodeIdx::from_index(at);
-        match own.checked_sub(1) {
-            None => self.row.contains(idx) && !self.own.contains(idx),
-            Some(level) => self.with_own[level as usize].contains(at),
-        }
+        self.by_own[own as usize].contains(at)
     }
 
-    /// A node of the row with so many own tasks stands where the order says: its front, if there is one, shall know.
+    /// A node of the row with so many own tasks stands here now: its front, if there is one, shall know. True when that
+    /// brought its bound nearer.
     #[inline]
-    pub(super) fn offer(&mut self, idx: NodeIdx, own: u32, order: &Order) {
-        if let (Some(front), Some(level)) = (self.fronts.get_mut(own as usize), order.level(idx.index())) {
-            front.offer((level, idx.0));
-        }
+    pub(super) fn offer(&mut self, own: u32, standing: Standing) -> bool {
+        self.fronts.get_mut(own as usize).is_some_and(|front| front.offer(standing))
+    }
+
+    /// The latest bound of a front.
+    pub(super) fn bound(&self) -> Standing {
+        self.fronts.iter().map(Front::bound).max().unwrap_or_default()
     }
 
     /// Nodes in the row.
     pub(super) fn members(&self) -> usize {
-        self.without_own + self.with_own.iter().map(Set::len).sum::<usize>()
+        self.by_own.iter().map(Set::len).sum()
     }
 
     /// Counts own tasks more or less in the branches of a node.
@@ -449,10 +429,10 @@ impl Class {
 
     /// Bytes on the heap, but for the request.
     pub(super) fn bytes(&self) -> usize {
-        let rows = [&self.row, &self.fixed, &self.own].into_iter().chain(self.soft.iter().map(|s| &s.row));
+        let rows = [&self.row, &self.fixed].into_iter().chain(self.soft.iter().map(|s| &s.row));
         let rows: usize = rows.map(Bits::bytes).sum();
         let lanes: usize = self.lanes.iter().map(|lane| size_of::<Lane>() + lane.tree.bytes()).sum();
-        let levels: usize = self.with_own.iter().map(|set| size_of::<Set>() + set.bytes()).sum();
+        let levels: usize = self.by_own.iter().map(|set| size_of::<Set>() + set.bytes()).sum();
         let fronts: usize = self.fronts.iter().map(|front| size_of::<Front>() + front.bytes()).sum();
         size_of::<Self>() + levels + fronts + rows + lanes + self.branches.of.capacity() * size_of::<u32>()
     }
@@ -490,13 +470,13 @@ impl Branches {
 
 /// The rank of a node for one more task of the class beside `copies` that are counted as placed: smaller is better,
 /// [`NONE`] where it does not fit.
-pub(super) fn key(hot: &Hot, own: &Bits, columns: &Columns, at: usize, copies: u32) -> u64 {
+pub(super) fn key(hot: &Hot, columns: &Columns, at: usize, copies: u32) -> u64 {
     let record = &columns.records[at];
     let more = u64::from(copies);
     if !has_room(hot, record, copies) {
         return NONE;
     }
-    let replicas = replicas(hot, own, columns, at).saturating_add(if hot.service == 0 { 0 } else { copies });
+    let replicas = columns.replicas(at, hot.service).saturating_add(if hot.service == 0 { 0 } else { copies });
     if replicas >= hot.replicas_max {
         return NONE;
     }
@@ -509,17 +489,12 @@ pub(super) fn key(hot: &Hot, own: &Bits, columns: &Columns, at: usize, copies: u
     }
 }
 
-/// Tasks of the class's service on a node; 0 for a class without a service.
-pub(super) fn replicas(hot: &Hot, own: &Bits, columns: &Columns, at: usize) -> u32 {
-    if hot.service != 0 && own.contains(NodeIdx::from_index(at)) { columns.replicas(at, hot.service) } else { 0 }
-}
-
 /// Whether one more fits beside what is there and `copies`.
 #[inline]
 pub(super) fn has_room(hot: &Hot, record: &Record, copies: u32) -> bool {
     let more = u64::from(copies);
     let fits = |d: usize| {
-        let free = if skein_api::mutant!("no-capacity") { u64::MAX } else { record.free[d] };
+        let free = if skein_api::mutant!("no-capacity") { u64::MAX } else { record.free(d) };
         hot.amounts[d] == 0 || hot.amounts[d].saturating_mul(more + 1) <= free
     };
     (0..DIMENSIONS).all(fits) && u64::from(record.tasks) + more < u64::from(record.slots)

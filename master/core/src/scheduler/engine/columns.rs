@@ -1,7 +1,9 @@
 //! What a placement reads of one node: amounts, a task count and which profiles run there.
 //!
-//! Owns the sums. It must not know classes or strategies. One record is one cache line; the list of profiles is only
-//! read where a class must count its own replicas or look for something that runs there.
+//! Owns the sums. It must not know classes or strategies. One record is two cache lines side by side, which processors
+//! fetch together.
+
+use smallvec::SmallVec;
 
 use super::profile::{Profile, ProfileId};
 use crate::scheduler::{
@@ -10,22 +12,37 @@ use crate::scheduler::{
     words,
 };
 
+/// Profiles of one node that are kept in its record; a node with more has a list.
+const INLINE: usize = 8;
+
 /// One node. Amounts are in the dimensions' units: nano-CPUs and bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[repr(align(64))]
+#[derive(Clone, Debug, Default)]
+#[repr(align(128))]
 pub(super) struct Record {
+    pub(super) offered: [u64; DIMENSIONS],
     /// Reserved; `u64::MAX` stands for that much or more.
     pub(super) used: [u64; DIMENSIONS],
-    /// Offered and not reserved; 0 when more is reserved than offered.
-    pub(super) free: [u64; DIMENSIONS],
     /// Reciprocals of the offer, see [`reciprocal`].
     pub(super) scale: [u64; DIMENSIONS],
     pub(super) tasks: u32,
     /// Most tasks; `u32::MAX` for no limit.
     pub(super) slots: u32,
+    /// In no order.
+    pub(super) running: SmallVec<[Running; INLINE]>,
 }
 
 impl Record {
+    /// Offered and not reserved; 0 when more is reserved than offered.
+    #[inline]
+    pub(super) fn free(&self, dimension: usize) -> u64 {
+        self.offered[dimension].saturating_sub(self.used[dimension])
+    }
+
+    /// Whether a task of one of these profiles runs here; `profiles` is sorted.
+    pub(super) fn runs_any(&self, profiles: &[ProfileId]) -> bool {
+        self.running.iter().any(|running| profiles.binary_search(&running.profile).is_ok())
+    }
+
     /// The shares of its offer that are set aside with `count` more of these amounts.
     #[inline]
     pub(super) fn shares_with(&self, amounts: [u64; DIMENSIONS], count: u64) -> [u64; DIMENSIONS] {
@@ -45,11 +62,9 @@ impl Record {
 pub(super) const DIMENSIONS: usize = 2;
 
 /// How many tasks of one profile run on a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Running {
     pub(super) profile: ProfileId,
-    /// As in the profile: replicas are counted without looking there.
-    pub(super) service: u32,
     pub(super) count: u32,
 }
 
@@ -57,10 +72,10 @@ pub(super) struct Running {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Columns {
     pub(super) records: Vec<Record>,
-    pub(super) offered: Vec<[u64; DIMENSIONS]>,
-    pub(super) running: Vec<Vec<Running>>,
     /// What is free, to eleven bits ([`coarse`]): a question about all nodes reads two bytes of each.
     free: [Vec<u16>; DIMENSIONS],
+    /// By profile: its service. Replicas are counted without a look at profiles.
+    services: Vec<u32>,
 }
 
 impl Columns {
@@ -72,25 +87,22 @@ impl Columns {
     pub(super) fn grow(&mut self, len: usize) {
         if self.records.len() < len {
             self.records.resize(len, Record::default());
-            self.offered.resize(len, [0; DIMENSIONS]);
-            self.running.resize(len, Vec::new());
             self.free.iter_mut().for_each(|column| column.resize(len, 0));
         }
     }
 
     /// Sets what a node offers; what is reserved stays.
     pub(super) fn offer(&mut self, at: usize, offered: [u64; DIMENSIONS], slots: Option<u64>) {
-        self.offered[at] = offered;
-        self.records[at].slots = slots.map_or(u32::MAX, |slots| u32::try_from(slots).unwrap_or(u32::MAX));
-        self.records[at].scale = offered.map(reciprocal);
+        let record = &mut self.records[at];
+        record.offered = offered;
+        record.slots = slots.map_or(u32::MAX, |slots| u32::try_from(slots).unwrap_or(u32::MAX));
+        record.scale = offered.map(reciprocal);
         self.refresh(at);
     }
 
     fn refresh(&mut self, at: usize) {
-        let record = &mut self.records[at];
         for dimension in 0..DIMENSIONS {
-            record.free[dimension] = self.offered[at][dimension].saturating_sub(record.used[dimension]);
-            self.free[dimension][at] = coarse(record.free[dimension]);
+            self.free[dimension][at] = coarse(self.records[at].free(dimension));
         }
     }
 
@@ -101,34 +113,32 @@ impl Columns {
             record.used[dimension] = record.used[dimension].saturating_add(profile.amounts[dimension]);
         }
         record.tasks += 1;
-        self.refresh(at);
-        let running = &mut self.running[at];
-        match running.iter_mut().find(|r| r.profile == id) {
+        match record.running.iter_mut().find(|running| running.profile == id) {
             Some(entry) => entry.count += 1,
-            None => running.push(Running { profile: id, service: profile.service, count: 1 }),
+            None => record.running.push(Running { profile: id, count: 1 }),
         }
+        self.refresh(at);
     }
 
     /// Counts one task less; false when the last of its profile went.
     pub(super) fn remove(&mut self, at: usize, id: ProfileId, profiles: &[Profile]) -> bool {
-        let running = &mut self.running[at];
-        let entry = running.iter().position(|r| r.profile == id).expect("the task was counted here");
-        running[entry].count -= 1;
-        let stays = running[entry].count > 0;
+        let record = &mut self.records[at];
+        let entry = record.running.iter().position(|running| running.profile == id).expect("the task was counted here");
+        record.running[entry].count -= 1;
+        let stays = record.running[entry].count > 0;
         if !stays {
-            running.swap_remove(entry);
+            record.running.swap_remove(entry);
         }
-        self.records[at].tasks -= 1;
+        record.tasks -= 1;
         for dimension in 0..DIMENSIONS {
-            let used = self.records[at].used[dimension];
-            self.records[at].used[dimension] = if used == u64::MAX {
+            record.used[dimension] = if record.used[dimension] == u64::MAX {
                 // Too much to be counted: what is left is added up again.
-                self.running[at].iter().fold(0, |sum, r| {
-                    let amount = profiles[r.profile.index()].amounts[dimension];
-                    sum.saturating_add(amount.saturating_mul(u64::from(r.count)))
+                record.running.iter().fold(0, |sum, running| {
+                    let amount = profiles[running.profile.index()].amounts[dimension];
+                    sum.saturating_add(amount.saturating_mul(u64::from(running.count)))
                 })
             } else {
-                used - profiles[id.index()].amounts[dimension]
+                record.used[dimension] - profiles[id.index()].amounts[dimension]
             };
         }
         self.refresh(at);
@@ -142,7 +152,7 @@ impl Columns {
             while unsure != 0 {
                 let bit = unsure.trailing_zeros();
                 unsure &= unsure - 1;
-                room[word] |= u64::from(self.records[word * 64 + bit as usize].free[dimension] >= ask) << bit;
+                room[word] |= u64::from(self.records[word * 64 + bit as usize].free(dimension) >= ask) << bit;
             }
         }
         Bits::from_words(room)
@@ -150,17 +160,27 @@ impl Columns {
 
     /// Bytes on the heap.
     pub(super) fn bytes(&self) -> usize {
-        let lists: usize = self.running.iter().map(|list| list.capacity() * size_of::<Running>()).sum();
-        let fixed = size_of::<Record>()
-            + size_of::<[u64; DIMENSIONS]>()
-            + size_of::<Vec<Running>>()
-            + DIMENSIONS * size_of::<u16>();
-        self.records.capacity() * fixed + lists
+        let lists = self.records.iter().map(|record| &record.running).filter(|running| running.spilled());
+        let lists: usize = lists.map(|running| running.capacity() * size_of::<Running>()).sum();
+        self.records.capacity() * (size_of::<Record>() + DIMENSIONS * size_of::<u16>()) + lists
     }
 
-    /// Tasks of a service on a node.
+    /// Tells of which service a profile is; 0 for none.
+    pub(super) fn introduce(&mut self, profile: ProfileId, service: u32) {
+        if self.services.len() <= profile.index() {
+            self.services.resize(profile.index() + 1, 0);
+        }
+        self.services[profile.index()] = service;
+    }
+
+    /// Tasks of a service on a node; 0 for no service.
+    #[inline]
     pub(super) fn replicas(&self, at: usize, service: u32) -> u32 {
-        self.running[at].iter().filter(|r| r.service == service).map(|r| r.count).sum()
+        if service == 0 {
+            return 0;
+        }
+        let of = |running: &&Running| self.services[running.profile.index()] == service;
+        self.records[at].running.iter().filter(of).map(|running| running.count).sum()
     }
 }
 
@@ -176,7 +196,12 @@ fn coarse(amount: u64) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::coarse;
+    use super::{Record, coarse};
+
+    #[test]
+    fn a_record_is_two_cache_lines() {
+        assert_eq!(size_of::<Record>(), 128);
+    }
 
     #[test]
     fn coarse_amounts_keep_the_order() {

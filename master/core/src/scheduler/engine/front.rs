@@ -38,20 +38,22 @@ impl Front {
         self.bound
     }
 
-    /// A node stands here now.
+    /// A node stands here now. True when the list got too long for what is last in it, and the bound is nearer.
     #[inline]
-    pub(super) fn offer(&mut self, standing: Standing) {
+    pub(super) fn offer(&mut self, standing: Standing) -> bool {
         if standing >= self.bound {
-            return;
+            return false;
         }
         let at = self.nodes.partition_point(|other| *other > standing);
         if self.nodes.get(at) == Some(&standing) {
-            return;
+            return false;
         }
         self.nodes.insert(at, standing);
-        if self.nodes.len() > LEN_MAX {
+        let too_long = self.nodes.len() > LEN_MAX;
+        if too_long {
             self.bound = self.nodes.remove(0);
         }
+        too_long
     }
 
     /// What comes from `bound` on, in order, up to a new bound. The list must be empty.

@@ -43,7 +43,7 @@ use std::{
 
 pub use self::{class::ClassId, profile::ProfileId};
 use self::{
-    class::{Class, Classes, Hot, has_room, key, replicas},
+    class::{Class, Classes, Hot, has_room, key},
     columns::Columns,
     interner::Services,
     order::Order,
@@ -170,6 +170,7 @@ impl Engine {
     pub fn profile(&mut self, task: &Placed) -> ProfileId {
         let (id, new) = self.profiles.intern(task, &mut self.services);
         if new {
+            self.columns.introduce(id, self.profiles.all[id.index()].service);
             for class in self.classes.ids() {
                 self.introduce(class, id);
             }
@@ -227,20 +228,20 @@ impl Engine {
 
     /// One task of a service more or less on a node.
     fn count_own(&mut self, service: usize, idx: NodeIdx, by: i64) {
-        let Some(classes) = self.of_service.get(service) else { return };
+        let Some(classes) = self.of_service.get_mut(service).map(std::mem::take) else { return };
+        let now = self.columns.replicas(idx.index(), service as u32);
         for id in classes.iter().copied() {
             let class = &mut self.classes[id];
-            let now = self.columns.replicas(idx.index(), self.hot[id.index()].service);
-            let before = if by > 0 { now - 1 } else { now + 1 };
-            class.set_own(idx.index(), before, now, self.columns.len());
-            if class.row.contains(idx) {
-                let order = &self.orders[usize::from(self.hot[id.index()].reserves)];
-                class.offer(idx, now, order);
-            }
             if !class.request.preferences.is_empty() && self.keeping.contains(idx) {
                 class.count_own(idx.index(), by);
             }
+            if class.row.contains(idx) {
+                let before = if by > 0 { now - 1 } else { now + 1 };
+                class.set_own(idx.index(), before, now, self.columns.len());
+                self.offer(id, idx.index());
+            }
         }
+        self.of_service[service] = classes;
     }
 
     /// The classes for which this profile is more than an amount look at the node anew.
@@ -300,12 +301,14 @@ impl Engine {
         class.lanes[lane].tree.lower(at >> hot.shift, key);
     }
 
-    /// Tells a class that spreads where one of its nodes stands now.
+    /// Tells a class that spreads where one of its nodes stands now. Seldom news to it, which its hot line knows.
     #[inline]
     fn offer(&mut self, id: ClassId, at: usize) {
-        let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
-        let own = replicas(hot, &class.own, &self.columns, at);
-        class.offer(NodeIdx::from_index(at), own, &self.orders[usize::from(hot.reserves)]);
+        let hot = &self.hot[id.index()];
+        let standing = (self.columns.records[at].level(hot.reserves), at as u32);
+        if standing < hot.bound && self.classes[id].offer(self.columns.replicas(at, hot.service), standing) {
+            self.hot[id.index()].bound = self.classes[id].bound();
+        }
     }
 
     /// Whether a class hears of nodes that get better.
@@ -325,7 +328,7 @@ impl Engine {
     #[inline]
     fn key(&self, id: ClassId, at: usize, copies: u32) -> u64 {
         let (hot, class) = (&self.hot[id.index()], &self.classes[id]);
-        let key = key(hot, &class.own, &self.columns, at, copies);
+        let key = key(hot, &self.columns, at, copies);
         if hot.further && key != NONE && !self.has_generic(&class.request, at, copies) { NONE } else { key }
     }
 
@@ -341,7 +344,7 @@ impl Engine {
     fn has_generic(&self, request: &Request, at: usize, copies: u32) -> bool {
         request.generic.iter().all(|(kind, ask)| {
             let offered = self.generic.get(&at).and_then(|kinds| kinds.get(kind)).copied().unwrap_or(0);
-            let used: u128 = self.columns.running[at].iter().fold(0, |sum, running| {
+            let used: u128 = self.columns.records[at].running.iter().fold(0, |sum, running| {
                 let like = &self.profiles.all[running.profile.index()].like;
                 let takes = u128::from(like.generic.get(kind).copied().unwrap_or(0));
                 sum + takes * u128::from(running.count)
@@ -418,11 +421,8 @@ impl Engine {
         if hot.service != 0 {
             for at in 0..facts.len() {
                 let own = self.columns.replicas(at, hot.service);
-                if own > 0 {
-                    class.own.insert(NodeIdx::from_index(at));
-                    if self.keeping.contains(NodeIdx::from_index(at)) {
-                        class.count_own(at, i64::from(own));
-                    }
+                if own > 0 && self.keeping.contains(NodeIdx::from_index(at)) {
+                    class.count_own(at, i64::from(own));
                 }
             }
         }
@@ -495,7 +495,7 @@ impl Engine {
         let class = &mut self.classes[id];
         let admits = class.admits(at, self.up.contains(idx), &self.columns);
         if admits != class.row.contains(idx) {
-            let own = replicas(&self.hot[id.index()], &class.own, &self.columns, at);
+            let own = self.columns.replicas(at, self.hot[id.index()].service);
             class.admit(at, admits, own, self.columns.len());
         }
         assign(&mut self.matrix[at * self.stride..], id, admits);

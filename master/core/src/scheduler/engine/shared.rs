@@ -46,7 +46,7 @@ impl Engine {
             let class = &mut self.classes[id];
             class.fronts.clear();
             let hot = &mut self.hot[id.index()];
-            hot.shared = true;
+            (hot.shared, hot.bound) = (true, Standing::default());
             let waits = hot.waiting;
             self.listen(id, waits);
         }
@@ -90,9 +90,8 @@ impl Engine {
         }
         loop {
             while let Some((level, at)) = self.front(id, own).best() {
-                let class = &self.classes[id];
-                let order = &self.orders[usize::from(self.hot[id.index()].reserves)];
-                let now = if class.has_own(at as usize, own) { order.level(at as usize) } else { None };
+                let there = self.classes[id].has_own(at as usize, own);
+                let now = there.then(|| self.columns.records[at as usize].level(self.hot[id.index()].reserves));
                 if now == Some(level) && self.has_room(id, at as usize) {
                     return Some(at as usize);
                 }
@@ -119,6 +118,7 @@ impl Engine {
             };
             self.walk_from(id, own, bound, take);
             self.front(id, own).fill(found, next);
+            self.hot[id.index()].bound = self.classes[id].bound();
         }
     }
 
@@ -158,32 +158,26 @@ impl Engine {
         let (hot, class) = (&self.hot[id.index()], &self.classes[id]);
         let order = &self.orders[usize::from(hot.reserves)];
         let mut looks = 0;
-        let (row, with) = (class.row.words(), class.own.words());
-        let among = match own.checked_sub(1).map(|level| &class.with_own[level as usize]) {
+        let among = match class.by_own.get(own as usize) {
+            None => return 0,
             Some(Set::List(few)) => {
                 // Fewer than the order has words.
                 looks += few.len() as i64;
-                let standings =
-                    few.iter().map(|at| (order.level(*at as usize).expect("nodes of a row are in it"), *at));
+                let standings = few.iter().map(|at| (self.columns.records[*at as usize].level(hot.reserves), *at));
                 let mut sorted: Vec<_> =
                     standings.filter(|standing| *standing >= start && self.has_room(id, standing.1 as usize)).collect();
                 sorted.sort_unstable();
                 sorted.into_iter().all(|(level, at)| visit(level, at as usize, looks));
                 return looks;
             }
-            Some(Set::Dense { words, .. }) => Some(words),
-            None => None,
+            Some(Set::Dense { words, .. }) => words,
         };
-        let word_of = |words: &[u64], word: usize| words.get(word).copied().unwrap_or(0);
         let mut from = start.0;
         while let Some((level, nodes)) = order.next(from) {
             let first = if level == start.0 { start.1 as usize } else { 0 };
             let went_on = nodes.each(|word, bits| {
                 looks += 1;
-                let candidates = match among {
-                    Some(words) => bits & word_of(words, word),
-                    None => bits & word_of(row, word) & !word_of(with, word),
-                };
+                let candidates = bits & among.get(word).copied().unwrap_or(0);
                 each_bit(word, candidates, |at| at < first || !self.has_room(id, at) || visit(level, at, looks))
             });
             if !went_on {
