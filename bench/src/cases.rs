@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use master_core::{
     rng::Rng,
-    scheduler::{Request, naive::Naive},
+    scheduler::{Request, Work, naive::Naive},
 };
 use quanta::Clock;
 use skein_api::{NodeId, ServiceId, Strategy, TaskId, TaskSpec};
@@ -19,28 +19,33 @@ use crate::{
 const PER_SAMPLE: usize = 16;
 
 pub(crate) fn run(sizes: &[usize]) {
-    let mut cycles = Vec::new();
+    let (mut cycles, mut words) = (Vec::new(), Vec::new());
     for nodes in sizes {
         calibration::run(*nodes);
-        for services in [64, 1_000] {
-            mixed(*nodes, services, Features::Plain);
-        }
+        words.push((*nodes, mixed(*nodes, 64, Features::Plain)));
+        mixed(*nodes, 1_000, Features::Plain);
         mixed(*nodes, 64, Features::All);
         cycles.push((*nodes, one_class(*nodes)));
         batches(*nodes);
         changes(*nodes);
-        if *nodes <= 1_000 {
+        // Its time grows with nodes times tasks: minutes for one placement on 100,000 nodes.
+        if *nodes <= 10_000 {
             beside_the_naive(*nodes);
         }
     }
-    let of = |size| cycles.iter().find(|(nodes, _)| *nodes == size).map(|(_, cycle)| *cycle);
-    if let (Some(small), Some(large)) = (of(10_000), of(100_000)) {
-        goal("100000 against 10000 nodes", "place and remove, CPU", "times", large / small, 1.3);
+    let ratio = |figures: &[(usize, f64)]| {
+        let of = |size| figures.iter().find(|(nodes, _)| *nodes == size).map(|(_, figure)| *figure);
+        Some(of(100_000)? / of(10_000)?)
+    };
+    let case = "100000 against 10000 nodes";
+    if let (Some(cycle), Some(words)) = (ratio(&cycles), ratio(&words)) {
+        goal(case, "place and remove, CPU", "times", cycle, 1.3);
+        goal(case, "words of sets that a placement looks at, p99.9", "times", words, 1.0);
     }
 }
 
-/// Services in turn, one removal for each placement.
-fn mixed(nodes: usize, services: usize, features: Features) {
+/// Services in turn, one removal for each placement. Returns how many words of sets a placement looks at, p99.9.
+fn mixed(nodes: usize, services: usize, features: Features) -> f64 {
     let all = if features == Features::All { ", all features" } else { "" };
     let case = format!("{nodes} nodes, {services} classes{all}");
     let mut world = World::new(nodes, services, nodes * 5, features);
@@ -71,6 +76,13 @@ fn mixed(nodes: usize, services: usize, features: Features) {
     let tails = [percentile(&mut samples, 0.99), percentile(&mut samples, 0.999)];
     let operations = 500_000;
     let cycle = cpu_per(operations, || churn(&mut world, operations));
+    let mut works = Vec::with_capacity(200_000);
+    for _ in 0..200_000 {
+        world.remove();
+        let service = world.any_service();
+        world.place(service);
+        works.push(world.scheduler.engine().work());
+    }
     let goals = match (nodes, features) {
         (10_000, Features::Plain) => [Some(50.0), Some(250.0), None],
         (100_000, Features::Plain) => [Some(60.0), Some(300.0), Some(2_000.0)],
@@ -85,6 +97,15 @@ fn mixed(nodes: usize, services: usize, features: Features) {
         }
     }
     figure(&case, "place and remove, CPU", "ns", cycle);
+    let counted = |metric, count: fn(&Work) -> u64| {
+        let mut counts: Vec<u64> = works.iter().map(count).collect();
+        let tail = percentile(&mut counts, 0.999);
+        figure(&case, &format!("{metric} that a placement looks at, p50"), "number", percentile(&mut counts, 0.5));
+        figure(&case, &format!("{metric} that a placement looks at, p99.9"), "number", tail);
+        tail
+    };
+    let words = counted("words of sets", |work| work.words);
+    counted("cache lines at most", Work::lines);
     let bytes = world.scheduler.engine().bytes() as f64 / nodes as f64;
     if nodes == 100_000 {
         goal(&case, "memory of the engine", "B/node", bytes, 300.0);
@@ -92,6 +113,7 @@ fn mixed(nodes: usize, services: usize, features: Features) {
         figure(&case, "memory of the engine", "B/node", bytes);
     }
     figure(&case, "placements refused since the start", "number", world.refused as f64);
+    words
 }
 
 fn churn(world: &mut World, operations: usize) {

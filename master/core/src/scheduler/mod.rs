@@ -49,7 +49,7 @@ pub use self::{
     batch::Batch,
     bits::NodeIdx,
     contradiction::Contradiction,
-    engine::{ClassId, Engine, ProfileId},
+    engine::{ClassId, Engine, ProfileId, Work},
     explain::{FilterTally, Findings, Rejection},
     expr::{ConstraintError, EXPRESSION_CHARS_MAX},
     facts::{Dimension, NodeFacts, Placed},

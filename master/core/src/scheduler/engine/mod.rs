@@ -20,7 +20,7 @@
 //! profile.rs  what equal tasks have in common         order.rs   all nodes by load
 //! shared.rs   the search of classes that spread       front.rs   the next nodes of one class
 //! tree.rs     lower bounds                            batch.rs   many equal tasks
-//! check.rs    everything against a rebuild
+//! check.rs    everything against a rebuild           work.rs    what a decision looked at
 //! ```
 //!
 //! It must not know node ids, task ids or names. Pure, no tasks, no channels.
@@ -35,13 +35,14 @@ mod order;
 mod profile;
 mod shared;
 mod tree;
+mod work;
 
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hasher as _},
 };
 
-pub use self::{class::ClassId, profile::ProfileId};
+pub use self::{class::ClassId, profile::ProfileId, work::Work};
 use self::{
     class::{Class, Classes, Hot, has_room, key},
     columns::Columns,
@@ -91,6 +92,8 @@ pub struct Engine {
     woken: Vec<ClassId>,
     clock: u64,
     restless: bool,
+    /// What the last decision looked at.
+    work: Work,
 }
 
 impl Engine {
@@ -537,6 +540,7 @@ impl Engine {
     ///
     /// Corrects bounds on its way, which is why it is `mut`: decisions do not depend on it.
     pub fn select(&mut self, id: ClassId) -> Option<NodeIdx> {
+        self.work = Work::default();
         if self.hot[id.index()].shared {
             self.select_shared(id)
         } else if self.hot[id.index()].lanes {
@@ -554,6 +558,7 @@ impl Engine {
         loop {
             let class = &self.classes[id];
             let Some((block, bound)) = class.lanes[lane].tree.first() else { return (None, corrected) };
+            self.work.entries += 1;
             let (key, at) = self.scan(id, lane, block);
             if key == bound {
                 return (Some((key, NodeIdx::from_index(at))), corrected);
@@ -565,15 +570,17 @@ impl Engine {
     }
 
     /// The smallest key of a block, and the first node that has it.
-    fn scan(&self, id: ClassId, lane: usize, block: usize) -> (u64, usize) {
+    fn scan(&mut self, id: ClassId, lane: usize, block: usize) -> (u64, usize) {
         let class = &self.classes[id];
         let hot = &self.hot[id.index()];
-        let mut best = (NONE, usize::MAX);
+        let (mut best, mut records) = ((NONE, usize::MAX), 0);
         for at in class.row.within(block << hot.shift, 1 << hot.shift) {
             if !hot.lanes || class.in_lane(at, lane) {
                 best = best.min((self.key(id, at, 0), at));
+                records += 1;
             }
         }
+        self.work.records += records;
         best
     }
 
@@ -643,6 +650,11 @@ impl Engine {
     /// Classes for which that happened.
     pub(super) fn take_woken(&mut self) -> Vec<ClassId> {
         std::mem::take(&mut self.woken)
+    }
+
+    /// What the last decision looked at.
+    pub fn work(&self) -> Work {
+        self.work
     }
 
     /// Makes every class change its way to search after each decision, so that tests reach every way.

@@ -5,7 +5,7 @@
 //! get better, and gives it up again when too much of what it is told is of no use. Decisions are the same either way.
 
 use super::{
-    ClassId, Engine, NodeIdx,
+    ClassId, Engine, NodeIdx, Work,
     front::{END, Front, Standing},
     order::{Set, each_bit},
 };
@@ -31,8 +31,9 @@ const FILL_LOOKS: i64 = 128;
 impl Engine {
     /// The best node of a class that spreads and has no lanes.
     pub(super) fn select_shared(&mut self, id: ClassId) -> Option<NodeIdx> {
-        let (found, looks) = self.search(id);
-        if self.regret(id, looks - FREE_LOOKS) {
+        let (found, work) = self.search(id);
+        self.work = work;
+        if self.regret(id, work.looks() - FREE_LOOKS) {
             self.hot[id.index()].shared = false;
             self.listen(id, true);
         }
@@ -92,6 +93,8 @@ impl Engine {
             while let Some((level, at)) = self.front(id, own).best() {
                 let there = self.classes[id].has_own(at as usize, own);
                 let now = there.then(|| self.columns.records[at as usize].level(self.hot[id.index()].reserves));
+                self.work.entries += 1;
+                self.work.records += u64::from(there);
                 if now == Some(level) && self.has_room(id, at as usize) {
                     return Some(at as usize);
                 }
@@ -108,15 +111,16 @@ impl Engine {
                 return None;
             }
             let (mut found, mut next) = (Vec::with_capacity(FILL), END);
-            let take = |level, at: usize, looks: i64| {
-                if found.len() == FILL || (looks > FILL_LOOKS && !found.is_empty()) {
+            let take = |level, at: usize, work: Work| {
+                if found.len() == FILL || (work.looks() > FILL_LOOKS && !found.is_empty()) {
                     next = (level, at as u32);
                     return false;
                 }
                 found.push((level, at as u32));
                 true
             };
-            self.walk_from(id, own, bound, take);
+            let work = self.walk_from(id, own, bound, take);
+            self.work += work;
             self.front(id, own).fill(found, next);
             self.hot[id.index()].bound = self.classes[id].bound();
         }
@@ -127,14 +131,13 @@ impl Engine {
         &mut class.fronts[own as usize]
     }
 
-    /// The node with the fewest own tasks, of those the one with the lowest load, of those the first; and how many words
-    /// were looked at.
-    pub(super) fn search(&self, id: ClassId) -> (Option<NodeIdx>, i64) {
+    /// The node with the fewest own tasks, of those the one with the lowest load, of those the first; and what that took.
+    pub(super) fn search(&self, id: ClassId) -> (Option<NodeIdx>, Work) {
         let class = &self.classes[id];
-        let (mut found, mut looks) = (None, 0);
+        let (mut found, mut work) = (None, Work::default());
         let mut from = 0;
         while let Some(own) = class.next_own_count(from).filter(|own| *own < self.hot[id.index()].replicas_max) {
-            looks += self.walk_from(id, own, (0, 0), |_, at, _| {
+            work += self.walk_from(id, own, (0, 0), |_, at, _| {
                 found = Some(NodeIdx::from_index(at));
                 false
             });
@@ -143,32 +146,33 @@ impl Engine {
             }
             from = own + 1;
         }
-        (found, looks)
+        (found, work)
     }
 
     /// Visits the nodes with so many own tasks that have room, in order from a standing on, until `visit` says stop
-    /// (false), and tells it how many words were looked at; returns that number.
+    /// (false), and tells it what it took until then; returns what it took.
     pub(super) fn walk_from(
         &self,
         id: ClassId,
         own: u32,
         start: Standing,
-        mut visit: impl FnMut(u32, usize, i64) -> bool,
-    ) -> i64 {
+        mut visit: impl FnMut(u32, usize, Work) -> bool,
+    ) -> Work {
         let (hot, class) = (&self.hot[id.index()], &self.classes[id]);
         let order = &self.orders[usize::from(hot.reserves)];
-        let mut looks = 0;
+        let mut work = Work::default();
         let among = match class.by_own.get(own as usize) {
-            None => return 0,
+            None => return work,
             Some(Set::List(few)) => {
                 // Fewer than the order has words.
-                looks += few.len() as i64;
+                work.words += 2 * few.len() as u64;
+                work.records += few.len() as u64;
                 let standings = few.iter().map(|at| (self.columns.records[*at as usize].level(hot.reserves), *at));
                 let mut sorted: Vec<_> =
                     standings.filter(|standing| *standing >= start && self.has_room(id, standing.1 as usize)).collect();
                 sorted.sort_unstable();
-                sorted.into_iter().all(|(level, at)| visit(level, at as usize, looks));
-                return looks;
+                sorted.into_iter().all(|(level, at)| visit(level, at as usize, work));
+                return work;
             }
             Some(Set::Dense { words, .. }) => words,
         };
@@ -176,15 +180,18 @@ impl Engine {
         while let Some((level, nodes)) = order.next(from) {
             let first = if level == start.0 { start.1 as usize } else { 0 };
             let went_on = nodes.each(|word, bits| {
-                looks += 1;
+                work.words += 2;
                 let candidates = bits & among.get(word).copied().unwrap_or(0);
-                each_bit(word, candidates, |at| at < first || !self.has_room(id, at) || visit(level, at, looks))
+                each_bit(word, candidates, |at| {
+                    work.records += u64::from(at >= first);
+                    at < first || !self.has_room(id, at) || visit(level, at, work)
+                })
             });
             if !went_on {
                 break;
             }
             from = level + 1;
         }
-        looks
+        work
     }
 }
