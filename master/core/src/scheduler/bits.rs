@@ -146,6 +146,12 @@ impl Bits {
         words::narrow(&mut self.words, &other.words, negated)
     }
 
+    /// The word of 64 positions; zero beyond the end.
+    #[inline]
+    pub(super) fn word(&self, at: usize) -> u64 {
+        self.words.get(at).copied().unwrap_or(0)
+    }
+
     /// Bytes on the heap.
     pub(super) fn bytes(&self) -> usize {
         self.words.capacity() * size_of::<u64>()

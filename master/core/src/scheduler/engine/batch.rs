@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClassId, Engine, NodeIdx, ProfileId, tree::NONE};
+use super::{ClassId, Engine, NodeIdx, ProfileId, columns::DIMENSIONS, order::each_bit, tree::NONE};
+use crate::scheduler::bits::Bits;
 
 impl Engine {
     /// Where `count` tasks of this profile go, by position: each node once. As many as fit.
@@ -47,12 +48,7 @@ impl Engine {
             if next >= self.hot[id.index()].replicas_max {
                 break;
             }
-            let mut taken: Vec<u32> = Vec::with_capacity(left.min(1 << 20) as usize);
-            let take = |_, at: usize, _| {
-                taken.push(u32::try_from(at).expect("positions are u32"));
-                taken.len() < left as usize
-            };
-            self.walk_from(id, next, (0, 0), take);
+            let taken = self.round(id, next, left as usize);
             left -= u32::try_from(taken.len()).expect("no more than are left");
             if left > 0 {
                 taken.iter().for_each(|at| self.enter(id, profile, *at as usize));
@@ -65,6 +61,46 @@ impl Engine {
             taken.iter().for_each(|at| self.leave(id, profile, *at as usize));
         }
         by_position(&rounds, self.columns.len())
+    }
+
+    /// The first `most` nodes with so many own tasks that have room, in no order when that is all of them.
+    fn round(&self, id: ClassId, own: u32, most: usize) -> Vec<u32> {
+        let mut taken: Vec<u32> = Vec::with_capacity(most.min(1 << 20));
+        let set = &self.classes[id].by_own[own as usize];
+        if set.len() <= most {
+            // Who comes first does not matter.
+            let room = self.room(id, set.len());
+            set.each(|word, bits| {
+                let bits = bits & room.as_ref().map_or(u64::MAX, |room| room.word(word));
+                each_bit(word, bits, |at| {
+                    if room.is_some() || self.has_room(id, at) {
+                        taken.push(at as u32);
+                    }
+                    true
+                })
+            });
+            return taken;
+        }
+        let take = |_, at: usize, _| {
+            taken.push(at as u32);
+            taken.len() < most
+        };
+        self.walk_from(id, own, (0, 0), take);
+        taken
+    }
+
+    /// Positions where a class has room, when that is cheaper to know of all than of so many, and is a matter of amounts
+    /// alone.
+    fn room(&self, id: ClassId, members: usize) -> Option<Bits> {
+        let hot = &self.hot[id.index()];
+        if hot.further || self.columns.limits_slots() || members < self.columns.len() / 16 {
+            return None;
+        }
+        let asked = (0..DIMENSIONS).filter(|dimension| hot.amounts[*dimension] > 0);
+        asked.map(|dimension| self.columns.with_room(dimension, hot.amounts[dimension])).reduce(|mut both, row| {
+            both.and(&row);
+            both
+        })
     }
 
     /// A task changes only its own node for the next one, so only its block must be looked at again.
@@ -126,6 +162,21 @@ impl Engine {
 fn by_position(rounds: &[Vec<u32>], positions: usize) -> Vec<(NodeIdx, u32)> {
     let total: usize = rounds.iter().map(Vec::len).sum();
     let run = |(at, count): (usize, u32)| (NodeIdx::from_index(at), count);
+    if let [taken] = rounds
+        && taken.len() > positions / 1_024
+    {
+        // Cheaper than sorting.
+        let mut marks = vec![0_u64; positions.div_ceil(64)];
+        taken.iter().for_each(|at| marks[*at as usize / 64] |= 1 << (at % 64));
+        let mut runs = Vec::with_capacity(taken.len());
+        for (word, bits) in marks.into_iter().enumerate() {
+            each_bit(word, bits, |at| {
+                runs.push(run((at, 1)));
+                true
+            });
+        }
+        return runs;
+    }
     if total > positions / 16 {
         let mut counts = vec![0_u32; positions];
         rounds.iter().flatten().for_each(|at| counts[*at as usize] += 1);

@@ -38,6 +38,11 @@ impl Record {
         self.offered[dimension].saturating_sub(self.used[dimension])
     }
 
+    /// Whether the number of tasks is limited; a position that never had a node counts as one that is not.
+    fn limits_slots(&self) -> bool {
+        self.slots != u32::MAX && self.scale != [0; DIMENSIONS]
+    }
+
     /// Whether a task of one of these profiles runs here; `profiles` is sorted.
     pub(super) fn runs_any(&self, profiles: &[ProfileId]) -> bool {
         self.running.iter().any(|running| profiles.binary_search(&running.profile).is_ok())
@@ -76,6 +81,8 @@ pub(super) struct Columns {
     free: [Vec<u16>; DIMENSIONS],
     /// By profile: its service. Replicas are counted without a look at profiles.
     services: Vec<u32>,
+    /// Nodes that limit their tasks.
+    limited: usize,
 }
 
 impl Columns {
@@ -94,9 +101,11 @@ impl Columns {
     /// Sets what a node offers; what is reserved stays.
     pub(super) fn offer(&mut self, at: usize, offered: [u64; DIMENSIONS], slots: Option<u64>) {
         let record = &mut self.records[at];
+        self.limited -= usize::from(record.limits_slots());
         record.offered = offered;
         record.slots = slots.map_or(u32::MAX, |slots| u32::try_from(slots).unwrap_or(u32::MAX));
         record.scale = offered.map(reciprocal);
+        self.limited += usize::from(record.limits_slots());
         self.refresh(at);
     }
 
@@ -163,6 +172,11 @@ impl Columns {
         let lists = self.records.iter().map(|record| &record.running).filter(|running| running.spilled());
         let lists: usize = lists.map(|running| running.capacity() * size_of::<Running>()).sum();
         self.records.capacity() * (size_of::<Record>() + DIMENSIONS * size_of::<u16>()) + lists
+    }
+
+    /// Whether any node limits its tasks.
+    pub(super) fn limits_slots(&self) -> bool {
+        self.limited > 0
     }
 
     /// Tells of which service a profile is; 0 for none.
