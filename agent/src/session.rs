@@ -362,7 +362,10 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
                         }
                         Some(master_message::Body::OpenStream(open)) => self.open_stream(open),
                         Some(master_message::Body::Removed(removed)) => return Err(Broken::Removed(removed.reason)),
-                        Some(master_message::Body::Reported(reported)) => session.reports.reported(&tasks(reported)),
+                        Some(master_message::Body::Reported(reported)) => {
+                            session.reports.reported(&tasks(reported));
+                            self.send_reports().await?;
+                        }
                         Some(master_message::Body::Refused(reported)) => session.reports.refused(&tasks(reported)),
                         // A newer master's message that this protocol version may pass over.
                         None => {}
@@ -403,13 +406,11 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
     }
 
     async fn send_reports(&self) -> Result<(), Broken> {
-        loop {
-            let unsent = self.session.reports.unsent(REPORTS_MAX);
-            if unsent.is_empty() {
-                return Ok(());
-            }
-            self.send(agent_message::Body::ReportsJson(json(&unsent))).await?;
+        let unsent = self.session.reports.unsent(REPORTS_MAX);
+        if unsent.is_empty() {
+            return Ok(());
         }
+        self.send(agent_message::Body::ReportsJson(json(&unsent))).await
     }
 
     async fn upkeep(&mut self) -> Result<(), Broken> {

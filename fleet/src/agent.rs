@@ -282,6 +282,7 @@ impl Agent {
                         Some(master_message::Body::Reported(reported)) => {
                             self.reports.reported(&tasks(reported));
                             self.count_running();
+                            self.send_reports(tx).await?;
                         }
                         // Sent again with the next heartbeat.
                         Some(master_message::Body::Refused(refused)) => self.reports.refused(&tasks(refused)),
@@ -348,14 +349,12 @@ impl Agent {
     }
 
     async fn send_reports(&mut self, tx: &mpsc::Sender<grpc::AgentMessage>) -> Result<()> {
-        loop {
-            let unsent = self.reports.unsent(REPORTS_MAX);
-            if unsent.is_empty() {
-                return Ok(());
-            }
-            self.shared.counters.reports.add(unsent.len());
-            send(tx, agent_message::Body::ReportsJson(json(&unsent))).await?;
+        let unsent = self.reports.unsent(REPORTS_MAX);
+        if unsent.is_empty() {
+            return Ok(());
         }
+        self.shared.counters.reports.add(unsent.len());
+        send(tx, agent_message::Body::ReportsJson(json(&unsent))).await
     }
 
     /// Keeps the count of tasks that run and whose master has confirmed it.

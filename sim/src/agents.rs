@@ -501,7 +501,10 @@ impl World {
                     self.agent_event_at(host, now_ms + took, AgentEvent::Applied(number));
                 }
             }
-            ToAgent::Reported(tasks) => agent.outbox.reported(tasks.iter()),
+            ToAgent::Reported(tasks) => {
+                agent.outbox.reported(tasks.iter());
+                self.flush(host);
+            }
             ToAgent::Refused(tasks) => agent.outbox.refused(tasks.iter()),
         }
     }
@@ -595,12 +598,8 @@ impl World {
         let Some(agent) = &mut self.hosts[host as usize].agent else { return };
         let Some(session) = agent.session.as_ref().filter(|s| s.live) else { return };
         let conn = session.conn;
-        loop {
-            let Some(agent) = &mut self.hosts[host as usize].agent else { return };
-            let reports = agent.outbox.unsent(REPORTS_MAX);
-            if reports.is_empty() {
-                return;
-            }
+        let reports = agent.outbox.unsent(REPORTS_MAX);
+        if !reports.is_empty() {
             self.send_up(conn, ToMaster::Reports(reports));
         }
     }

@@ -7,6 +7,10 @@
 //!                 └── a newer word, refused(), a new session, another term of the master
 //! ```
 //!
+//! One message of reports is on its way at a time. While the master is busy the newest word about a task so takes the place
+//! of those before it, and a start that passes through four states costs the master one commit; when it is not, each is
+//! told at once.
+//!
 //! Must not know the connection or the clock: time is an argument, in milliseconds of a clock that never goes back.
 
 use std::collections::BTreeMap;
@@ -102,6 +106,8 @@ fn jittered(ms: u64, least: f64, most: f64, random: f64) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub struct Outbox {
     pending: BTreeMap<TaskId, Pending>,
+    /// How many of them are on their way.
+    on_way: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -110,7 +116,7 @@ struct Pending {
     /// Sent in this session in the form that it has now.
     sent: bool,
     /// Sent in this session in whatever form, and not answered.
-    outstanding: u32,
+    on_way: bool,
 }
 
 impl Outbox {
@@ -118,12 +124,9 @@ impl Outbox {
     pub fn put(&mut self, report: TaskReport) -> bool {
         match self.pending.get_mut(&report.task) {
             Some(old) if old.report == report => return false,
-            Some(old) => {
-                old.report = report;
-                old.sent = false;
-            }
+            Some(old) => (old.report, old.sent) = (report, false),
             None => {
-                self.pending.insert(report.task.clone(), Pending { report, sent: false, outstanding: 0 });
+                self.pending.insert(report.task.clone(), Pending { report, sent: false, on_way: false });
             }
         }
         true
@@ -139,46 +142,56 @@ impl Outbox {
 
     /// A session begins: everything that the master has not confirmed is to be sent again.
     pub fn begin_session(&mut self) {
+        self.on_way = 0;
         for pending in self.pending.values_mut() {
-            pending.sent = false;
-            pending.outstanding = 0;
+            (pending.sent, pending.on_way) = (false, false);
         }
     }
 
-    /// At most `max` reports that this session has not sent in their present form; they count as sent now.
+    /// At most `max` reports that this session has not sent in their present form, for one message; they count as sent
+    /// now. None while an earlier message is not answered in full: ask again after [`Outbox::reported`].
     pub fn unsent(&mut self, max: usize) -> Vec<TaskReport> {
         if skein_api::mutant!("lost-report") {
             return std::mem::take(&mut self.pending).into_values().map(|p| p.report).collect();
         }
+        if self.on_way > 0 {
+            return Vec::new();
+        }
         let unsent = self.pending.values_mut().filter(|p| !p.sent).take(max);
-        unsent
+        let reports: Vec<TaskReport> = unsent
             .map(|p| {
-                p.sent = true;
-                p.outstanding = p.outstanding.saturating_add(1);
+                (p.sent, p.on_way) = (true, true);
                 p.report.clone()
             })
-            .collect()
+            .collect();
+        self.on_way = reports.len();
+        reports
     }
 
-    /// The master has made one report of each of these tasks durable. Answers come in the order of the reports, so a
-    /// task whose newer report is on its way keeps it.
+    /// The answer to the report of a task that is on its way, if there is one.
+    fn answered(&mut self, task: &TaskId) -> Option<&mut Pending> {
+        let entry = self.pending.get_mut(task).filter(|entry| entry.on_way)?;
+        entry.on_way = false;
+        self.on_way -= 1;
+        Some(entry)
+    }
+
+    /// The master has made the report of each of these tasks durable. A task with a newer word keeps that.
     pub fn reported<'a>(&mut self, tasks: impl IntoIterator<Item = &'a TaskId>) {
         for task in tasks {
-            let Some(entry) = self.pending.get_mut(task) else { continue };
-            entry.outstanding = entry.outstanding.saturating_sub(1);
-            if entry.sent && entry.outstanding == 0 {
+            if self.answered(task).is_some_and(|entry| entry.sent) {
                 self.pending.remove(task);
             }
         }
     }
 
-    /// The master could not make one report of each of these tasks durable: they are to be sent again. When is for the
+    /// The master could not make the report of each of these tasks durable: they are to be sent again. When is for the
     /// caller to choose; with every heartbeat is often enough.
     pub fn refused<'a>(&mut self, tasks: impl IntoIterator<Item = &'a TaskId>) {
         for task in tasks {
-            let Some(entry) = self.pending.get_mut(task) else { continue };
-            entry.outstanding = entry.outstanding.saturating_sub(1);
-            entry.sent = false;
+            if let Some(entry) = self.answered(task) {
+                entry.sent = false;
+            }
         }
     }
 
@@ -224,16 +237,25 @@ mod tests {
     }
 
     #[test]
-    fn two_forms_on_their_way_need_two_answers() {
+    fn one_message_is_on_its_way_at_a_time_and_what_waits_is_the_newest() {
         let mut outbox = Outbox::default();
-        outbox.put(report("a", TaskState::Starting));
-        outbox.unsent(10);
-        outbox.put(report("a", TaskState::Running));
-        assert_eq!(outbox.unsent(1).len(), 1);
-        outbox.reported(&[TaskId::new("a")]);
-        assert_eq!(pending(&outbox).len(), 1);
-        outbox.reported(&[TaskId::new("a")]);
-        assert_eq!(pending(&outbox).len(), 0);
+        for task in ["a", "b", "c"] {
+            outbox.put(report(task, TaskState::Preparing));
+        }
+        assert_eq!(outbox.unsent(2), [report("a", TaskState::Preparing), report("b", TaskState::Preparing)]);
+        for state in [TaskState::Starting, TaskState::Running] {
+            outbox.put(report("a", state));
+        }
+        assert_eq!(outbox.unsent(2), []);
+        // Answers may come in parts, and some of them twice.
+        outbox.reported(&[TaskId::new("a"), TaskId::new("a")]);
+        assert_eq!(outbox.unsent(2), [], "b is not answered");
+        outbox.refused(&[TaskId::new("b")]);
+        assert_eq!(outbox.unsent(2), [report("a", TaskState::Running), report("b", TaskState::Preparing)]);
+        outbox.reported(&[TaskId::new("a"), TaskId::new("b")]);
+        assert_eq!(outbox.unsent(2), [report("c", TaskState::Preparing)]);
+        outbox.reported(&[TaskId::new("c")]);
+        assert_eq!((pending(&outbox), outbox.unsent(2)), (vec![], vec![]));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 /// The [`Outbox`] that executor and session share. Cheap to clone; all clones are one.
 ///
 /// For the session: [`Reports::begin_session`] when one begins, then [`Reports::unsent`] whenever
-/// [`Reports::changed`] moves, and [`Reports::reported`] for each `Reported` of the master.
+/// [`Reports::changed`] moves, and [`Reports::reported`] for each `Reported` of the master, with [`Reports::unsent`] after it.
 #[derive(Clone, Default)]
 pub struct Reports {
     shared: Arc<Shared>,
