@@ -66,7 +66,8 @@ const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 /// Name of the lead that a master takes.
 const LEAD: &str = "master";
 
-type Answer = oneshot::Sender<leader::Answer>;
+/// Takes an answer, with the state right after the commit.
+type Answer = Box<dyn FnOnce(leader::Answer, &Core) + Send>;
 type Query = Box<dyn FnOnce(&Core) + Send>;
 
 /// What a session's agent is sent.
@@ -135,7 +136,25 @@ impl Handle {
     /// # Errors
     /// The refusal; then nothing changed.
     pub async fn command(&self, command: Command, origin: Origin) -> Result<Reply, ApiError> {
-        let (reply, answer) = oneshot::channel();
+        self.command_and_read(command, origin, |_, reply| reply).await
+    }
+
+    /// Asks for a change, and reads the state that its commit leaves. A [`Handle::query`] after it would wait behind all
+    /// others that read, and may see the next change.
+    ///
+    /// # Errors
+    /// As [`Handle::command`].
+    pub async fn command_and_read<T: Send + 'static>(
+        &self,
+        command: Command,
+        origin: Origin,
+        read: impl FnOnce(&Core, Reply) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (tx, answer) = oneshot::channel();
+        let reply: Answer = Box::new(move |answer, core| {
+            // The asker may have gone; then nobody misses the answer.
+            let _ = tx.send(answer.map(|reply| read(core, reply)));
+        });
         let event = Event::Command { command: Box::new(command), origin, reply };
         self.tx.send(event).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -295,6 +314,8 @@ impl Cluster {
         };
         let ctx = self.context(Origin { who: "local".into(), why: "first start".into() });
         let (reply, mut answer) = oneshot::channel();
+        // Looked at below.
+        let reply: Answer = Box::new(move |answer, _| drop(reply.send(answer)));
         self.leader.command(&Command::InitCluster(Box::new(cluster)), &ctx, reply);
         self.finish().await;
         answer.try_recv().map_err(|_| gone())??;
@@ -398,7 +419,7 @@ impl Cluster {
             self.connections.cut(node.as_str());
         }
         for (reply, answer) in self.leader.replies() {
-            let _ = reply.send(answer);
+            reply(answer, self.leader.core());
         }
     }
 

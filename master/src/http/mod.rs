@@ -194,6 +194,25 @@ impl Api {
     async fn run(&self, user: User, command: Command) -> Result<Reply, Failure> {
         Ok(self.cluster.command(command, user.0).await?)
     }
+
+    /// Changes something and answers with what the change left.
+    async fn change<T: Send + 'static>(
+        &self,
+        user: User,
+        command: Command,
+        read: impl FnOnce(&Core, Reply) -> Result<T, ApiError> + Send + 'static,
+    ) -> Answer<T> {
+        Ok(Json(self.cluster.command_and_read(command, user.0, read).await??))
+    }
+
+    /// Changes a container task and answers with it.
+    async fn change_task(&self, user: User, command: Command) -> Answer<Task> {
+        let read = |core: &Core, reply| {
+            let Reply::Task(id) = reply else { unreachable!("a container task's command answers with it") };
+            core.model().find_task(id.as_str()).cloned()
+        };
+        self.change(user, command, read).await
+    }
 }
 
 async fn info(State(api): State<Api>, _: User) -> Answer<ClusterInfo> {
@@ -241,10 +260,11 @@ async fn node(State(api): State<Api>, _: User, Path(reference): Path<String>) ->
 
 async fn node_update(State(api): State<Api>, user: User, Path(reference): Path<String>, body: Bytes) -> Answer<Node> {
     let update: NodeUpdate = parse(&body)?;
-    let Reply::Node(id) = api.run(user, Command::NodeUpdate { node: reference, update }).await? else {
-        unreachable!("a node update answers with a node")
+    let read = |core: &Core, reply| {
+        let Reply::Node(id) = reply else { unreachable!("a node update answers with a node") };
+        core.model().find_node(id.as_str()).map(|n| core.node_view(n))
     };
-    node(State(api), User(Origin::default()), Path(id.to_string())).await
+    api.change(user, Command::NodeUpdate { node: reference, update }, read).await
 }
 
 #[derive(Deserialize)]
@@ -272,9 +292,12 @@ async fn token_create(State(api): State<Api>, user: User, body: Bytes) -> Answer
     let request: TokenCreate = parse(&body)?;
     let (id, secret, token) = pki::new_token(&api.ca.digest());
     let secret_sha256 = pki::sha256_hex(secret.as_bytes());
-    api.run(user, Command::TokenCreate { id: id.clone(), secret_sha256, request }).await?;
-    let info = api.read(move |core| core.model().tokens.get(&id).cloned().unwrap_or_default()).await?;
-    Ok(Json(TokenCreated { token, info: Token { secret_sha256: String::new(), ..info } }))
+    let command = Command::TokenCreate { id: id.clone(), secret_sha256, request };
+    let read = move |core: &Core, _| {
+        let info = core.model().tokens.get(&id).cloned().unwrap_or_default();
+        Ok(TokenCreated { token, info: Token { secret_sha256: String::new(), ..info } })
+    };
+    api.change(user, command, read).await
 }
 
 async fn token_revoke(State(api): State<Api>, user: User, Path(id): Path<String>) -> Answer<serde_json::Value> {
@@ -291,11 +314,11 @@ async fn network(State(api): State<Api>, _: User, Path(reference): Path<String>)
 }
 
 async fn network_create(State(api): State<Api>, user: User, body: Bytes) -> Answer<Network> {
-    let spec: NetworkSpec = parse(&body)?;
-    let Reply::Network(id) = api.run(user, Command::NetworkCreate(spec)).await? else {
-        unreachable!("a new network answers with its id")
+    let read = |core: &Core, reply| {
+        let Reply::Network(id) = reply else { unreachable!("a new network answers with its id") };
+        core.model().find_network(id.as_str()).cloned()
     };
-    network(State(api), User(Origin::default()), Path(id.to_string())).await
+    api.change(user, Command::NetworkCreate(parse::<NetworkSpec>(&body)?), read).await
 }
 
 async fn network_remove(
@@ -340,18 +363,19 @@ async fn tasks(State(api): State<Api>, _: User, Query(filter): Query<Filter>) ->
         let node = filter.node.as_deref().map(|n| model.find_node(n).map(|n| n.id.clone())).transpose()?;
         let service = filter.service.as_deref().map(|s| model.find_service(s).map(|s| s.id.clone())).transpose()?;
         // Container tasks stay listed when they are stopped only with `all`, like containers of an engine.
-        let live = |t: &&Task| filter.all || !t.status.state.is_terminal() && t.desired_state != TaskState::Remove;
+        let live = |t: &Task| filter.all || !t.status.state.is_terminal() && t.desired_state != TaskState::Remove;
         // What is asked for most has a lookup of its own.
-        let candidates: Box<dyn Iterator<Item = &Task>> = match (&node, &service) {
-            (Some(node), _) => Box::new(model.node_tasks(node)),
-            (None, Some(service)) => Box::new(model.service_tasks(service)),
-            (None, None) => Box::new(model.tasks.values().map(|t| &**t)),
+        let candidates: Box<dyn Iterator<Item = &Arc<Task>>> = match (&node, &service) {
+            (Some(node), _) => Box::new(model.node_tasks(node).map(|t| &model.tasks[&t.id])),
+            (None, Some(service)) => Box::new(model.service_tasks(service).map(|t| &model.tasks[&t.id])),
+            // No lookups: the loop waits meanwhile, for a hundred thousand of them.
+            (None, None) => Box::new(model.tasks.values()),
         };
         let found: Vec<Arc<Task>> = candidates
-            .filter(live)
+            .filter(|t| live(t))
             .filter(|t| service.is_none() || t.service == service)
             .filter(|t| filter.stack.is_none() || t.stack == filter.stack)
-            .map(|t| model.tasks[&t.id].clone())
+            .cloned()
             .collect();
         Ok::<_, ApiError>(found)
     });
@@ -362,25 +386,17 @@ async fn task(State(api): State<Api>, _: User, Path(reference): Path<String>) ->
     Ok(Json(api.read(move |core| core.model().find_task(&reference).cloned()).await??))
 }
 
-async fn task_of(api: Api, reply: Reply) -> Answer<Task> {
-    let Reply::Task(id) = reply else { unreachable!("a container task's command answers with it") };
-    task(State(api), User(Origin::default()), Path(id.to_string())).await
-}
-
 async fn container_create(State(api): State<Api>, user: User, body: Bytes) -> Answer<Task> {
     let create: ContainerCreate = parse(&body)?;
-    let reply = api.run(user, Command::ContainerCreate(Box::new(create))).await?;
-    task_of(api, reply).await
+    api.change_task(user, Command::ContainerCreate(Box::new(create))).await
 }
 
 async fn container_stop(State(api): State<Api>, user: User, Path(reference): Path<String>) -> Answer<Task> {
-    let reply = api.run(user, Command::ContainerStop(reference)).await?;
-    task_of(api, reply).await
+    api.change_task(user, Command::ContainerStop(reference)).await
 }
 
 async fn container_start(State(api): State<Api>, user: User, Path(reference): Path<String>) -> Answer<Task> {
-    let reply = api.run(user, Command::ContainerStart(reference)).await?;
-    task_of(api, reply).await
+    api.change_task(user, Command::ContainerStart(reference)).await
 }
 
 async fn container_remove(
