@@ -42,9 +42,10 @@ pub fn run(args: &SchedulerArgs) -> Result<Outcome> {
          publish a host port, keep away from themselves, prefer nodes without some label of tasks, prefer a label of the \
          node, spread over zones and racks (two eighths), limit replicas per node, and take a generic resource."
             .to_owned(),
-        "The memory is that of the engine alone: postings, names and the maps of the scheduler around it come on top. An \
-         explanation is held to 1.1 times a loop that counts 8 rows; that loop is built for every CPU of the architecture, \
-         not with the best features of this one, so the goal is easier than it should be."
+        "What a placement looks at is what it needs to find the node, without the commit; cache lines count every word, entry \
+         and record as one that is not there yet. The memory is that of the engine alone: postings, names and the maps of the \
+         scheduler around it come on top. An explanation is held to 1.1 times the loop that counts its rows, alone and in \
+         turn, with the processor's best instructions."
             .to_owned(),
     ];
     Ok(Outcome { name: NAME, title: "Decisions of the scheduler", rows, notes })
