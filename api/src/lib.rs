@@ -21,6 +21,7 @@ mod spec;
 mod stack;
 mod task;
 mod what_if;
+mod words;
 
 pub use assignment::*;
 pub use cluster::*;
@@ -33,6 +34,7 @@ pub use spec::*;
 pub use stack::*;
 pub use task::*;
 pub use what_if::*;
+pub use words::did_you_mean;
 
 #[cfg(feature = "grpc")]
 mod codec;

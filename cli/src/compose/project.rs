@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skein_api::{
     Dependency, DependencyCondition, MountKind, NetworkAttachment, NetworkSpec, RestartCondition, StackSpec,
+    did_you_mean,
 };
 
 use super::{
     keys,
-    problem::{Pos, Problem, did_you_mean},
+    problem::{Pos, Problem},
     service::{Draft, Need, Surroundings, service},
     values,
     walk::{Cx, Fields},

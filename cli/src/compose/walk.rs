@@ -3,9 +3,11 @@
 //! Owns the collection of errors and warnings of one run: reading goes on after an error, so that a user sees all of
 //! them at once. Must not know what the keys mean; [`super::keys`] says which there are.
 
+use skein_api::did_you_mean;
+
 use super::{
     keys::{Support, Table},
-    problem::{Pos, Problem, did_you_mean},
+    problem::{Pos, Problem},
     yaml::{Key, Node, Value},
 };
 

@@ -2,16 +2,28 @@
 
 use std::fmt::Display;
 
-use skein_api::{ApiError, Network, Node, NodeId, Service, Task, TaskId, TaskState};
+use skein_api::{ApiError, Network, Node, NodeId, Service, Task, TaskId, TaskState, did_you_mean};
 
 use crate::{core::Core, model::Model};
 
 /// Shortest prefix of an id that counts as a reference.
 const MIN_PREFIX: usize = 4;
 
+/// Names that are looked at for the one that was meant; a mistyped name costs at most some milliseconds.
+const CANDIDATES_MAX: usize = 4_096;
+
 /// A refusal because something is not there.
 pub(crate) fn not_found(kind: &str, reference: &str, list: &str) -> ApiError {
     ApiError::new("not_found", format!("no {kind} {reference:?}")).with_hint(format!("skein {list}"))
+}
+
+/// As [`not_found`], with the name among `names` that was probably meant.
+pub(crate) fn mistyped<'a>(kind: &str, reference: &str, list: &str, names: impl Iterator<Item = &'a str>) -> ApiError {
+    let mut refusal = not_found(kind, reference, list);
+    if let Some(meant) = did_you_mean(reference, names.take(CANDIDATES_MAX)) {
+        refusal.message.push_str(&format!("; did you mean {meant:?}?"));
+    }
+    refusal
 }
 
 /// Picks the one item whose name or id is `reference`, or whose id starts with it.
@@ -19,7 +31,7 @@ fn pick<'a, T, I: Display + 'a>(
     items: impl Iterator<Item = &'a T> + Clone,
     reference: &str,
     id: impl Fn(&T) -> I,
-    name: impl Fn(&T) -> &str,
+    name: impl Fn(&'a T) -> &'a str,
     kind: &str,
     list: &str,
 ) -> Result<&'a T, ApiError> {
@@ -27,13 +39,13 @@ fn pick<'a, T, I: Display + 'a>(
     if let Some(item) = exact {
         return Ok(item);
     }
-    let mut found = items.filter(|i| reference.len() >= MIN_PREFIX && id(i).to_string().starts_with(reference));
+    let mut found = items.clone().filter(|i| reference.len() >= MIN_PREFIX && id(i).to_string().starts_with(reference));
     match (found.next(), found.next()) {
         (Some(item), None) => Ok(item),
         (Some(_), Some(_)) => {
             Err(ApiError::new("ambiguous", format!("more than one {kind} starts with {reference:?}")))
         }
-        (None, _) => Err(not_found(kind, reference, list)),
+        (None, _) => Err(mistyped(kind, reference, list, items.map(name))),
     }
 }
 

@@ -19,6 +19,7 @@ use skein_api::{
 
 use crate::{
     core::Core,
+    lookup::mistyped,
     model::Model,
     pending::{Cause, Refusal},
     scheduler::{ConstraintError, FilterKind, NodeFacts, NodeReasons, Pin, Placed, Request, Scheduler},
@@ -297,13 +298,14 @@ impl Core {
     /// # Errors
     /// When neither is found, or the node that is asked about is not.
     pub fn explain(&self, reference: &str, query: &ExplainQuery) -> Result<Explanation, ApiError> {
+        let only = query.node.as_ref().map(|node| self.model.find_node(node)).transpose()?;
         let (name, spec, service, task) = match self.model.find_service(reference) {
             Ok(service) => {
                 let waiting = self.model.service_tasks(&service.id).find(|t| self.pending.contains(&t.id));
                 (service.spec.name.clone(), &service.spec.task, Some(service), waiting)
             }
             Err(_) => {
-                let task = self.model.find_task(reference)?;
+                let task = self.model.find_task(reference).map_err(|error| self.no_subject(reference, error))?;
                 let service = task.service.as_ref().and_then(|s| self.model.services.get(s));
                 (task.name.clone(), &*task.spec, service, Some(task))
             }
@@ -331,7 +333,6 @@ impl Core {
         let scheduler = others.as_ref().unwrap_or(&self.scheduler);
         let mut explanation = scheduler.explain(&request).into_explanation(&name);
         explanation.suggestions = scheduler.suggestions(&request);
-        let only = query.node.as_ref().map(|node| self.model.find_node(node)).transpose()?;
         if query.nodes || only.is_some() {
             let asked = |reasons: &NodeReasons| only.is_none_or(|node| node.name == reasons.node);
             let all = scheduler.reasons(&request).into_iter().filter(asked);
@@ -342,6 +343,16 @@ impl Core {
             explanation.summary = format!("{verb} on {}; now: {}", node.name, explanation.summary);
         }
         Ok(explanation)
+    }
+
+    /// Neither a service nor a task has this name.
+    fn no_subject(&self, reference: &str, error: ApiError) -> ApiError {
+        if error.code != "not_found" {
+            return error;
+        }
+        let services = self.model.services.values().map(|service| service.spec.name.as_str());
+        let tasks = self.model.tasks.values().map(|task| task.name.as_str());
+        mistyped("service or task", reference, "ps", services.chain(tasks))
     }
 
     /// What must come first: a dependency of the service's first tasks, or what the task shall share a host with.

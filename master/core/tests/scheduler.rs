@@ -130,7 +130,6 @@ fn soft_expressions_are_given_up_one_by_one() {
         [
             ("node is ready", 1, 1),
             ("node is active", 0, 0),
-            ("container slots", 0, 0),
             ("constraint zone==~b (given up: no node would be left)", 0, 2),
             ("constraint zone==~a (met by 1 of 2)", 0, 2),
         ]
@@ -278,12 +277,7 @@ fn what_a_node_is_outlasts_its_state() {
         "no node fits: 3 nodes; 1 not ready; 1 paused or drained; constraint zone==a took 1"
     );
     let alone: Vec<_> = rejection.filters.iter().map(|tally| (tally.kind, tally.rejected_alone)).collect();
-    let expected = [
-        (FilterKind::Health, 1),
-        (FilterKind::Availability, 1),
-        (FilterKind::Constraint, 1),
-        (FilterKind::Resources, 0),
-    ];
+    let expected = [(FilterKind::Health, 1), (FilterKind::Availability, 1), (FilterKind::Constraint, 1)];
     assert_eq!(alone, expected);
     let explanation = rejection.into_explanation("web");
     assert_eq!((explanation.subject.as_str(), explanation.nodes, explanation.fitting), ("web", 3, 0));
@@ -428,10 +422,7 @@ fn expressions_come_from_environment_and_labels_too() {
     spec.container.labels = labels;
     let rejection = Scheduler::new().place(&compile(&spec), 0).unwrap_err();
     let filters: Vec<_> = rejection.filters[2..].iter().map(|tally| tally.filter.as_str()).collect();
-    assert_eq!(
-        filters,
-        ["constraint node.labels.disk==ssd", "constraint disk==ssd", "constraint zone==a", "container slots"]
-    );
+    assert_eq!(filters, ["constraint node.labels.disk==ssd", "constraint disk==ssd", "constraint zone==a"]);
 }
 
 #[test]

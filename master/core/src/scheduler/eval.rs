@@ -41,7 +41,12 @@ pub(super) struct Evaluation<'a> {
 
 impl<'a> Evaluation<'a> {
     pub(super) fn new(scheduler: &'a Scheduler, request: &'a Request) -> Self {
-        Self { scheduler, request, hard: request.filters(), soft: request.soft_filters() }
+        let mut hard = request.filters();
+        // Every task asks for a slot, and most clusters count none.
+        if scheduler.index.limited.is_empty() {
+            hard.retain(|filter| !matches!(filter, Filter::Amount(Dimension::Slots, _)));
+        }
+        Self { scheduler, request, hard, soft: request.soft_filters() }
     }
 
     /// Nodes that pass every hard filter.

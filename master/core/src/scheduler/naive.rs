@@ -13,7 +13,7 @@ use super::{
     batch::Batch,
     explain::{FilterTally, Rejection},
     expr::NodeKey,
-    facts::{HostAddr, NodeAttr, NodeFacts, Placed, ROLE, TaskAttr, arch_alias, image_names},
+    facts::{Dimension, HostAddr, NodeAttr, NodeFacts, Placed, ROLE, TaskAttr, arch_alias, image_names},
     rank::{batch_seed, pick},
     request::{Filter, Request},
 };
@@ -128,7 +128,10 @@ impl Naive {
     }
 
     fn reject(&self, request: &Request) -> Rejection {
-        let filters = request.filters();
+        let mut filters = request.filters();
+        if self.all().all(|node| node.slots.is_none()) {
+            filters.retain(|filter| !matches!(filter, Filter::Amount(Dimension::Slots, _)));
+        }
         let count = |nodes: usize| u32::try_from(nodes).expect("few nodes");
         let tally = |at: usize| {
             let before = |node: &&NodeFacts| filters[..at].iter().all(|filter| self.passes(filter, node));

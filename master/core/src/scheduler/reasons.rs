@@ -1,16 +1,16 @@
 //! Why each node does not fit, and the smallest change after which one would.
 //!
-//! Owns the words. What passes is decided by the filters on sets; a reason adds the figures of the one node. Pure, no
-//! tasks, no channels.
+//! Owns the words. What passes is decided by the filters on sets; a reason adds the figures of the one node, and who holds
+//! what is taken there. Pure, no tasks, no channels.
 
-use skein_api::Availability;
+use skein_api::{Availability, PortPublish};
 
 use super::{
-    NodeFacts, Scheduler,
+    NodeFacts, Placed, Scheduler,
     bits::{Bits, NodeIdx},
     eval::Evaluation,
     expr::{NodeKey, Pattern},
-    facts::NodeAttr,
+    facts::{Dimension, HostAddr, NodeAttr},
     rank::millionths,
     request::{Amount, Filter, Request},
 };
@@ -62,12 +62,11 @@ impl Scheduler {
             if failed.len() > 1 && !amounts {
                 continue;
             }
-            let parts: Option<Vec<Change>> =
-                failed.iter().map(|filter| self.change(&evaluation, filter, idx)).collect();
-            let Some(parts) = parts.filter(|parts| !parts.is_empty()) else { continue };
-            let size = parts.iter().map(|part| part.1).max().unwrap_or(0);
-            let words: Vec<String> = parts.iter().map(|part| part.3.clone()).collect();
-            changes.push((parts[0].0, size, idx, words.join(" and ")));
+            changes.extend(match failed.first() {
+                Some(Filter::Amount(..)) => self.change_of_amounts(&failed, idx),
+                Some(filter) => self.change(&evaluation, filter, idx),
+                None => None,
+            });
         }
         changes.sort();
         let mut words: Vec<String> = Vec::new();
@@ -99,6 +98,7 @@ impl Scheduler {
                 format!("{filter}: {} free of {}", Amount(dimension, free), Amount(dimension, offered))
             }
             Filter::MaxReplicas { .. } => format!("{filter}: it has {}", evaluation.replicas(idx, 0)),
+            Filter::Port(port) => format!("{filter}: taken by {}", self.holders(port, idx)),
             _ => filter.to_string(),
         }
     }
@@ -111,31 +111,68 @@ impl Scheduler {
         (offered.saturating_sub(used), offered)
     }
 
-    /// What would have to change for a node to pass a filter that it does not pass; none when nothing simple would do.
+    /// What to change where nothing but amounts is missing: ask for less of all of them, or free all that is missing. What
+    /// is larger than the node must be lowered, what is used up can only be freed; none where one amount is both.
+    fn change_of_amounts(&self, failed: &[&Filter<'_>], idx: NodeIdx) -> Option<Change> {
+        let name = &self.facts(idx).name;
+        let amounts: Vec<Lack<'_>> = failed.iter().filter_map(|filter| self.lack(filter, idx)).collect();
+        let size = amounts.iter().map(|lack| millionths(lack.ask - lack.free, lack.offered)).max()?;
+        let too_large = |lack: &&Lack<'_>| lack.ask > lack.offered;
+        let used_up = |lack: &&Lack<'_>| lack.free == 0;
+        if amounts.iter().filter(too_large).any(|lack| used_up(&lack)) {
+            return None;
+        }
+        let list = |lacks: &mut dyn Iterator<Item = &Lack<'_>>, amount: fn(&Lack<'_>) -> u64| {
+            let words: Vec<String> = lacks.map(|lack| Amount(lack.dimension, amount(lack)).to_string()).collect();
+            words.join(" and ")
+        };
+        let free = |lacks: &mut dyn Iterator<Item = &Lack<'_>>| {
+            format!("free {} on {name}", list(lacks, |lack| lack.ask - lack.free))
+        };
+        let all_free = list(&mut amounts.iter(), |lack| lack.free);
+        let words = match (amounts.iter().any(|lack| too_large(&lack)), amounts.iter().any(|lack| used_up(&lack))) {
+            (false, true) => free(&mut amounts.iter()),
+            (false, false) => {
+                let asked = list(&mut amounts.iter(), |lack| lack.ask);
+                format!("ask for {all_free} instead of {asked}, or {}", free(&mut amounts.iter()))
+            }
+            (true, false) => format!("ask for {all_free} at most, which is free on {name}"),
+            (true, true) => {
+                let lowered = list(&mut amounts.iter().filter(too_large), |lack| lack.free);
+                let freed = free(&mut amounts.iter().filter(|lack| !too_large(lack)));
+                format!("ask for {lowered} at most, and {freed}")
+            }
+        };
+        Some((1, size, idx, words))
+    }
+
+    fn lack<'a>(&self, filter: &Filter<'a>, idx: NodeIdx) -> Option<Lack<'a>> {
+        let Filter::Amount(dimension, ask) = filter else { return None };
+        let (free, offered) = self.free(filter, idx);
+        Some(Lack { dimension, ask: *ask, free, offered })
+    }
+
+    /// Who has a port of a node, at any address that overlaps: names of tasks.
+    fn holders(&self, wanted: &PortPublish, idx: NodeIdx) -> String {
+        let claims = |port: &PortPublish| {
+            (port.protocol, port.host_port) == (wanted.protocol, wanted.host_port)
+                && HostAddr::of(port).overlaps(HostAddr::of(wanted))
+        };
+        let tasks = self.by_node.get(self.id_at(idx)).into_iter().flatten().map(|task| &self.tasks[task].placed);
+        let names: Vec<String> = tasks.filter(|task| task.ports.iter().any(claims)).map(named).collect();
+        names.join(" and ")
+    }
+
+    /// What would have to change for a node to pass a filter that it does not pass, other than an amount; none when
+    /// nothing simple would do.
     fn change(&self, evaluation: &Evaluation<'_>, filter: &Filter<'_>, idx: NodeIdx) -> Option<Change> {
         let facts = self.facts(idx);
         let name = &facts.name;
         let (rank, size, words) = match filter {
             Filter::Availability => (0, 0, format!("skein node activate {name}")),
-            Filter::Amount(dimension, ask) => {
-                let (free, offered) = self.free(filter, idx);
-                let missing = ask.saturating_sub(free);
-                let free_it = format!("free {} on {name}", Amount(dimension, missing));
-                let words = match free {
-                    _ if *ask > offered && free > 0 => {
-                        format!("ask for {} at most, as {name} has", Amount(dimension, free))
-                    }
-                    _ if *ask > offered => return None,
-                    0 => free_it,
-                    _ => format!(
-                        "ask for {} instead of {}, or {free_it}",
-                        Amount(dimension, free),
-                        Amount(dimension, *ask)
-                    ),
-                };
-                (1, millionths(missing, offered), words)
+            Filter::Port(port) => {
+                (2, 0, format!("free {filter} on {name}, which is taken by {}", self.holders(port, idx)))
             }
-            Filter::Port(_) => (2, 0, format!("free {filter} on {name}")),
             Filter::MaxReplicas { .. } => {
                 let more = evaluation.replicas(idx, 0) + 1;
                 (3, u64::from(more), format!("allow {more} replicas per node"))
@@ -153,5 +190,24 @@ impl Scheduler {
             _ => return None,
         };
         Some((rank, size, idx, words))
+    }
+}
+
+/// An amount of which a node has too little left.
+struct Lack<'a> {
+    dimension: &'a Dimension,
+    ask: u64,
+    /// Less than what is asked for.
+    free: u64,
+    offered: u64,
+}
+
+/// A task as users find it; with its service where its name does not say it.
+fn named(task: &Placed) -> String {
+    let Placed { name, service_name, .. } = task;
+    match name.as_str() {
+        "" => "a task that waits".to_owned(),
+        name if name.starts_with(service_name.as_str()) => name.to_owned(),
+        name => format!("{name} of service {service_name}"),
     }
 }

@@ -458,6 +458,7 @@ impl fmt::Display for Amount<'_> {
             Dimension::Cpu => write!(f, "{} CPUs", Cpus(self.1)),
             Dimension::Memory => write!(f, "{} of memory", Bytes(self.1)),
             Dimension::Generic(kind) => write!(f, "{} {kind}", self.1),
+            Dimension::Slots if self.1 == 1 => f.write_str("1 container slot"),
             Dimension::Slots => write!(f, "{} container slots", self.1),
         }
     }

@@ -4,10 +4,12 @@
 //! - `harness`: the cluster and its agents; every turn checks every invariant
 //! - `services`, `containers`, `stacks`, `networks`, `nodes`: one scenario per behaviour
 //! - `placing`: where tasks go, and what they are given there
+//! - `explaining`, `what_if`: questions; what is proposed or foretold is what then happens
 //! - `refusals`: bad input changes nothing
 //! - `random`: random histories, and what holds in and after each of them
 
 mod containers;
+mod explaining;
 mod harness;
 mod networks;
 mod nodes;
