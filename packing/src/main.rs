@@ -61,9 +61,7 @@ fn main() -> Result<()> {
     let arrivals = parse(&text)?;
     ensure!(arrivals.len() >= HOSTS_ARRIVALS, "the trace has less than {HOSTS_ARRIVALS} arrivals");
     for &(name, kinds, hosts) in FLEETS {
-        for &rule in RULES {
-            fill_up(name, rule, &fleet(kinds, hosts), &arrivals);
-        }
+        fill_up(name, &fleet(kinds, hosts), &arrivals)?;
     }
     for &(name, kind, hosts) in OPENED {
         for rule in [Rule::Skein(Strategy::Binpack), Rule::BestFit, Rule::FirstFit] {
@@ -73,7 +71,7 @@ fn main() -> Result<()> {
             print(name, rule, "hosts above the lower bound", "%", 100.0 * (used as f64 / bound as f64 - 1.0));
         }
     }
-    let equal = Arrival { at_s: 0, size: Size { cores: 2, mem_mib: 3_584 }, stays_s: None };
+    let equal = Arrival { at_s: 0, size: Size { cores: 2, mem_mib: 3_584 }, stays_s: None, batch: 0 };
     for rule in [Rule::Skein(Strategy::Spread), Rule::FewestTasks] {
         let most = apart(rule, &fleet(&[(64, 192)], 1_000), &vec![equal; 30_000]);
         print("1,000 of 64/192, 30,000 of 2/3.5 that only arrive", rule, "max - min", "tasks", f64::from(most));
@@ -86,13 +84,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn fill_up(name: &str, rule: Rule, offered: &[Size], arrivals: &[Arrival]) {
-    let starts = (0..STARTS).map(|start| start * arrivals.len() / STARTS);
-    let filled: Vec<_> = starts.map(|from| fill(rule, offered, &arrivals[from..])).filter(|f| f.rejected).collect();
-    let mean = |of: fn(&(f64, f64)) -> f64| filled.iter().map(|f| of(&f.allocated)).sum::<f64>() / filled.len() as f64;
+/// Means over the starts from which every rule came to a rejection, so that all are asked the same.
+fn fill_up(name: &str, offered: &[Size], arrivals: &[Arrival]) -> Result<()> {
+    let filled = |from: usize| RULES.iter().map(|rule| fill(*rule, offered, &arrivals[from..])).collect::<Vec<_>>();
+    let starts = (0..STARTS).map(|start| filled(start * arrivals.len() / STARTS));
+    let starts: Vec<_> = starts.filter(|rules| rules.iter().all(|filled| filled.rejected)).collect();
+    ensure!(!starts.is_empty(), "{name}: from no start every rule comes to a rejection");
     let case = format!("{name}; filled");
-    print(&case, rule, "CPU at first rejection", "%", mean(|a| a.0));
-    print(&case, rule, "memory at first rejection", "%", mean(|a| a.1));
+    for (at, &rule) in RULES.iter().enumerate() {
+        let mean = |of: fn(&(f64, f64)) -> f64| {
+            starts.iter().map(|rules| of(&rules[at].allocated)).sum::<f64>() / starts.len() as f64
+        };
+        print(&case, rule, "CPU at first rejection", "%", mean(|a| a.0));
+        print(&case, rule, "memory at first rejection", "%", mean(|a| a.1));
+    }
+    Ok(())
 }
 
 fn come_and_go(name: &str, rule: Rule, offered: &[Size], arrivals: &[Arrival]) {

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BinaryHeap, time::Instant};
 use crate::{
     fleet::Loads,
     rules::Rule,
-    trace::{Arrival, Size},
+    trace::{Arrival, Size, batches},
 };
 
 /// What large requests ask for: the largest of the trace.
@@ -35,10 +35,11 @@ pub fn fill(rule: Rule, offered: &[Size], arrivals: &[Arrival]) -> Filled {
 }
 
 /// The most hosts that ever stand apart when tasks only come: the largest number of tasks on a host less the smallest,
-/// looked at after each.
+/// looked at after each, so each comes alone.
 pub fn apart(rule: Rule, offered: &[Size], arrivals: &[Arrival]) -> u32 {
     let mut most = 0;
-    arrive(rule, offered, arrivals, |loads| {
+    let one_by_one: Vec<Arrival> = (0..).zip(arrivals).map(|(batch, one)| Arrival { batch, ..*one }).collect();
+    arrive(rule, offered, &one_by_one, |loads| {
         let (min, max) = loads.tasks.iter().fold((u32::MAX, 0), |(min, max), &tasks| (min.min(tasks), max.max(tasks)));
         most = most.max(max - min);
     });
@@ -55,19 +56,25 @@ pub fn hosts_used(rule: Rule, offered: &[Size], arrivals: &[Arrival]) -> Option<
     (placed == arrivals.len()).then(|| (offered.len() - loads.empty(), bound))
 }
 
-/// Places until the end or the first rejection; what is set aside then, and how many were placed.
+/// Places batches until the end or the first rejection; what is set aside then, and how many were placed.
 fn arrive(rule: Rule, offered: &[Size], arrivals: &[Arrival], mut look: impl FnMut(&Loads)) -> (Loads, usize) {
     let mut loads = Loads::new(offered.to_vec());
     let mut chooser = rule.chooser(offered);
-    for (task, arrival) in (0..).zip(arrivals) {
-        let Some(host) = chooser.place(&loads, task, arrival.size) else {
-            must_be_full(&loads, arrival.size);
-            return (loads, task as usize);
-        };
-        loads.add(host, arrival.size);
+    let mut placed = 0;
+    for batch in batches(arrivals) {
+        let hosts = chooser.place(&mut loads, number(placed), number(batch.len()), batch[0].size);
+        placed += hosts.len();
         look(&loads);
+        if hosts.len() < batch.len() {
+            must_be_full(&loads, batch[0].size);
+            break;
+        }
     }
-    (loads, arrivals.len())
+    (loads, placed)
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).expect("a trace has fewer than 2^32 arrivals")
 }
 
 /// A rejection is true: no host has room.
@@ -95,7 +102,7 @@ pub struct Churned {
     pub decisions: u64,
 }
 
-/// Tasks come, stay for their time and go. A task that goes does so before those that come at the same second.
+/// Tasks come in their batches, stay for their time and go. A task that goes does so before those that come at the same second.
 pub fn churn(rule: Rule, offered: &[Size], arrivals: &[Arrival]) -> Churned {
     let mut loads = Loads::new(offered.to_vec());
     let mut chooser = rule.chooser(offered);
@@ -105,36 +112,38 @@ pub fn churn(rule: Rule, offered: &[Size], arrivals: &[Arrival]) -> Churned {
     let mut next_sample = WARM_S;
     let began = Instant::now();
     let mut aside = 0.0;
-    for (task, arrival) in (0_u32..).zip(arrivals) {
+    let mut first = 0;
+    for batch in batches(arrivals) {
+        let Arrival { at_s, size, .. } = batch[0];
         while let Some(&Reverse((end, task, host, size))) = ends.peek() {
-            if end > arrival.at_s {
+            if end > at_s {
                 break;
             }
             ends.pop();
             loads.remove(host, size);
             chooser.remove(task);
         }
-        if arrival.at_s >= next_sample {
+        if at_s >= next_sample {
             let paused = Instant::now();
             samples.push([loads.empty() as f64, loads.slots(LARGE) as f64, loads.imbalance()]);
-            next_sample = arrival.at_s + SAMPLE_S;
+            next_sample = at_s + SAMPLE_S;
             aside += paused.elapsed().as_secs_f64();
         }
-        out.decisions += 1;
-        asked += arrival.size.cores;
-        match chooser.place(&loads, task, arrival.size) {
-            Some(host) => {
-                loads.add(host, arrival.size);
-                if let Some(stays) = arrival.stays_s {
-                    ends.push(Reverse((arrival.at_s + stays, task, host, arrival.size)));
-                }
-            }
-            None => {
-                must_be_full(&loads, arrival.size);
-                out.rejections += 1;
-                refused += arrival.size.cores;
+        out.decisions += batch.len() as u64;
+        asked += size.cores * batch.len() as u64;
+        let hosts = chooser.place(&mut loads, first, number(batch.len()), size);
+        for ((task, host), arrival) in (first..).zip(&hosts).zip(batch) {
+            if let Some(stays) = arrival.stays_s {
+                ends.push(Reverse((at_s + stays, task, *host, size)));
             }
         }
+        if hosts.len() < batch.len() {
+            must_be_full(&loads, size);
+            let rejected = (batch.len() - hosts.len()) as u64;
+            out.rejections += rejected;
+            refused += size.cores * rejected;
+        }
+        first += number(batch.len());
     }
     out.seconds = began.elapsed().as_secs_f64() - aside;
     out.cpu_rejected = 100.0 * refused as f64 / (asked as f64).max(1.0);

@@ -71,11 +71,19 @@ pub enum Chooser {
 }
 
 impl Chooser {
-    /// The host for one task, and none where no host has room. `task` is its number, of which no two are equal.
-    pub fn place(&mut self, loads: &Loads, task: u32, size: Size) -> Option<usize> {
+    /// Hosts for `count` tasks of one size, which are entered into `loads`; fewer where no host has room for more. `first`
+    /// is the number of the first task, of which no two are equal.
+    pub fn place(&mut self, loads: &mut Loads, first: u32, count: u32, size: Size) -> Vec<usize> {
         match self {
-            Self::Skein(skein) => skein.place(task, size),
-            Self::Scan(rule) => scan(*rule, loads, size),
+            Self::Skein(skein) => {
+                let hosts = skein.place(first, count, size);
+                hosts.iter().for_each(|host| loads.add(*host, size));
+                hosts
+            }
+            Self::Scan(rule) => {
+                let next = |_| scan(*rule, loads, size).inspect(|host| loads.add(*host, size));
+                (0..count).map_while(next).collect()
+            }
         }
     }
 
@@ -118,17 +126,22 @@ impl Skein {
         Self { scheduler, strategy, hosts, requests: BTreeMap::new() }
     }
 
-    fn place(&mut self, task: u32, size: Size) -> Option<usize> {
+    /// One request of the scheduler's batch placement.
+    fn place(&mut self, first: u32, count: u32, size: Size) -> Vec<usize> {
         let strategy = self.strategy;
         let request = self.requests.entry(size).or_insert_with(|| {
             let mut spec = TaskSpec::default();
             spec.resources.reservations = resources(size);
             Request::compile(&spec, None, None, strategy).expect("there are no expressions in it")
         });
-        let node = self.scheduler.place(request, u64::from(task)).ok()?;
-        let host = self.hosts[&node];
-        self.scheduler.apply_task(request.placed(task_id(task), String::new(), node));
-        Some(host)
+        let batch = self.scheduler.place_batch(request, count, u64::from(first));
+        let nodes = batch.runs.into_iter().flat_map(|(node, copies)| std::iter::repeat_n(node, copies as usize));
+        let place = |(task, node): (u32, NodeId)| {
+            let host = self.hosts[&node];
+            self.scheduler.apply_task(request.placed(task_id(task), String::new(), node));
+            host
+        };
+        (first..).zip(nodes).map(place).collect()
     }
 }
 

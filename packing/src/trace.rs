@@ -20,6 +20,13 @@ pub struct Arrival {
     pub size: Size,
     /// How long it stays, seconds; none: until after the end.
     pub stays_s: Option<u64>,
+    /// What its tenant asked for at once has one number.
+    pub batch: u64,
+}
+
+/// What is asked for in one go: neighbours of one batch that come at one instant and are of one size.
+pub fn batches(arrivals: &[Arrival]) -> impl Iterator<Item = &[Arrival]> {
+    arrivals.chunk_by(|a, b| (a.at_s, a.batch, a.size) == (b.at_s, b.batch, b.size))
 }
 
 /// Reads `arrival_s,cpu_cores,mem_gib,duration_s,batch_id`, a line for each arrival in the order of time, below a line of
@@ -42,7 +49,8 @@ fn arrival(line: &str) -> Result<Arrival> {
     let cores = field("cpu_cores")?.parse().context("cpu_cores is no number")?;
     let mem_mib = mebibytes(field("mem_gib")?).context("mem_gib is no number of MiB")?;
     let stays: i64 = field("duration_s")?.parse().context("duration_s is no number")?;
-    Ok(Arrival { at_s, size: Size { cores, mem_mib }, stays_s: u64::try_from(stays).ok() })
+    let batch = field("batch_id")?.parse().context("batch_id is no number")?;
+    Ok(Arrival { at_s, size: Size { cores, mem_mib }, stays_s: u64::try_from(stays).ok(), batch })
 }
 
 /// GiB with at most two decimal digits, quarters of them; exact.
@@ -71,11 +79,20 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_of_one_batch_instant_and_size_are_one_request() {
+        let lines = ["0,1,1,5,1", "0,1,1,9,1", "0,2,1,5,1", "0,1,1,5,1", "0,1,1,5,2", "300,1,1,5,2"];
+        let arrivals = parse(&format!("names\n{}\n", lines.join("\n"))).unwrap();
+        let counts: Vec<_> = batches(&arrivals).map(<[Arrival]>::len).collect();
+        assert_eq!(counts, [2, 1, 1, 1, 1]);
+    }
+
+    #[test]
     fn a_bad_line_is_named() {
         let text = |line: &str| format!("names\n{line}\n");
         let error = |line: &str| format!("{:#}", parse(&text(line)).unwrap_err());
         assert_eq!(error("0,1,1.3,5,1"), "line 2: mem_gib is no number of MiB");
         assert_eq!(error("0,1"), "line 2: mem_gib is missing");
+        assert_eq!(error("0,1,1,5"), "line 2: batch_id is missing");
         assert!(parse("names\n5,1,1,1,1\n4,1,1,1,1\n").is_err());
     }
 }

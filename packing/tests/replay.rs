@@ -23,14 +23,15 @@ fn made_up(count: u64) -> Vec<Arrival> {
         let cores = [1, 1, 1, 2, 2, 4, 8][draw(7) as usize];
         let per_core = if draw(4) == 0 { 7 * 1024 } else { 1792 };
         let stays_s = (draw(10) > 0).then(|| 60 * (1 + draw(300)));
-        Arrival { at_s: 300 + at * 60, size: Size { cores, mem_mib: cores * per_core }, stays_s }
+        Arrival { at_s: 300 + at * 60, size: Size { cores, mem_mib: cores * per_core }, stays_s, batch: at }
     };
     (0..count).map(arrival).collect()
 }
 
 #[test]
 fn equal_tasks_that_only_arrive_stand_at_most_one_apart() {
-    let task = |cores, mem_mib| vec![Arrival { at_s: 0, size: Size { cores, mem_mib }, stays_s: None }; 1_500];
+    let task =
+        |cores, mem_mib| vec![Arrival { at_s: 0, size: Size { cores, mem_mib }, stays_s: None, batch: 0 }; 1_500];
     let hosts = fleet(&[(64, 192)], 50);
     // By CPU, by memory, by steps of a share that hold many tasks, by places alone.
     for (cores, mem_mib) in [(2, 3_584), (1, 8_000), (0, 100), (0, 0)] {
@@ -58,6 +59,20 @@ fn binpack_opens_few_hosts_and_spread_all() {
     let (binpack, bound) = used(BINPACK);
     assert!(binpack as u64 >= bound && binpack as f64 <= 1.05 * bound as f64, "{binpack} for {bound}");
     assert_eq!(used(SPREAD).0, 200);
+}
+
+#[test]
+fn a_batch_goes_where_its_tasks_would_go_one_by_one() {
+    let hosts = fleet(&[(32, 128), (64, 128), (64, 256)], 12);
+    for rule in [BINPACK, SPREAD, Rule::BestFit, Rule::FirstFit] {
+        let mut alone = made_up(200);
+        alone = alone.into_iter().flat_map(|one| std::iter::repeat_n(one, 7)).collect();
+        let together = fill(rule, &hosts, &alone);
+        (0..).zip(&mut alone).for_each(|(at, one)| one.batch = at);
+        let one_by_one = fill(rule, &hosts, &alone);
+        assert!(together.rejected, "the fleet fills");
+        assert_eq!((together.placed, together.allocated), (one_by_one.placed, one_by_one.allocated), "{rule:?}");
+    }
 }
 
 #[test]

@@ -52,10 +52,11 @@ const NOTES: &[&str] = &[
     "Trace: Azure Public Dataset V1 by Microsoft Azure, CC-BY-4.0 (Cortez et al., \"Resource Central\", SOSP 2017; test \
      split as encoded in github.com/huaweicloud/trace_generation_rnn; decoded to sizes, durations as the middle of their \
      bin). 410,276 arrivals of 16 sizes from 1 core and 0.75 GiB to 16 cores and 112 GiB in 5.7 days. Each is a task \
-     without a service. Hosts are cores/GiB, kinds in turn. binpack, spread and random are the scheduler that ships; \
+     without a service; neighbours of one batch, instant and size are one request of the scheduler's batch placement. Hosts are cores/GiB, kinds in turn. binpack, spread and random are the scheduler that ships; \
      the others look at every host: best fit takes the smallest dot product of what is asked for and what stays free, in \
      shares of the host; least loaded the smallest larger share with the task; fewest tasks is how Swarm spreads.",
-    "Filled: tasks only come, until the first is rejected; mean of eight starts, evenly over the trace. Whole trace: tasks \
+    "Filled: tasks only come, until the first is rejected; mean over those of eight starts, evenly over the trace, from \
+     which every rule rejects one. Whole trace: tasks \
      stay for their time, the rejected do not wait; empty hosts, slots and imbalance are means over the hours after the \
      first day. Imbalance is the standard deviation over hosts of the larger of the two shares. No task is ever moved. \
      Decisions per second are wall time of one placement with its removal, with the scheduler's own records by id, the \
