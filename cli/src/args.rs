@@ -286,6 +286,15 @@ pub(crate) struct RunArgs {
     /// Generic resource to set aside on the node: gpu=1
     #[arg(long, value_name = "KIND=COUNT")]
     pub(crate) generic_resource: Vec<String>,
+    /// GPUs to set aside on the node and to give to the container: how many
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) gpus: Option<String>,
+    /// Reach another one by a further name, on its host: NAME[:ALIAS]
+    #[arg(long, value_name = "NAME[:ALIAS]")]
+    pub(crate) link: Vec<String>,
+    /// Not for one container, which has no replicas to spread; services have it
+    #[arg(long, value_name = "spread=LABEL", hide = true)]
+    pub(crate) placement_pref: Vec<String>,
     /// Share the processes of another one: container:NAME
     #[arg(long, value_name = "container:NAME")]
     pub(crate) pid: Option<String>,
@@ -296,13 +305,13 @@ pub(crate) struct RunArgs {
     #[arg(short, long, value_name = "BYTES")]
     pub(crate) memory: Option<String>,
     /// Memory to set aside on the node
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, visible_alias = "reserve-memory", value_name = "BYTES")]
     pub(crate) memory_reservation: Option<String>,
     /// CPU limit, such as 0.5
     #[arg(long, value_name = "NUMBER")]
     pub(crate) cpus: Option<String>,
     /// CPUs to set aside on the node
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, visible_alias = "reserve-cpu", value_name = "NUMBER")]
     pub(crate) cpus_reservation: Option<String>,
     /// no, always, unless-stopped or on-failure[:attempts]
     #[arg(long, default_value = "no")]

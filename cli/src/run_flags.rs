@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use skein_api::{
-    ContainerCreate, ContainerSpec, LABEL_KEY_EXPECTED, Mount, MountKind, NetworkAttachment, Placement,
-    ResourceRequirements, Resources, Strategy, TaskSpec, VolumesFrom, is_label_key,
+    ContainerCreate, ContainerSpec, DeviceRequest, LABEL_KEY_EXPECTED, Link, Mount, MountKind, NetworkAttachment,
+    Placement, ResourceRequirements, Resources, Strategy, TaskSpec, VolumesFrom, is_label_key,
 };
 
 use crate::{
@@ -65,9 +65,39 @@ pub(crate) fn container(args: &RunArgs, around: &Surroundings<'_>) -> Result<Con
     if spec.container.share.network.is_some() && !(spec.networks.is_empty() && spec.ports.is_empty()) {
         return Err("--network: with the network of another one it has no networks and ports of its own".into());
     }
+    if !args.placement_pref.is_empty() {
+        return Err(
+            "--placement-pref: one container has no replicas to spread; preferences are for services, in a compose \
+                    file: deploy.placement.preferences"
+                .into(),
+        );
+    }
+    gpus(args, &mut spec)?;
+    for link in &args.link {
+        let (target, alias) = link.split_once(':').unwrap_or((link, link));
+        if target.is_empty() || alias.is_empty() {
+            return Err(format!("--link: expected NAME or NAME:ALIAS, found {link:?}"));
+        }
+        spec.container.links.push(Link { target: target.into(), alias: alias.into() });
+    }
     spec.container.share.pid = shared("--pid", args.pid.as_ref())?;
     spec.container.share.ipc = shared("--ipc", args.ipc.as_ref())?;
     Ok(ContainerCreate { name, spec })
+}
+
+/// `--gpus 2`: as many of the generic resource `gpu`, handed over by the engine.
+fn gpus(args: &RunArgs, spec: &mut TaskSpec) -> Result<(), String> {
+    let Some(text) = &args.gpus else { return Ok(()) };
+    let count = match text.parse::<u64>() {
+        Ok(count) if count > 0 => count,
+        _ => return Err(format!("--gpus: expected how many, such as 1, found {text:?}")),
+    };
+    let kind = "gpu".to_owned();
+    if spec.resources.generic.insert(kind.clone(), count).is_some() {
+        return Err("--gpus: --generic-resource sets gpu aside too; give one of both".into());
+    }
+    spec.container.devices.push(DeviceRequest { capabilities: vec![kind.clone()], kind, ..DeviceRequest::default() });
+    Ok(())
 }
 
 /// `container:NAME`.
@@ -294,6 +324,14 @@ mod tests {
             r#"{"spec":{"container":{"image":"i","platform":"linux/arm64"},"resources":{"generic":{"gpu":2,"licence":1}}}}"#,
         );
         check(
+            &["--gpus", "2", "--reserve-cpu", "0.5", "--reserve-memory", "1g", "i"],
+            r#"{"spec":{"container":{"devices":[{"capabilities":["gpu"],"driver":"","kind":"gpu"}],"image":"i"},"resources":{"generic":{"gpu":2},"reservations":{"mem_bytes":1073741824,"nano_cpus":500000000}}}}"#,
+        );
+        check(
+            &["--link", "db", "--link", "shop_web:web", "i"],
+            r#"{"spec":{"container":{"image":"i","links":[{"alias":"db","target":"db"},{"alias":"web","target":"shop_web"}]}}}"#,
+        );
+        check(
             &["--net", "container:db", "--pid", "container:web", "--ipc", "container:web", "i"],
             r#"{"spec":{"container":{"image":"i","share":{"ipc":"web","network":"db","pid":"web"}}}}"#,
         );
@@ -387,6 +425,17 @@ mod tests {
         check(
             &["--generic-resource", "gpu=all", "i"],
             "--generic-resource: expected KIND=COUNT such as gpu=1, found \"gpu=all\"",
+        );
+        check(&["--gpus", "all", "i"], "--gpus: expected how many, such as 1, found \"all\"");
+        check(
+            &["--gpus", "1", "--generic-resource", "gpu=1", "i"],
+            "--gpus: --generic-resource sets gpu aside too; give one of both",
+        );
+        check(&["--link", "db:", "i"], "--link: expected NAME or NAME:ALIAS, found \"db:\"");
+        check(
+            &["--placement-pref", "spread=node.labels.zone", "i"],
+            "--placement-pref: one container has no replicas to spread; preferences are for services, in a compose file: \
+             deploy.placement.preferences",
         );
         check(&["--env-file", "none", "i"], "--env-file: failed to read /my dir/none: entity not found");
         check(&["--add-host", "h", "i"], "--add-host: expected NAME:ADDRESS, found \"h\"");

@@ -14,6 +14,7 @@ use super::{
     problem::Pos,
     values,
     walk::{Cx, Fields},
+    yaml::{Node, Value},
 };
 
 /// A value, where it stands, and the path of its key.
@@ -159,8 +160,19 @@ fn resources(cx: &mut Cx, f: &Fields<'_>, d: Option<&Fields<'_>>, spec: &mut Ser
     res.limits.nano_cpus = either(cx, cpus.0, cpus.1).unwrap_or(0);
     res.reservations.nano_cpus = cpus_kept.map_or(0, |(v, ..)| v);
     res.generic = kept.map(|kept| generic_resources(cx, kept)).unwrap_or_default();
-    if let Some(kept) = kept {
-        devices(cx, kept, spec);
+    let wanted = kept.and_then(|kept| kept.get("devices"));
+    if let Some((node, path)) = wanted {
+        devices(cx, node, &path, None, spec);
+    }
+    if let Some((node, path)) = f.get("gpus") {
+        match node.value {
+            Value::Scalar { .. } => cx.error_hint(
+                node.pos,
+                format!("{path}: expected a list with counts: each GPU is set aside for one container"),
+                "write for example gpus: [{count: 1}]",
+            ),
+            _ => devices(cx, node, &path, Some("gpu"), spec),
+        }
     }
     let res = &spec.task.resources;
     let over = |kept: u64, limit: u64| limit > 0 && kept > limit;
@@ -201,20 +213,28 @@ fn generic_resources(cx: &mut Cx, kept: &Fields<'_>) -> BTreeMap<String, u64> {
     kinds
 }
 
-/// Devices: each is asked of the engine, and counted as the generic resource that its first capability names.
-fn devices(cx: &mut Cx, kept: &Fields<'_>, spec: &mut ServiceSpec) {
-    let Some((node, path)) = kept.get("devices") else { return };
-    for (i, item) in cx.list(node, &path).iter().enumerate() {
+/// Devices: each is asked of the engine, and counted as the generic resource that its first capability names. In `gpus`
+/// that is `gpu`, said or not.
+fn devices(cx: &mut Cx, node: &Node, path: &str, first: Option<&str>, spec: &mut ServiceSpec) {
+    for (i, item) in cx.list(node, path).iter().enumerate() {
         let path = format!("{path}[{i}]");
         let Some(f) = cx.fields(item, &path, keys::DEVICE) else { continue };
         let words = f.get("capabilities").map(|(n, p)| cx.words(n, &p)).unwrap_or_default();
-        let capabilities: Vec<String> = words.into_iter().map(|(word, _)| word).collect();
+        let words = words.into_iter().map(|(word, _)| word).filter(|word| Some(word.as_str()) != first);
+        let capabilities: Vec<String> = first.map(str::to_owned).into_iter().chain(words).collect();
         let Some(kind) = capabilities.first().cloned().filter(|kind| is_label_key(kind)) else {
             cx.error(item.pos, format!("{path}: expected the key \"capabilities\", such as capabilities: [gpu]"));
             continue;
         };
         let count = match f.get("count") {
-            Some((n, p)) => cx.number::<u64>(n, &p),
+            Some((n, p)) => cx.parsed(n, &p, |text| match text.parse::<u64>() {
+                Ok(count) if count > 0 => Ok(count),
+                // The engine's word for what nobody else uses, which a cluster cannot know.
+                _ if matches!(text, "all" | "-1") => {
+                    Err("all devices of a host cannot be asked for: say how many".into())
+                }
+                _ => Err(format!("expected a whole number above 0, found {text:?}")),
+            }),
             None => {
                 cx.error(item.pos, format!("{path}: expected the key \"count\", such as count: 1"));
                 None

@@ -389,7 +389,33 @@ fn deploy_keys() {
     );
     refused(
         &devices("{capabilities: [gpu], count: all}"),
-        &["1:76 services.web.deploy.resources.reservations.devices[0].count: expected a whole number, found \"all\""],
+        &[
+            "1:76 services.web.deploy.resources.reservations.devices[0].count: all devices of a host cannot be asked for: say how many",
+        ],
+    );
+    refused(
+        &devices("{capabilities: [gpu], count: 0}"),
+        &[
+            "1:76 services.web.deploy.resources.reservations.devices[0].count: expected a whole number above 0, found \"0\"",
+        ],
+    );
+    check(
+        "gpus: [{count: 2, capabilities: [compute, gpu]}]",
+        r#"{"task":{"container":{"devices":[{"capabilities":["gpu","compute"],"driver":"","kind":"gpu"}]},"resources":{"generic":{"gpu":2}}}}"#,
+    );
+    refused(
+        "gpus: all",
+        &[
+            "1:7 services.web.gpus: expected a list with counts: each GPU is set aside for one container [write for example gpus: [{count: 1}]]",
+        ],
+    );
+    refused("gpus: [{count: 1}, {count: 1}]", &["1:20 services.web.gpus[1]: the kind \"gpu\" is given twice"]);
+    refused(
+        "gpus: [{device_ids: ['0']}]",
+        &[
+            "1:9 services.web.gpus[0].device_ids is refused: which devices are free is known when the task is placed [use `count`]",
+            "1:8 services.web.gpus[0]: expected the key \"count\", such as count: 1",
+        ],
     );
     refused(
         &devices("{count: 1}"),
