@@ -443,12 +443,11 @@ impl Task<'_> {
 
     /// Begins another run of an ended container task, if a user or its policy wants that.
     fn next_run(&mut self, plan: &mut Plan) {
-        if self.is_service()
-            || !self.wants_running()
-            || self.in_flight().is_some()
-            || self.local.status.state == TaskState::Remove
-        {
+        if self.is_service() || self.in_flight().is_some() || self.local.status.state == TaskState::Remove {
             return;
+        }
+        if !self.wants_running() {
+            return self.end_unknown_run();
         }
         let run = self.local.run;
         if self.live() {
@@ -473,6 +472,18 @@ impl Task<'_> {
             }
             Restart::At(at) => plan.wake(at),
             Restart::Never => {}
+        }
+    }
+
+    /// The master waits for the end of a run that this host knows nothing of, for its ledger went back to an earlier
+    /// state: nothing of that run is here, and nobody wants it any more.
+    fn end_unknown_run(&mut self) {
+        let stop = self.assignment.desired_state == TaskState::Shutdown && !self.assignment.over;
+        if stop && self.assignment.run > self.local.run && !self.live() {
+            let started = self.container.map_or(UnixMillis(0), |c| c.started_at);
+            self.begin_run(self.assignment.run, started);
+            let status = self.observe();
+            self.local.status = state::step(&self.local.status, status, self.cx.now);
         }
     }
 

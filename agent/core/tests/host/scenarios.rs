@@ -82,6 +82,27 @@ fn a_new_agent_adopts_without_an_action() {
 }
 
 #[test]
+fn a_run_that_a_damaged_ledger_forgot_ends_when_its_task_is_stopped() {
+    let mut host = Host::new();
+    let mut task = container_task("c");
+    task.spec.restart.condition = RestartCondition::Any;
+    host.assign(task.clone());
+    host.settle();
+    let earlier = host.memory.clone();
+    // The agent starts it again by itself, and the master hears of the second run.
+    host.end_task("c", 1);
+    host.settle();
+    assert_eq!(host.state("c"), (2, TaskState::Running));
+    // Its ledger goes back to the first run, and the user stops the second one.
+    host.memory = earlier;
+    host.reports.clear();
+    host.assign(TaskAssignment { run: 2, desired_state: TaskState::Shutdown, ..task });
+    host.settle();
+    assert_eq!(host.state("c"), (2, TaskState::Shutdown));
+    assert!(host.plan().is_empty());
+}
+
+#[test]
 fn an_ended_service_task_is_reported_and_never_restarted() {
     for (code, oom, state, message) in [
         (0, false, TaskState::Complete, "exited with 0"),
