@@ -28,6 +28,7 @@ use crate::{
     liveness::Liveness,
     loss::Loss,
     model::{Change, Key, Kind, Model, Object},
+    orchestrator::EXPIRE_PERIOD_MS,
     pending::Pending,
     placement,
     preempt::Hold,
@@ -142,7 +143,8 @@ impl Core {
             dirty_nodes: BTreeSet::new(),
             grow: true,
             sweep: true,
-            expire_at_ms: now.mono_ms,
+            // A host that boots may have a clock that is years ahead until somebody sets it.
+            expire_at_ms: now.mono_ms + EXPIRE_PERIOD_MS,
             now,
         };
         let mut objects = objects;
@@ -154,7 +156,7 @@ impl Core {
                 && let Some(service) = task.service.clone()
             {
                 let known = specs.entry(service).or_insert_with(|| task.spec.clone());
-                if *known == task.spec {
+                if !Arc::ptr_eq(known, &task.spec) && *known == task.spec {
                     Arc::make_mut(task).spec = known.clone();
                 }
             }

@@ -30,8 +30,9 @@ use crate::{
 /// predecessors removed in at most three; the rest is reserve. What is left then goes on in the next settling.
 const ROUNDS_MAX: usize = 8;
 
-/// How often tokens and removed nodes are looked at that are kept for a while: they are kept for days.
-const EXPIRE_PERIOD_MS: u64 = 10 * 60 * 1_000;
+/// How often tokens and removed nodes are looked at that are kept for a while, for the first time so long after a start:
+/// they are kept for days.
+pub(crate) const EXPIRE_PERIOD_MS: u64 = 10 * 60 * 1_000;
 
 /// Ended tasks that a slot keeps, for logs and `skein ps --all`.
 const HISTORY_PER_SLOT: usize = 1;

@@ -68,6 +68,21 @@ fn useless_tokens_are_forgotten_after_a_week() {
 }
 
 #[test]
+fn a_clock_that_is_ahead_when_the_master_starts_makes_it_forget_nothing() {
+    let mut c = Cluster::new();
+    token(&mut c, "hour", 3_600, 1);
+    let right = c.now.wall;
+    c.now.wall = right.plus_ms(365 * 24 * 3_600 * 1_000);
+    c.restart_master();
+    c.turn();
+    // Somebody sets the clock.
+    c.now.wall = right;
+    c.now.mono_ms += 11 * 60 * 1_000;
+    c.turn();
+    assert!(c.model().tokens.contains_key(&TokenId::new("hour")));
+}
+
+#[test]
 fn a_clock_that_is_far_off_is_refused() {
     let mut c = Cluster::new();
     let at = |c: &Cluster, off_ms: i64| match join(c, "t", "s", "n1") {
