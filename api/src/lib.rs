@@ -38,6 +38,8 @@ pub use words::did_you_mean;
 
 #[cfg(feature = "grpc")]
 mod codec;
+#[cfg(feature = "grpc")]
+pub use codec::shed;
 /// The agent protocol as generated from `proto/agent.proto`.
 #[cfg(feature = "grpc")]
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]

@@ -105,7 +105,9 @@ pub fn router(api: Api, agents: Agents) -> Router {
         .fallback(|| async { Failure(ApiError::new("not_found", "no such path; see docs/api.md")) })
         .with_state(api);
     let service = grpc::agent_server::AgentServer::new(agents).max_decoding_message_size(AGENT_MESSAGE_BYTES_MAX);
-    native.merge(tonic::service::Routes::new(service).prepare().into_axum_router().reset_fallback())
+    let agents = tonic::service::Routes::new(service).prepare().into_axum_router().reset_fallback();
+    let lean = |response: Response| response.map(|body| axum::body::Body::new(skein_api::shed(body)));
+    native.merge(agents.layer(tower::util::MapResponseLayer::new(lean)))
 }
 
 /// A failure on its way to the user.
