@@ -8,6 +8,7 @@ mod fuzz;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream::Map};
 use master_core::{Command, Reply, liveness::HEARTBEAT_MS};
 use skein_api::{AGENT_PROTOCOL, ApiError, NodeDescription, NodeId, Origin, TaskReport, UnixMillis, grpc};
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     broker::Broker,
-    cluster::{self, Handle, SessionOpen, SessionTx},
+    cluster::{self, Handle, SessionItem, SessionOpen, SessionTx},
     pki::{self, Ca, Identity},
     server::ConnInfo,
 };
@@ -144,7 +145,7 @@ impl grpc::agent_server::Agent for Agents {
         self.certificate(&request.csr_der, &node)
     }
 
-    type SessionStream = ReceiverStream<Result<grpc::MasterMessage, Status>>;
+    type SessionStream = Map<ReceiverStream<Box<SessionItem>>, fn(Box<SessionItem>) -> SessionItem>;
 
     async fn session(
         &self,
@@ -178,7 +179,7 @@ impl grpc::agent_server::Agent for Agents {
         let reader = Reader { cluster: self.cluster.clone(), node, number, tx, reported, refused, undescribed };
         // Ends with the connection: `messages` fails when it is cut.
         self.tasks.spawn(reader.run(messages));
-        Ok(Response::new(ReceiverStream::new(rx)))
+        Ok(Response::new(ReceiverStream::new(rx).map(|item| *item)))
     }
 
     type StreamStream = ReceiverStream<Result<grpc::StreamFrame, Status>>;
@@ -249,7 +250,7 @@ impl Reader {
                     if let Err(error) = self.handled(message).await {
                         tracing::warn!(node = %self.node, %error, "session message refused");
                         // The agent sees why, then the end; one that reads nothing sees only the end.
-                        let _ = self.tx.try_send(Err(error));
+                        let _ = self.tx.try_send(Box::new(Err(error)));
                         break;
                     }
                     self.answer().await;
@@ -284,7 +285,7 @@ impl Reader {
             let permit = if full { self.tx.reserve().await.ok() } else { self.tx.try_reserve().ok() };
             let Some(permit) = permit else { return };
             let body = wrap(grpc::Reported { task_ids: std::mem::take(waiting) });
-            permit.send(Ok(grpc::MasterMessage { body: Some(body) }));
+            permit.send(Box::new(Ok(grpc::MasterMessage { body: Some(body) })));
         }
     }
 

@@ -71,7 +71,12 @@ type Answer = Box<dyn FnOnce(leader::Answer, &Core) + Send>;
 type Query = Box<dyn FnOnce(&Core) + Send>;
 
 /// What a session's agent is sent.
-pub type SessionTx = mpsc::Sender<Result<grpc::MasterMessage, tonic::Status>>;
+///
+/// A queue has room for 64 whether they are used or not: boxed, that is half a kilobyte for each agent and not three.
+pub type SessionTx = mpsc::Sender<Box<SessionItem>>;
+
+/// A message to an agent, or why its session ends.
+pub type SessionItem = Result<grpc::MasterMessage, tonic::Status>;
 
 /// A session of an agent, as the loop knows it.
 pub struct SessionOpen {
@@ -549,8 +554,8 @@ impl Cluster {
     }
 }
 
-fn message(body: grpc::master_message::Body) -> Result<grpc::MasterMessage, tonic::Status> {
-    Ok(grpc::MasterMessage { body: Some(body) })
+fn message(body: grpc::master_message::Body) -> Box<SessionItem> {
+    Box::new(Ok(grpc::MasterMessage { body: Some(body) }))
 }
 
 fn document(assignment: &Assignment) -> grpc::Document {
@@ -561,8 +566,9 @@ fn document(assignment: &Assignment) -> grpc::Document {
 /// The operations of the first changes, as many as one transaction takes, and how many these are; at least one.
 fn transaction(changes: &[Change]) -> (Vec<Op>, usize) {
     let (mut ops, mut bytes) = (Vec::new(), 0);
+    let mut text = Vec::new();
     for change in changes.iter().take(TXN_CHANGES_MAX) {
-        let op = op(change);
+        let op = op(change, &mut text);
         if let Op::Put { value, .. } = &op {
             bytes += value.len();
         }
@@ -575,11 +581,17 @@ fn transaction(changes: &[Change]) -> (Vec<Op>, usize) {
     (ops, taken)
 }
 
-fn op(change: &Change) -> Op {
+/// The operation of a change. `text` is written over: values are kept for watchers for a while, so each gets as many bytes as
+/// it has, and not what a growing text took.
+fn op(change: &Change, text: &mut Vec<u8>) -> Op {
     let key = change.key();
     let key = StoreKey::new(key.kind.as_str(), key.id);
     match change {
-        Change::Upsert(object) => Op::Put { key, value: Bytes::from(object.encode()) },
+        Change::Upsert(object) => {
+            text.clear();
+            object.encode_to(text);
+            Op::Put { key, value: Bytes::copy_from_slice(text) }
+        }
         Change::Delete(_) => Op::Delete { key },
     }
 }

@@ -23,7 +23,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -150,8 +150,8 @@ impl Server {
         Self { router, shutdown, tasks, connections, places, anonymous, handshakes }
     }
 
-    /// Serves one connection until its end, or until it is cut.
-    async fn serve<S>(self, stream: S, identity: Identity)
+    /// Serves one connection until its end, or until it is cut; `_place` is its room.
+    async fn serve<S>(self, stream: S, identity: Identity, _place: OwnedSemaphorePermit)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -222,7 +222,6 @@ impl Server {
                 };
                 let (server, acceptor) = (server.clone(), acceptor.clone());
                 server.tasks.clone().spawn(async move {
-                    let _place = place;
                     let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
                     drop(shaking);
                     match shaken {
@@ -233,7 +232,8 @@ impl Server {
                                 Some(certificate) => pki::identity(certificate),
                             };
                             match identity {
-                                Some(identity) => server.serve(tls, identity).await,
+                                // A task of its own: this one has room for a handshake, which would stay with it.
+                                Some(identity) => drop(server.tasks.clone().spawn(server.serve(tls, identity, place))),
                                 None => tracing::warn!(%peer, "connection refused, its certificate names no role"),
                             }
                         }
@@ -255,11 +255,7 @@ impl Server {
                     continue;
                 };
                 let uid = stream.peer_cred().map(|c| c.uid()).unwrap_or(u32::MAX);
-                let serving = server.clone().serve(stream, Identity::Local(uid));
-                server.tasks.spawn(async move {
-                    let _place = place;
-                    serving.await;
-                });
+                server.tasks.spawn(server.clone().serve(stream, Identity::Local(uid), place));
             }
         });
     }

@@ -150,8 +150,13 @@ impl Object {
     /// The object as the store keeps it.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.write(&mut bytes);
+        self.encode_to(&mut bytes);
         bytes
+    }
+
+    /// Appends what [`Self::encode`] gives.
+    pub fn encode_to(&self, bytes: &mut Vec<u8>) {
+        self.write(bytes);
     }
 
     /// Length of what [`Self::encode`] gives.
