@@ -120,9 +120,26 @@ pub struct Explanation {
     /// When no node fits: what to change so that one does, the smallest change first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub suggestions: Vec<String>,
+    /// When no node fits and the service may preempt: the room that it makes, or why it can make none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preemption: Option<Preemption>,
     /// When asked for: each node with every reason against it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub per_node: Vec<NodeExplanation>,
+}
+
+/// Room for a task, made by stopping tasks that count less.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Preemption {
+    /// One sentence: what is done, what would be, or why nothing helps.
+    pub message: String,
+    /// Name of the node; none: no room can be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Names of the tasks that are stopped there; none when what is going already is enough.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub victims: Vec<String>,
 }
 
 /// Why one node does not fit.

@@ -36,6 +36,9 @@ pub struct WhatIfAnswer {
     pub tasks: Vec<WhatIfTask>,
     /// Nodes that would have other tasks, by name.
     pub nodes: Vec<WhatIfNode>,
+    /// For whom room would be made by stopping tasks that count less, one sentence each, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rooms: Vec<String>,
     /// What applying the stack would change.
     pub plan: Option<StackPlan>,
 }

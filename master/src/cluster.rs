@@ -68,7 +68,7 @@ const LEAD: &str = "master";
 
 /// Takes an answer, with the state right after the commit.
 type Answer = Box<dyn FnOnce(leader::Answer, &Core) + Send>;
-type Query = Box<dyn FnOnce(&Core) + Send>;
+type Query = Box<dyn FnOnce(&mut Core) + Send>;
 
 /// What a session's agent is sent.
 ///
@@ -173,10 +173,21 @@ impl Handle {
         &self,
         read: impl FnOnce(&Core) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
+        self.ask(|core| read(core)).await
+    }
+
+    /// As [`Handle::query`], for questions that put back what they change.
+    ///
+    /// # Errors
+    /// When the master shuts down.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Core) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
         let (reply, answer) = oneshot::channel();
         let query: Query = Box::new(move |core| {
             // The asker may have gone; then nobody misses the answer.
-            let _ = reply.send(read(core));
+            let _ = reply.send(question(core));
         });
         self.reads.send(query).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
@@ -362,7 +373,7 @@ impl Cluster {
                     }
                 }
                 Some(read) = self.reads.recv() => {
-                    read(self.leader.core());
+                    read(self.leader.core_to_ask());
                     self.serve_reads();
                     continue;
                 }
@@ -465,7 +476,7 @@ impl Cluster {
     fn serve_reads(&mut self) {
         let until = Instant::now() + READS_FOR;
         while let Ok(read) = self.reads.try_recv() {
-            read(self.leader.core());
+            read(self.leader.core_to_ask());
             if Instant::now() >= until {
                 break;
             }

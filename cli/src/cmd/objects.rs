@@ -341,6 +341,9 @@ pub(crate) fn explained(e: &skein_api::Explanation) -> String {
     for (at, suggestion) in e.suggestions.iter().enumerate() {
         text.push_str(&format!("{} {suggestion}\n", if at == 0 { "to change that:" } else { "            or:" }));
     }
+    if let Some(preemption) = &e.preemption {
+        text.push_str(&format!("preemption: {}\n", preemption.message));
+    }
     if !e.per_node.is_empty() {
         let reasons = |n: &skein_api::NodeExplanation| match n.reasons.is_empty() {
             true => "fits".to_owned(),
@@ -446,6 +449,11 @@ mod tests {
             filters: vec![filter("constraint node.labels.disk==ssd", 2, 2), filter("memory 4GiB", 1, 3)],
             fitting: 0,
             suggestions: vec!["free 1 GiB of memory on h1".into(), "skein node activate h2".into()],
+            preemption: Some(skein_api::Preemption {
+                message: "waits for room on h1, stops log.1".into(),
+                node: Some("h1".into()),
+                victims: vec!["log.1".into()],
+            }),
             per_node: vec![
                 skein_api::NodeExplanation { node: "h1".into(), reasons: vec!["not ready".into(), "drained".into()] },
                 skein_api::NodeExplanation { node: "h2".into(), reasons: Vec::new() },
@@ -461,6 +469,7 @@ memory 4GiB                        1          3
 0 of 3 nodes fit
 to change that: free 1 GiB of memory on h1
             or: skein node activate h2
+preemption: waits for room on h1, stops log.1
 NODE   REASONS
 h1     not ready; drained
 h2     fits

@@ -35,6 +35,9 @@ fn told(answer: &WhatIfAnswer) -> String {
         let rows = answer.tasks.iter().map(|t| vec![t.name.clone(), place(&t.from), place(&t.to), t.message.clone()]);
         text.push_str(&table(&["TASK", "FROM", "TO", "WHY"], &rows.collect::<Vec<_>>()));
     }
+    for room in &answer.rooms {
+        text.push_str(&format!("room: {room}\n"));
+    }
     if !answer.nodes.is_empty() {
         let change =
             |before: String, after: String| if before == after { after } else { format!("{before} -> {after}") };
@@ -83,6 +86,7 @@ mod tests {
             summary: "1 task would move, 1 task would find no place".into(),
             tasks: vec![task("web.1", Some("h1"), Some("h2"), ""), task("db.1", Some("h1"), None, "no node fits")],
             nodes: vec![node],
+            rooms: vec!["api.1 waits for room on h2, stops log.1".into()],
             plan: None,
         };
         let expected = "\
@@ -90,6 +94,7 @@ mod tests {
 TASK    FROM   TO   WHY
 web.1   h1     h2
 db.1    h1     -    no node fits
+room: api.1 waits for room on h2, stops log.1
 NODE   TASKS    CPUS RESERVED       MEMORY RESERVED
 h2     1 -> 2   0.5 -> 1.0 of 4.0   1GiB -> 2GiB of 8GiB
 ";

@@ -89,6 +89,8 @@ pub struct Core {
     pub(crate) pending: Pending,
     /// Room that is made for tasks that wait.
     pub(crate) holds: BTreeMap<TaskId, Hold>,
+    /// For whom the last settling made room, and how, in words.
+    pub(crate) made_room: Vec<String>,
     /// Something changed that may let a task be placed that waits for something else than a node with room.
     pub(crate) wake_pending: bool,
     /// Nodes changed: what waiting tasks say of them may be out of date.
@@ -133,6 +135,7 @@ impl Core {
             dirty_services: BTreeSet::new(),
             pending: Pending::default(),
             holds: BTreeMap::new(),
+            made_room: Vec::new(),
             wake_pending: true,
             stale_words: false,
             reword_at_ms: now.mono_ms,
@@ -160,11 +163,21 @@ impl Core {
                     Arc::make_mut(task).spec = known.clone();
                 }
             }
-            core.note(&Change::Upsert(object));
+            core.enter(object);
         }
-        core.dirty_services = core.model.services.keys().cloned().collect();
-        core.reap = core.model.tasks.keys().cloned().collect();
+        core.look_at_everything();
         core
+    }
+
+    /// Enters an object that is durable already.
+    pub(crate) fn enter(&mut self, object: Object) {
+        self.note(&Change::Upsert(object));
+    }
+
+    /// The next settling leaves nothing out.
+    pub(crate) fn look_at_everything(&mut self) {
+        self.dirty_services = self.model.services.keys().cloned().collect();
+        self.reap = self.model.tasks.keys().cloned().collect();
     }
 
     /// The state, to read.

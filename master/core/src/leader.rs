@@ -76,6 +76,11 @@ impl<S, R> Leader<S, R> {
         &self.core
     }
 
+    /// The state, for questions that put back what they change.
+    pub fn core_to_ask(&mut self) -> &mut Core {
+        &mut self.core
+    }
+
     /// Name of this term's sequence of generations.
     pub fn chain(&self) -> &str {
         &self.chain

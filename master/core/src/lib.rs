@@ -13,7 +13,7 @@
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
-//! - `what_if`: the same on a copy, for questions
+//! - `what_if`: the same on a copy, for questions; [`sketch`]: what the copy is made from
 //! - [`liveness`]: who is heard of; `loss`: which of the silent ones are given up, and how fast
 
 mod admit;
@@ -36,6 +36,7 @@ mod readiness;
 mod reports;
 pub mod rng;
 pub mod scheduler;
+pub mod sketch;
 mod starved;
 mod what_if;
 mod workloads;

@@ -1,7 +1,5 @@
 //! Finding objects by what a user typed: a name, an id, or a unique prefix of one.
 
-use std::fmt::Display;
-
 use skein_api::{ApiError, Network, Node, NodeId, Service, Task, TaskId, TaskState, did_you_mean};
 
 use crate::{core::Core, model::Model};
@@ -27,19 +25,19 @@ pub(crate) fn mistyped<'a>(kind: &str, reference: &str, list: &str, names: impl 
 }
 
 /// Picks the one item whose name or id is `reference`, or whose id starts with it.
-fn pick<'a, T, I: Display + 'a>(
+fn pick<'a, T: 'a>(
     items: impl Iterator<Item = &'a T> + Clone,
     reference: &str,
-    id: impl Fn(&T) -> I,
+    id: impl Fn(&'a T) -> &'a str,
     name: impl Fn(&'a T) -> &'a str,
     kind: &str,
     list: &str,
 ) -> Result<&'a T, ApiError> {
-    let exact = items.clone().find(|i| name(i) == reference || id(i).to_string() == reference);
+    let exact = items.clone().find(|i| name(i) == reference || id(i) == reference);
     if let Some(item) = exact {
         return Ok(item);
     }
-    let mut found = items.clone().filter(|i| reference.len() >= MIN_PREFIX && id(i).to_string().starts_with(reference));
+    let mut found = items.clone().filter(|i| reference.len() >= MIN_PREFIX && id(i).starts_with(reference));
     match (found.next(), found.next()) {
         (Some(item), None) => Ok(item),
         (Some(_), Some(_)) => {
@@ -58,7 +56,7 @@ impl Model {
         if let Some(node) = self.node_named(reference).or_else(|| self.nodes.get(&NodeId::new(reference))) {
             return Ok(node);
         }
-        pick(self.nodes.values(), reference, |n| n.id.clone(), |n| &n.name, "node", "node ls")
+        pick(self.nodes.values(), reference, |n| n.id.as_str(), |n| &n.name, "node", "node ls")
     }
 
     /// The network that a user means.
@@ -66,7 +64,7 @@ impl Model {
     /// # Errors
     /// None or more than one.
     pub fn find_network(&self, reference: &str) -> Result<&Network, ApiError> {
-        pick(self.networks.values(), reference, |n| n.id.clone(), |n| &n.spec.name, "network", "network ls")
+        pick(self.networks.values(), reference, |n| n.id.as_str(), |n| &n.spec.name, "network", "network ls")
     }
 
     /// The service that a user means.
@@ -74,7 +72,7 @@ impl Model {
     /// # Errors
     /// None or more than one.
     pub fn find_service(&self, reference: &str) -> Result<&Service, ApiError> {
-        pick(self.services.values(), reference, |s| s.id.clone(), |s| &s.spec.name, "service", "service ls")
+        pick(self.services.values(), reference, |s| s.id.as_str(), |s| &s.spec.name, "service", "service ls")
     }
 
     /// The task that a user means: by id, or the newest of that name, live ones first; the container name of a
@@ -93,7 +91,7 @@ impl Model {
         if let Some(task) = self.tasks.get(&TaskId::new(reference)) {
             return Ok(task);
         }
-        pick(self.tasks.values().map(|t| &**t), reference, |t| t.id.clone(), |t| &t.name, "task", "ps --all")
+        pick(self.tasks.values().map(|t| &**t), reference, |t| t.id.as_str(), |t| &t.name, "task", "ps --all")
     }
 }
 

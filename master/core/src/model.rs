@@ -668,6 +668,13 @@ impl Model {
 
     /// All objects, in the order of [`Kind`] and id.
     pub fn objects(&self) -> Vec<Object> {
+        let mut all = self.objects_but_tasks();
+        all.extend(self.tasks.values().cloned().map(Object::Task));
+        all
+    }
+
+    /// As [`Model::objects`], without the many.
+    pub(crate) fn objects_but_tasks(&self) -> Vec<Object> {
         let mut all: Vec<Object> = Vec::new();
         all.extend(self.cluster.iter().cloned().map(|o| Object::Cluster(Box::new(o))));
         all.extend(self.nodes.values().cloned().map(|o| Object::Node(Box::new(o))));
@@ -677,7 +684,6 @@ impl Model {
         all.extend(self.blocks.values().cloned().map(Object::Block));
         all.extend(self.volumes.values().cloned().map(Object::Volume));
         all.extend(self.services.values().cloned().map(|o| Object::Service(Box::new(o))));
-        all.extend(self.tasks.values().cloned().map(Object::Task));
         all
     }
 }

@@ -96,6 +96,7 @@ impl Core {
     /// Costs what changed since the last time, and nothing when nothing did.
     pub fn settle(&mut self, now: Now, seed: u64) {
         let mut rng = Rng::new(seed);
+        self.made_room.clear();
         if now.mono_ms >= self.expire_at_ms {
             self.expire_at_ms = now.mono_ms + EXPIRE_PERIOD_MS;
             self.expire(now);

@@ -14,7 +14,7 @@ use std::{
 
 use skein_api::{
     ApiError, Availability, ExplainQuery, Explanation, GenericOffer, MountKind, Node, NodeExplanation, NodeId,
-    NodeState, Overcommit, RestartCondition, Service, Task, TaskId, TaskSpec, TaskState,
+    NodeState, Overcommit, Preemption, RestartCondition, Service, ServiceMode, Task, TaskId, TaskSpec, TaskState,
 };
 
 use crate::{
@@ -292,12 +292,24 @@ pub(crate) fn alone(core: &Core, facts: NodeFacts, stays: impl Fn(&Task) -> bool
     alone
 }
 
+/// `nodes`: whether single nodes are asked about, and which one alone.
+fn explained(scheduler: &Scheduler, request: &Request, name: &str, nodes: Option<Option<&Node>>) -> Explanation {
+    let mut explanation = scheduler.explain(request).into_explanation(name);
+    explanation.suggestions = scheduler.suggestions(request);
+    if let Some(only) = nodes {
+        let all = scheduler.reasons(request, only.map(|node| &node.id)).into_iter();
+        explanation.per_node = all.map(|NodeReasons { node, reasons }| NodeExplanation { node, reasons }).collect();
+    }
+    explanation
+}
+
 impl Core {
-    /// Why a task or the next task of a service is where it is, or nowhere.
+    /// Why a task or the next task of a service is where it is, or nowhere. Changes nothing: a task that has its place
+    /// is taken out of the scheduler while it is asked about, so that it does not stand in its own way.
     ///
     /// # Errors
     /// When neither is found, or the node that is asked about is not.
-    pub fn explain(&self, reference: &str, query: &ExplainQuery) -> Result<Explanation, ApiError> {
+    pub fn explain(&mut self, reference: &str, query: &ExplainQuery) -> Result<Explanation, ApiError> {
         let only = query.node.as_ref().map(|node| self.model.find_node(node)).transpose()?;
         let (name, spec, service, task) = match self.model.find_service(reference) {
             Ok(service) => {
@@ -324,19 +336,20 @@ impl Core {
             Pinned::Free | Pinned::Wait(_) => None,
         };
         let request = compile(self, spec, service, pin).map_err(|error| bad_constraint(&name, &error))?;
-        // Without itself: the place that it holds is not taken from it.
-        let others = task.filter(|_| place.is_some()).map(|task| {
-            let mut others = self.scheduler.clone();
-            others.remove_task(&task.id);
-            others
-        });
-        let scheduler = others.as_ref().unwrap_or(&self.scheduler);
-        let mut explanation = scheduler.explain(&request).into_explanation(&name);
-        explanation.suggestions = scheduler.suggestions(&request);
-        if query.nodes || only.is_some() {
-            let asked = |reasons: &NodeReasons| only.is_none_or(|node| node.name == reasons.node);
-            let all = scheduler.reasons(&request).into_iter().filter(asked);
-            explanation.per_node = all.map(|NodeReasons { node, reasons }| NodeExplanation { node, reasons }).collect();
+        let nodes = (query.nodes || only.is_some()).then_some(only);
+        let mut explanation = match task.filter(|_| place.is_some()) {
+            Some(task) => self.scheduler.without(&task.id, |others| explained(others, &request, &name, nodes)),
+            None => explained(&self.scheduler, &request, &name, nodes),
+        };
+        if explanation.fitting == 0 && place.is_none() && spec.placement.preempt {
+            explanation.preemption = match service.map(|service| service.spec.mode) {
+                Some(ServiceMode::Replicated(_)) => Some(self.preemption(task.unwrap_or(&like), &request)),
+                Some(ServiceMode::Global) => Some(Preemption {
+                    message: "a global service makes no room: it has tasks where they fit".to_owned(),
+                    ..Preemption::default()
+                }),
+                None => None,
+            };
         }
         if let (Some(task), Some(node)) = (task, place) {
             let verb = if task.status.state.is_terminal() { "ran" } else { "runs" };

@@ -14,9 +14,12 @@
 //!
 //! Holds are memory of the leading master. A new one plans anew, and counts what is stopping already as gone.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
-use skein_api::{Availability, Node, NodeId, Resources, Task, TaskId, TaskState};
+use skein_api::{Availability, Node, NodeId, Preemption, Resources, Task, TaskId, TaskState};
 
 use crate::{
     command::Now,
@@ -41,8 +44,21 @@ pub(crate) struct Hold {
     pub(crate) victims: BTreeSet<TaskId>,
 }
 
+/// Whether room for a task may be made on a node that can have it by what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// It is not ready, or takes no tasks.
+    Away,
+    /// Room is being made there for another task.
+    Held,
+    /// What must stay leaves too little CPU or memory.
+    Full,
+    /// Worth a detailed plan.
+    Open,
+}
+
 /// What a hold is called in the scheduler.
-fn hold_id(task: &TaskId) -> TaskId {
+pub(crate) fn hold_id(task: &TaskId) -> TaskId {
     TaskId::new(format!("hold:{task}"))
 }
 
@@ -65,7 +81,9 @@ impl Core {
                 image: String::new(),
                 ..taken
             });
-            self.explain_waiting(id, &self.words_of(&hold));
+            let words = self.words_of(&hold);
+            self.explain_waiting(id, &words);
+            self.made_room.push(format!("{name} {words}"));
             for victim in &hold.victims {
                 self.desire(victim, TaskState::Shutdown, &format!("preempted by {name}"), now);
             }
@@ -89,28 +107,80 @@ impl Core {
         if !task.spec.placement.preempt {
             return None;
         }
-        let held: BTreeSet<&NodeId> = self.holds.values().map(|hold| &hold.node).collect();
-        let nodes = self.scheduler.allowed(request).into_iter().filter(|node| !held.contains(node));
-        let nodes = nodes.filter_map(|id| self.model.nodes.get(&id));
-        let asks = request.reservations();
-        let nodes = nodes.filter(|node| self.could_give(node, task.spec.placement.priority, asks)).take(NODES_MAX);
+        let held = self.held_nodes();
+        let nodes = self.scheduler.allowed(request).into_iter().filter_map(|id| self.model.nodes.get(&id));
+        let nodes = nodes.filter(|node| self.standing(node, task, request, &held) == Standing::Open).take(NODES_MAX);
         let (_, hold) = nodes.filter_map(|node| self.plan_on(task, request, node)).min_by(|(a, _), (b, _)| a.cmp(b))?;
         Some(hold)
     }
 
-    /// Whether a node that takes tasks has enough CPU and memory beside what must stay: a look before the detailed plan.
-    fn could_give(&self, node: &Node, priority: i32, asks: Resources) -> bool {
+    fn held_nodes(&self) -> BTreeSet<&NodeId> {
+        self.holds.values().map(|hold| &hold.node).collect()
+    }
+
+    /// A look at a node before the detailed plan: O(its tasks).
+    fn standing(&self, node: &Node, task: &Task, request: &Request, held: &BTreeSet<&NodeId>) -> Standing {
         if !self.liveness.is_ready(&node.id) || node.spec.availability != Availability::Active {
-            return false;
+            return Standing::Away;
         }
-        let Some(offered) = self.scheduler.node(&node.id).map(|facts| facts.offered) else { return false };
+        if held.contains(&node.id) {
+            return Standing::Held;
+        }
+        let Some(offered) = self.scheduler.node(&node.id).map(|facts| facts.offered) else { return Standing::Away };
+        let (priority, asks) = (task.spec.placement.priority, request.reservations());
         let stays = self.model.node_tasks(&node.id).filter(|task| holds(task) && !is_free(task, priority));
         let (mut cpus, mut memory) = (u128::from(asks.nano_cpus), u128::from(asks.mem_bytes));
         for task in stays {
             cpus += u128::from(task.spec.resources.reservations.nano_cpus);
             memory += u128::from(task.spec.resources.reservations.mem_bytes);
         }
-        cpus <= u128::from(offered.nano_cpus) && memory <= u128::from(offered.mem_bytes)
+        match cpus <= u128::from(offered.nano_cpus) && memory <= u128::from(offered.mem_bytes) {
+            true => Standing::Open,
+            false => Standing::Full,
+        }
+    }
+
+    /// What preemption does for a task that no node fits: the room that is being made for it, the plan that it would
+    /// follow, or why there is none.
+    pub(crate) fn preemption(&self, task: &Task, request: &Request) -> Preemption {
+        let (hold, message) = match (self.holds.get(&task.id), self.plan_preemption(task, request)) {
+            (Some(hold), _) => (hold.clone(), self.words_of(hold)),
+            (None, Some(hold)) => {
+                let words = self.words_of(&hold).replacen("waits", "would wait", 1).replacen("stops", "would stop", 1);
+                (hold, words)
+            }
+            (None, None) => {
+                return Preemption { message: self.why_no_room(task, request), ..Preemption::default() };
+            }
+        };
+        let node = self.model.nodes.get(&hold.node).map(|node| node.name.clone());
+        let victims = hold.victims.iter().filter_map(|id| Some(self.model.tasks.get(id)?.name.clone()));
+        Preemption { message, node, victims: victims.collect() }
+    }
+
+    /// `no room can be made: 4 nodes; 1 not ready, paused or drained; on 3 what stays takes too much CPU or memory`
+    fn why_no_room(&self, task: &Task, request: &Request) -> String {
+        let (held, allowed) = (self.held_nodes(), self.scheduler.allowed(request));
+        let all = self.model.nodes.len();
+        let mut counts: BTreeMap<Standing, usize> = BTreeMap::new();
+        for node in allowed.iter().filter_map(|id| self.model.nodes.get(id)) {
+            *counts.entry(self.standing(node, task, request, &held)).or_default() += 1;
+        }
+        let of = |standing| counts.get(&standing).copied().unwrap_or(0);
+        let parts = [
+            (all - allowed.len(), "{} ruled out by what they are"),
+            (of(Standing::Away), "{} not ready, paused or drained"),
+            (of(Standing::Held), "on {} room is made for other tasks"),
+            (of(Standing::Full), "on {} what stays takes too much CPU or memory"),
+            (of(Standing::Open).min(NODES_MAX), "on {} what stays has what it needs"),
+            (of(Standing::Open).saturating_sub(NODES_MAX), "{} were not looked at"),
+        ];
+        let mut text = format!("no room can be made: {all} {}", if all == 1 { "node" } else { "nodes" });
+        for (count, words) in parts.into_iter().filter(|(count, _)| *count > 0) {
+            text.push_str("; ");
+            text.push_str(&words.replacen("{}", &count.to_string(), 1));
+        }
+        text
     }
 
     /// The cheapest set of victims on one node, with what it costs: their highest priority and their number.

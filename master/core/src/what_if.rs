@@ -26,6 +26,9 @@ use crate::{
 /// Rounds of a copy's future. A chain of services that depend on each other takes one for each.
 const ROUNDS_MAX: usize = 200;
 
+/// Sentences of a plan about room that its tasks make for themselves; the others are counted.
+const ROOMS_MAX: usize = 20;
+
 /// Where live tasks are, by name, with what they wait for.
 type Places = BTreeMap<String, (Option<NodeId>, String)>;
 
@@ -61,8 +64,26 @@ impl Core {
                 plan = if let Reply::Plan(plan) = reply { Some(plan) } else { None };
             }
         }
+        let rooms = self.live_on(now);
+        Ok(WhatIfAnswer { rooms, ..self.answer(&before, &loads, &lost, plan) })
+    }
+
+    /// Which tasks would be stopped when a stack is applied, so that others have room: one sentence for each task that
+    /// makes room for itself, in the order in which they would; this core is a copy and of no use afterwards.
+    ///
+    /// # Errors
+    /// The refusal of the stack.
+    pub fn preemptions(mut self, apply: &StackApply) -> Result<Vec<String>, ApiError> {
+        let now = self.now;
         self.live_on(now);
-        Ok(self.answer(&before, &loads, &lost, plan))
+        let apply = StackApply { dry_run: false, ..apply.clone() };
+        self.execute(&Command::StackApply(Box::new(apply)), &context(now))?;
+        let mut rooms = self.live_on(now);
+        if rooms.len() > ROOMS_MAX {
+            let more = rooms.split_off(ROOMS_MAX).len();
+            rooms.push(format!("{more} more tasks make room for themselves"));
+        }
+        Ok(rooms)
     }
 
     /// Nodes by name, id or prefix.
@@ -99,15 +120,18 @@ impl Core {
         Ok(())
     }
 
-    /// Settles and obeys until nothing changes.
-    fn live_on(&mut self, now: Now) {
+    /// Settles and obeys until nothing changes. Returns for whom room was made on the way.
+    fn live_on(&mut self, now: Now) -> Vec<String> {
+        let mut rooms = Vec::new();
         for round in 0..ROUNDS_MAX {
             self.settle(now, round as u64);
+            rooms.append(&mut self.made_room);
             let decided = !self.take_staged().is_empty();
             if !self.obey(now) && !decided {
-                return;
+                break;
             }
         }
+        rooms
     }
 
     /// Every host that is there has done what it was told; true when that changed anything.
@@ -196,7 +220,7 @@ impl Core {
         });
         let mut nodes: Vec<_> = nodes.collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        WhatIfAnswer { summary: summary(&tasks), tasks, nodes, plan }
+        WhatIfAnswer { summary: summary(&tasks), tasks, nodes, rooms: Vec::new(), plan }
     }
 }
 

@@ -239,7 +239,6 @@ impl Core {
         }
         fits?;
         // Its tasks wait until the port is free: who has it may go, and nodes may come.
-        plan.warnings.extend(self.preemption_warning(&spec, known));
         let taken = placement::ports_taken(self, &spec.task, known);
         let own = known.is_some_and(|k| k.spec.task.ports == spec.task.ports);
         plan.warnings.extend(taken.filter(|_| !own).map(|what| format!("{} waits: {what}", spec.name)));
@@ -282,17 +281,6 @@ impl Core {
         }
         let message = format!("that would be {wanted} tasks in all; a cluster runs at most {TASKS_MAX}");
         Err(ApiError::new("cluster_full", message).with_hint("skein service ls"))
-    }
-
-    /// Which tasks would be stopped for the first task of a service that preempts and finds no room as things are.
-    fn preemption_warning(&self, spec: &ServiceSpec, known: Option<&Service>) -> Option<String> {
-        let task = Task { spec: Arc::new(spec.task.clone()), name: format!("{}.1", spec.name), ..Task::default() };
-        let request = placement::compile(self, &spec.task, known, None).ok()?;
-        if !spec.task.placement.preempt || !self.scheduler.fitting(&request).is_empty() {
-            return None;
-        }
-        let hold = self.plan_preemption(&task, &request)?;
-        Some(format!("{} {}", spec.name, self.words_of(&hold)))
     }
 
     /// A container name must be nobody else's.

@@ -396,7 +396,7 @@ fn place(
     let rejected: u32 = findings.filters.iter().map(|tally| tally.rejected).sum();
     prop_assert_eq!(findings.nodes, rejected + findings.fitting);
     prop_assert_eq!(findings.fitting > 0, got.is_ok());
-    let reasons = scheduler.reasons(&request);
+    let reasons = scheduler.reasons(&request, None);
     prop_assert_eq!(reasons.iter().filter(|node| node.reasons.is_empty()).count(), naive.fitting(&request).len());
     if let Err(rejection) = &expected {
         let alone: u32 = rejection.filters.iter().map(|tally| tally.rejected_alone).sum();

@@ -48,11 +48,12 @@ fn a_node_tells_all_its_reasons() {
         spec.placement.constraints.push("node.labels.disk==ssd".into());
         spec.resources.reservations.mem_bytes = 2 * GIB;
     });
-    let told: Vec<_> = scheduler.reasons(&asks).into_iter().map(|node| (node.node, node.reasons.join("; "))).collect();
+    let told: Vec<_> =
+        scheduler.reasons(&asks, None).into_iter().map(|node| (node.node, node.reasons.join("; "))).collect();
     let a = "memory reservation 2 GiB: 1 GiB of memory free of 4 GiB of memory";
     let b = "not ready; drained; constraint node.labels.disk==ssd; memory reservation 2 GiB: 1 GiB of memory free of 1 GiB of memory";
     assert_eq!(told, [("a".to_owned(), a.to_owned()), ("b".to_owned(), b.to_owned())]);
-    assert!(scheduler.reasons(&memory(1)).iter().any(|node| node.reasons.is_empty()), "one fits");
+    assert!(scheduler.reasons(&memory(1), None).iter().any(|node| node.reasons.is_empty()), "one fits");
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn slots_are_a_filter_where_a_node_counts_them() {
     assert_eq!(filters(&scheduler), ["node is ready", "node is active", "memory reservation 1 GiB"]);
     scheduler.apply_node(NodeFacts { slots: Some(0), ..node("b", 4) });
     assert_eq!(filters(&scheduler)[3], "container slots");
-    let of_b = scheduler.reasons(&memory(1)).into_iter().find(|node| node.node == "b").expect("it is there");
+    let of_b = scheduler.reasons(&memory(1), None).into_iter().find(|node| node.node == "b").expect("it is there");
     assert_eq!(of_b.reasons, ["container slots: 0 container slots free of 0 container slots"]);
     scheduler.remove_node(&NodeId::new("b"));
     assert_eq!(filters(&scheduler).len(), 3);
@@ -172,7 +173,7 @@ fn who_has_a_port_is_named() {
         }),
     );
     let check = |asks: &Request, reason: &str| {
-        assert_eq!(scheduler.reasons(asks)[0].reasons, [format!("host port {reason}")]);
+        assert_eq!(scheduler.reasons(asks, None)[0].reasons, [format!("host port {reason}")]);
         let (port, holders) = reason.split_once(": ").expect("a port and who has it");
         assert_eq!(scheduler.suggestions(asks), [format!("free host port {port} on a, which is {holders}")]);
     };

@@ -434,7 +434,13 @@ async fn stack_apply(State(api): State<Api>, user: User, Path(name): Path<String
         let message = format!("the path names stack {name:?}, the body {:?}", apply.stack.name);
         return Err(Failure(ApiError::new("bad_request", message)));
     }
-    plan(api.run(user, Command::StackApply(Box::new(apply))).await?)
+    let preempts = apply.dry_run && apply.stack.services.iter().any(|service| service.task.placement.preempt);
+    let question = preempts.then(|| apply.clone());
+    let Json(mut plan) = plan(api.run(user, Command::StackApply(Box::new(apply))).await?)?;
+    if let Some(apply) = question {
+        plan.warnings.append(&mut beside(&api, move |copy| copy.preemptions(&apply)).await?);
+    }
+    Ok(Json(plan))
 }
 
 #[derive(Deserialize)]
@@ -461,16 +467,23 @@ async fn explain(
     Path(reference): Path<String>,
     Query(query): Query<skein_api::ExplainQuery>,
 ) -> Answer<skein_api::Explanation> {
-    Ok(Json(api.read(move |core| core.explain(&reference, &query)).await??))
+    Ok(Json(api.cluster.ask(move |core| core.explain(&reference, &query)).await??))
 }
 
-/// Answered on a copy and beside the loop. The copy itself is made by the loop: references to every object.
+/// Asks a copy, beside the loop, which only gives references to every object.
+async fn beside<T: Send + 'static>(
+    api: &Api,
+    ask: impl FnOnce(Core) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, Failure> {
+    let _turn = api.questions.acquire().await.map_err(|_| ApiError::new("not_ready", "the master is ending"))?;
+    let sketch = api.read(Core::sketch).await?;
+    let answer = tokio::task::spawn_blocking(move || ask(sketch.into_core())).await;
+    Ok(answer.map_err(|_| ApiError::new("internal", "the question ended in a panic: please report it"))??)
+}
+
 async fn what_if(State(api): State<Api>, _: User, body: Bytes) -> Answer<skein_api::WhatIfAnswer> {
     let question: skein_api::WhatIf = parse(&body)?;
-    let _turn = api.questions.acquire().await.map_err(|_| ApiError::new("not_ready", "the master is ending"))?;
-    let copy = api.read(Core::clone).await?;
-    let answer = tokio::task::spawn_blocking(move || copy.what_if(&question)).await;
-    Ok(Json(answer.map_err(|_| ApiError::new("internal", "the question ended in a panic: please report it"))??))
+    Ok(Json(beside(&api, move |copy| copy.what_if(&question)).await?))
 }
 
 async fn check(State(api): State<Api>, _: User) -> Answer<Vec<String>> {

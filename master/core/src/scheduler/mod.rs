@@ -166,6 +166,23 @@ impl Scheduler {
         }
     }
 
+    /// Asks while a task is not counted, whatever the answer; then all is as before. Only what explanations look at is
+    /// changed meanwhile, so nobody who waits for a node is woken. O(the task's attributes).
+    pub fn without<T>(&mut self, task: &TaskId, ask: impl FnOnce(&Self) -> T) -> T {
+        let Some(held) = self.tasks.remove(task) else { return ask(self) };
+        let idx = self.positions.get(&held.placed.node).copied();
+        idx.into_iter().for_each(|idx| self.index.remove_task(idx, &held.placed));
+        let answer = ask(self);
+        idx.into_iter().for_each(|idx| self.index.add_task(idx, &held.placed));
+        self.tasks.insert(task.clone(), held);
+        answer
+    }
+
+    /// The nodes by position, with gaps.
+    pub fn table(&self) -> impl Iterator<Item = Option<&NodeId>> {
+        self.table.iter().map(|facts| facts.as_ref().map(|facts| &facts.id))
+    }
+
     /// The class of a request: compiled once, found again afterwards.
     pub fn class(&mut self, request: &Request) -> ClassId {
         if let Some(known) = self.engine.find_class(request) {

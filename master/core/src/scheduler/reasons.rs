@@ -3,7 +3,7 @@
 //! Owns the words. What passes is decided by the filters on sets; a reason adds the figures of the one node, and who holds
 //! what is taken there. Pure, no tasks, no channels.
 
-use skein_api::{Availability, PortPublish};
+use skein_api::{Availability, NodeId, PortPublish};
 
 use super::{
     NodeFacts, Placed, Scheduler,
@@ -32,8 +32,8 @@ pub struct NodeReasons {
 type Change = (u8, u64, NodeIdx, String);
 
 impl Scheduler {
-    /// Every node with all its reasons, by name. O(filters × nodes).
-    pub fn reasons(&self, request: &Request) -> Vec<NodeReasons> {
+    /// Nodes with all their reasons, by name: every one, or one alone. O(filters × nodes).
+    pub fn reasons(&self, request: &Request, only: Option<&NodeId>) -> Vec<NodeReasons> {
         let evaluation = Evaluation::new(self, request);
         let passing = self.each_alone(&evaluation);
         let reasons = |idx: NodeIdx| {
@@ -41,7 +41,10 @@ impl Scheduler {
             let reasons = failed.map(|(filter, _)| self.reason(&evaluation, filter, idx)).collect();
             NodeReasons { node: self.facts(idx).name.clone(), reasons }
         };
-        let mut all: Vec<NodeReasons> = self.index.nodes.iter().map(reasons).collect();
+        let mut all: Vec<NodeReasons> = match only {
+            Some(node) => self.position(node).map(reasons).into_iter().collect(),
+            None => self.index.nodes.iter().map(reasons).collect(),
+        };
         all.sort_by(|a, b| a.node.cmp(&b.node));
         all
     }
@@ -158,7 +161,8 @@ impl Scheduler {
             (port.protocol, port.host_port) == (wanted.protocol, wanted.host_port)
                 && HostAddr::of(port).overlaps(HostAddr::of(wanted))
         };
-        let tasks = self.by_node.get(self.id_at(idx)).into_iter().flatten().map(|task| &self.tasks[task].placed);
+        let tasks = self.by_node.get(self.id_at(idx)).into_iter().flatten();
+        let tasks = tasks.filter_map(|task| self.task(task));
         let names: Vec<String> = tasks.filter(|task| task.ports.iter().any(claims)).map(named).collect();
         names.join(" and ")
     }

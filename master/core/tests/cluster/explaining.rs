@@ -4,13 +4,20 @@ use skein_api::{DependencyCondition, ExplainQuery, Explanation, Resources};
 
 use crate::harness::{Cluster, With, constraint, container, needs, port, replicas, service};
 
+/// Asks, and nothing is changed by that.
 fn explain(c: &Cluster, name: &str, query: &ExplainQuery) -> Explanation {
-    c.core.explain(name, query).unwrap_or_else(|error| panic!("{error}"))
+    let mut core = c.core.clone();
+    let explanation = core.explain(name, query).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(core.check(), Vec::<String>::new(), "the index is what follows from the tasks");
+    assert_eq!(core.model(), c.model());
+    core.settle(c.now, 1);
+    assert!(core.take_staged().is_empty() && core.placements_tried() == c.core.placements_tried(), "nobody was woken");
+    explanation
 }
 
 fn refused(c: &Cluster, name: &str, node: Option<&str>) -> String {
     let query = ExplainQuery { node: node.map(str::to_owned), ..ExplainQuery::default() };
-    let error = c.core.explain(name, &query).expect_err("it is not there");
+    let error = c.core.clone().explain(name, &query).expect_err("it is not there");
     assert_eq!(error.code, "not_found");
     error.message
 }

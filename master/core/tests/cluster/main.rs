@@ -5,6 +5,7 @@
 //! - `services`, `containers`, `stacks`, `networks`, `nodes`: one scenario per behaviour
 //! - `placing`: where tasks go, and what they are given there
 //! - `explaining`, `what_if`: questions; what is proposed or foretold is what then happens
+//! - `preempting`: room for what counts more; `preempting_oracle` tries every set of victims
 //! - `refusals`: bad input changes nothing
 //! - `random`: random histories, and what holds in and after each of them
 
@@ -15,6 +16,7 @@ mod networks;
 mod nodes;
 mod placing;
 mod preempting;
+mod preempting_oracle;
 mod random;
 mod refusals;
 mod services;
