@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use skein_api::{Availability, ExplainQuery, NodeUpdate};
 use xtask::{
     bench::scale::rig::{Programs, Rig, Users},
     cluster::program,
@@ -67,5 +68,38 @@ fn many_users_and_slow_readers_hold_nobody_up() -> Result<()> {
     let slowest = changes.last().copied().unwrap_or_default();
     assert!(slowest < 5.0, "a change took {slowest} s: {outcome:?}");
     assert_eq!(rig.tell("status")?.sessions, 50);
+    Ok(())
+}
+
+#[test]
+fn questions_are_answered_over_http() -> Result<()> {
+    let mut rig = rig(3)?;
+    rig.apply("load", 1, 3)?;
+    rig.wait("all tasks to run", PATIENCE, |s| s.running == 3)?;
+    let all = ExplainQuery { nodes: true, node: None };
+    let why = rig.ask(|client| async move { client.explain("load_s000", &all).await })?;
+    assert_eq!((why.nodes, why.fitting, why.per_node.len()), (3, 3, 3));
+    assert!(why.suggestions.is_empty() && why.per_node.iter().all(|node| node.reasons.is_empty()), "{why:?}");
+    for node in why.per_node.iter().skip(1) {
+        let update = NodeUpdate { availability: Some(Availability::Drain), ..NodeUpdate::default() };
+        rig.ask(|client| async move { client.node_update(&node.node, &update).await })?;
+    }
+    let first = why.per_node[0].node.clone();
+    let update = NodeUpdate { availability: Some(Availability::Pause), ..NodeUpdate::default() };
+    rig.ask(|client| async move { client.node_update(&first, &update).await })?;
+    let one = ExplainQuery { nodes: false, node: Some(why.per_node[0].node.clone()) };
+    let now = rig.ask(|client| async move { client.explain("load_s000", &one).await })?;
+    assert_eq!((now.fitting, now.per_node.len(), now.suggestions.len()), (0, 1, 3), "{now:?}");
+    assert_eq!(now.per_node[0].reasons, ["paused"]);
+    assert!(now.suggestions.contains(&format!("skein node activate {}", why.per_node[0].node)), "{now:?}");
+    for (subject, node, words) in [
+        ("load_s000", "fleet-0001", "no node \"fleet-0001\"; did you mean \"fleet-00001\"?"),
+        ("load_s00", "fleet-00001", "no service or task \"load_s00\"; did you mean \"load_s000\"?"),
+    ] {
+        let query = ExplainQuery { nodes: false, node: Some(node.to_owned()) };
+        let error = rig.ask(|client| async move { client.explain(subject, &query).await });
+        let error = format!("{:#}", error.expect_err("it is not there"));
+        assert!(error.contains(words), "{error}");
+    }
     Ok(())
 }

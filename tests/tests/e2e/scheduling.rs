@@ -16,7 +16,37 @@ pub(crate) fn scheduling(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<(
     generic_resources(checks, cluster)?;
     namespaces(checks, cluster)?;
     compose(checks, cluster)?;
+    explanations(checks, cluster)?;
     refusals(checks, cluster)
+}
+
+/// Of the two hosts one has the port, and the other one is ruled out by name.
+fn explanations(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
+    let port = ["run", "-d", "-p", "8088:80", "--constraint", "node==h1"];
+    for name in ["holder", "waiter"] {
+        checks.fine(name, &skein(cluster, &[&port[..], &["--name", name, "busybox", "sleep", "1000"]].concat())?);
+    }
+    let why = cluster.skein(&["explain", "waiter", "--nodes"])?;
+    let words = [
+        "waiter: no node fits: 2 nodes; constraint node==h1 took 1; host port 8088/tcp took 1",
+        "to change that: free host port 8088/tcp on h1, which is taken by holder",
+        "h1     host port 8088/tcp: taken by holder",
+        "h2     constraint node==h1",
+    ];
+    checks.words("who has the port", &why, &words);
+    checks.ensure("no slots", !why.contains("container slots"), format_args!("{why}"));
+    let said = skein(cluster, &["explain", "waiter", "--node", "h3"])?;
+    checks.refused("an unknown node", &said, 3, &["no node \"h3\"; did you mean \"h1\"?"]);
+    let said = skein(cluster, &["explain", "wiater"])?;
+    checks.refused("an unknown task", &said, 3, &["no service or task \"wiater\"; did you mean \"waiter\"?"]);
+    checks.fine("what is proposed", &skein(cluster, &["rm", "-f", "holder"])?);
+    let why = wait_for("the waiter", PATIENCE, || {
+        let why = cluster.skein(&["explain", "waiter"])?;
+        Ok(why.contains("runs on h1").then_some(why))
+    });
+    checks.words("is enough", &checks_text(why), &["1 of 2 nodes fit"]);
+    checks.fine("all go", &skein(cluster, &["rm", "-f", "waiter"])?);
+    Ok(())
 }
 
 fn generic_resources(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {

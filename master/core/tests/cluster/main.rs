@@ -22,3 +22,4 @@ mod refusals;
 mod services;
 mod stacks;
 mod what_if;
+mod what_if_random;
