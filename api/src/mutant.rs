@@ -19,6 +19,9 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("lease-reuse", "an address is given again while a task has it"),
     ("hasty-master", "a restarted master calls silent nodes lost at once"),
     ("endless-patience", "a master never calls a silent node lost"),
+    ("lost-peer", "an agent leaves one of the other hosts out of each network"),
+    ("lost-vtep", "an agent's guard of the VXLAN port leaves one of the other hosts out"),
+    ("no-audit", "an agent looks at its kernel only when its assignments change"),
     ("mass-loss", "every silent node is given up at once, however many there are"),
 ];
 

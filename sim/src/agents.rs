@@ -5,6 +5,7 @@ use skein_api::{Health, NodeDescription, Resources, TaskId};
 
 use crate::{
     host::{Op, Session},
+    kernel::{UNDERLAY_MTU, underlay},
     net::{ConnId, End, ToAgent, ToMaster},
     queue::Millis,
     world::{AgentEvent, EngineEvent, Event, World},
@@ -26,7 +27,7 @@ const LEDGER_MS: (Millis, Millis) = (1, 5);
 pub(crate) const OFFERED: Resources = Resources { nano_cpus: 4_000_000_000, mem_bytes: 8 << 30 };
 
 impl World {
-    fn agent_event_at(&mut self, host: u32, at: Millis, what: AgentEvent) {
+    pub(crate) fn agent_event_at(&mut self, host: u32, at: Millis, what: AgentEvent) {
         let run = self.hosts[host as usize].agent_run;
         self.queue.push(at, Event::Agent { host, run, what });
     }
@@ -44,6 +45,7 @@ impl World {
         self.agent_event_at(host, self.now_ms, AgentEvent::Round);
         self.agent_event_at(host, self.now_ms + spread, AgentEvent::Connect);
         self.agent_event_at(host, self.now_ms + RESYNC_MS, AgentEvent::Resync);
+        self.network_begins(host);
     }
 
     /// The agent's process ends, at once. Its kernel closes its connections; the engine goes on with what it was asked.
@@ -90,6 +92,9 @@ impl World {
         let h = &mut self.hosts[host as usize];
         h.on = false;
         h.engine.moods = Default::default();
+        if let Some(kernel) = &mut h.kernel {
+            kernel.boot();
+        }
     }
 
     pub(crate) fn host_on(&mut self, host: u32) {
@@ -150,6 +155,7 @@ impl World {
         }
         let released = self.checker.container_ended(host, id);
         self.hosts[host as usize].detach(&released);
+        self.network_detach(host, id);
     }
 
     /// The engine has events: its agent looks, unless they get lost.
@@ -204,6 +210,9 @@ impl World {
             }
             AgentEvent::Resync => self.resync(host),
             AgentEvent::Done(number) => self.op_done(host, number),
+            AgentEvent::Network => self.network_look(host),
+            AgentEvent::Audit => self.network_audit(host),
+            AgentEvent::Dies => self.agent_dies(host),
             AgentEvent::Resumed => {
                 for conn in self.conns.of_host(host) {
                     self.rearm(conn, self.now_ms);
@@ -367,6 +376,8 @@ impl World {
         let h = &mut self.hosts[host as usize];
         let live = h.engine.containers.get(container).is_some_and(|c| c.state.is_live());
         let attached = if live { Vec::new() } else { h.attach(container)? };
+        self.network_attach(host, container, &attached)?;
+        let h = &mut self.hosts[host as usize];
         let wall = h.clock.wall(self.now_ms);
         if h.engine.start(container, wall)? {
             let c = &h.engine.containers[container];
@@ -523,6 +534,7 @@ impl World {
         h.engine.containers.clear();
         h.engine.networks.clear();
         h.engine.take_events();
+        self.network_leaves(host);
         self.agent_start(host);
     }
 
@@ -550,6 +562,11 @@ impl World {
         let h = &mut self.hosts[host as usize];
         let applied = h.apply();
         h.follow_networks();
+        // The kernel follows before the master hears of it.
+        if h.agent.as_mut().is_some_and(|a| std::mem::take(&mut a.network_changed)) {
+            self.network_look(host);
+        }
+        let h = &mut self.hosts[host as usize];
         let ack = match applied {
             Ok(ack) => ack,
             Err(_) => return self.end_session(host),
@@ -607,15 +624,14 @@ impl World {
 
 /// What a host says of itself.
 fn description(host: u32, name: &str) -> NodeDescription {
-    let [_, b, c, d] = host.to_be_bytes();
     NodeDescription {
         hostname: name.into(),
         capacity: OFFERED,
         offered: OFFERED,
         os: "linux".into(),
         arch: "x86_64".into(),
-        underlay4: Some([198, 18 + b, c, d].into()),
-        underlay_mtu: 1_500,
+        underlay4: Some(underlay(host)),
+        underlay_mtu: UNDERLAY_MTU,
         ..NodeDescription::default()
     }
 }

@@ -19,6 +19,7 @@ use skein_api::{Assignment, NetworkId, NodeId, ServiceSpec, Task, TaskId, TaskSt
 
 use crate::{
     host::Host,
+    master::Stored,
     queue::Millis,
     users::{Known, User, Wanted},
     world::World,
@@ -102,9 +103,9 @@ impl Checker {
     }
 
     /// The store went back to a backup.
-    pub(crate) fn restored(&mut self, now_ms: Millis, store: &BTreeMap<Key, Object>) {
+    pub(crate) fn restored(&mut self, now_ms: Millis, store: &BTreeMap<Key, Stored>) {
         self.restored_at = Some(now_ms);
-        let task = |object: &Object| match object {
+        let task = |stored: &Stored| match &stored.object {
             Object::Task(task) => Some((task.id.clone(), (task.run, task.status.state))),
             _ => None,
         };
@@ -135,7 +136,7 @@ impl Checker {
         attached: Vec<(NetworkId, Ipv4Addr)>,
         now_ms: Millis,
     ) -> Option<String> {
-        let excused = self.restored_at.is_some_and(|at| now_ms - at < RESTORE_GRACE_MS);
+        let excused = self.is_excused(now_ms);
         let me = (host, container.to_owned());
         let mut broken = None;
         for address in &attached {
@@ -165,6 +166,16 @@ impl Checker {
     pub(crate) fn addresses_of(&self, host: u32) -> BTreeSet<(NetworkId, Ipv4Addr)> {
         let own = self.held.range((host, String::new())..(host + 1, String::new()));
         own.flat_map(|(_, addresses)| addresses.iter().cloned()).collect()
+    }
+
+    /// Who has which address: the network and the address, the host and the container.
+    pub(crate) fn addresses(&self) -> &BTreeMap<(NetworkId, Ipv4Addr), (u32, String)> {
+        &self.addresses
+    }
+
+    /// A backup was restored not long ago: addresses may have two holders until every host has been told what is.
+    pub(crate) fn is_excused(&self, now_ms: Millis) -> bool {
+        self.restored_at.is_some_and(|at| now_ms - at < RESTORE_GRACE_MS)
     }
 
     pub(crate) fn disconnect_begins(&mut self) {
@@ -233,7 +244,7 @@ impl World {
                 return Some(format!("task {} shall be {desired:?} and is {:?}", task.name, task.status));
             }
         }
-        self.hosts.iter().find_map(|host| unsettled_host(host, core))
+        self.hosts.iter().find_map(|host| unsettled_host(host, core)).or_else(|| self.kernels_unsettled())
     }
 }
 

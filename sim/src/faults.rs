@@ -5,6 +5,7 @@ use std::fmt;
 use crate::{
     engine::Moods,
     host::Host,
+    kernel,
     master::CrashAt,
     net::{AGENT_SILENCE_MS, End, MASTER_SILENCE_MS},
     queue::Millis,
@@ -31,6 +32,8 @@ pub enum Profile {
     Engines,
     /// 30, 60 and 100 % of the hosts lose the master at once.
     Storm,
+    /// Kernels that refuse and that others change, agents that die between two operations, hosts without power.
+    Kernels,
 }
 
 /// Some hosts.
@@ -88,6 +91,12 @@ pub(crate) enum Kind {
         loss: u64,
     },
     MassDisconnect(Hosts),
+    /// Kernels that refuse so many of a thousand operations.
+    KernelRefuses(Hosts, u64),
+    /// Others change what is ours in the kernel, and add what is theirs.
+    KernelMeddled(Hosts),
+    /// The agent dies after so many operations of the kernel.
+    AgentDiesInKernel(Hosts, u64),
 }
 
 /// A fault with its time.
@@ -105,18 +114,19 @@ impl fmt::Display for Fault {
 }
 
 /// Kinds of faults as profiles choose them.
-const KINDS: u64 = 20;
+const KINDS: u64 = 23;
 /// Which of them each profile has.
 fn kinds(profile: Profile) -> &'static [u64] {
     match profile {
         Profile::Calm => &[],
-        Profile::Swarm => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19],
+        Profile::Swarm => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22],
         Profile::Processes => &[0, 0, 1, 5, 7, 7, 8, 9, 10],
         Profile::Network => &[17, 17, 18],
         Profile::Clocks => &[6, 16, 16],
         Profile::Disks => &[2, 3, 4, 5, 13, 14, 15],
         Profile::Engines => &[10, 11, 11, 12],
         Profile::Storm => &[19],
+        Profile::Kernels => &[7, 9, 10, 12, 20, 21, 21, 22, 22],
     }
 }
 
@@ -217,6 +227,9 @@ fn fault(rng: &mut Random, kind: u64, hosts: u32) -> (Kind, Millis) {
             let delay_ms = rng.within(20, 3_000);
             (Kind::SlowNetwork { hosts: few(rng, hosts), delay_ms, loss: rng.below(200) }, long)
         }
+        20 => (Kind::KernelRefuses(few(rng, hosts), rng.within(5, 400)), any),
+        21 => (Kind::KernelMeddled(few(rng, hosts)), 0),
+        22 => (Kind::AgentDiesInKernel(few(rng, hosts), rng.below(60)), long),
         _ => {
             let percent = *rng.pick(&[30, 60, 100]);
             (Kind::MassDisconnect(Hosts::Share { percent, salt: rng.bits() }), rng.within(5_000, 90_000))
@@ -275,6 +288,16 @@ impl World {
                 self.checker.disconnect_begins();
                 self.each(some, |world, host| world.cut(host, true, true));
             }
+            Kind::KernelRefuses(some, refuses) => {
+                self.each_kernel(some, |side| side.moods.refuses = *refuses);
+            }
+            Kind::KernelMeddled(some) => {
+                let hosts = self.config.agents;
+                self.each(some, |world, host| world.kernel_meddle(kernel::sampled(host, hosts)));
+            }
+            Kind::AgentDiesInKernel(some, after) => {
+                self.each_kernel(some, |side| side.moods.dies_after = Some(after + 1));
+            }
         }
         self.queue.push(self.now_ms + for_ms, Event::FaultEnds(at));
     }
@@ -293,7 +316,12 @@ impl World {
             Kind::MasterPause => self.master_resumes(),
             Kind::MasterDiskFull => self.master.moods.full = false,
             Kind::MasterDiskSlow(_) => self.master.moods.slow_ms = 0,
-            Kind::MasterUnknown(_) | Kind::ContainersDie(_) | Kind::AgentPause(_) => {}
+            Kind::MasterUnknown(_) | Kind::ContainersDie(_) | Kind::AgentPause(_) | Kind::KernelMeddled(_) => {}
+            Kind::KernelRefuses(some, _) => self.each_kernel(some, |side| side.moods.refuses = 0),
+            Kind::AgentDiesInKernel(some, _) => {
+                let hosts = self.config.agents;
+                self.each(some, |world, host| world.agent_back(kernel::sampled(host, hosts)));
+            }
             Kind::MasterClock(by) => self.master.clock.offset_ms -= by,
             Kind::AgentCrash(some) | Kind::LedgerDamaged(some) | Kind::LedgerLost(some) => {
                 self.each(some, |world, host| {
@@ -330,6 +358,27 @@ impl World {
 
     fn each_host(&mut self, some: &Hosts, mut act: impl FnMut(&mut Host)) {
         self.each(some, |world, host| act(&mut world.hosts[host as usize]));
+    }
+
+    /// Of each of these hosts, the kernel of the one of the sample that stands for it.
+    fn each_kernel(&mut self, some: &Hosts, mut act: impl FnMut(&mut kernel::KernelSide)) {
+        let hosts = self.config.agents;
+        self.each(some, |world, host| {
+            if let Some(side) = &mut world.hosts[kernel::sampled(host, hosts) as usize].kernel {
+                act(side);
+            }
+        });
+    }
+
+    /// The agent does not die between operations any more; if it did, it starts again.
+    fn agent_back(&mut self, host: u32) {
+        let h = &mut self.hosts[host as usize];
+        let Some(side) = &mut h.kernel else { return };
+        side.moods.dies_after = None;
+        if std::mem::take(&mut side.died) {
+            h.held_down -= 1;
+            self.agent_start(host);
+        }
     }
 
     fn agent_held_down(&mut self, host: u32) {

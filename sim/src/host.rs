@@ -20,6 +20,7 @@ use skein_api::{Assignment, NetworkAssignment, NetworkId, NodeId, TaskAddress, T
 
 use crate::{
     engine::Engine,
+    kernel::KernelSide,
     net::{ConnId, Link},
     queue::Millis,
 };
@@ -109,6 +110,8 @@ pub(crate) struct Agent {
     pub(crate) round_at: Option<Millis>,
     /// A full set of assignments came: the master may not know what was last said.
     pub(crate) say_all: bool,
+    /// Networks or peers changed since the kernel was last looked at.
+    pub(crate) network_changed: bool,
     /// The last plan was empty, nothing is in flight, and nothing was touched since.
     pub(crate) settled: bool,
     /// It is stopped (SIGSTOP) until this time.
@@ -145,6 +148,8 @@ pub(crate) struct Host {
     pub(crate) cut_since: Option<Millis>,
     /// Counts identities: a host that was removed joins as another node.
     pub(crate) lives: u32,
+    /// Its kernel, if it is one of the sample.
+    pub(crate) kernel: Option<Box<KernelSide>>,
 }
 
 impl Host {
@@ -171,6 +176,7 @@ impl Host {
             backoff: Backoff::default(),
             round_at: None,
             say_all: false,
+            network_changed: false,
             settled: false,
             paused_until: 0,
         });
@@ -216,6 +222,10 @@ impl Host {
             || change.removes.iter().any(|key| planned(key))
             || change.upserts.iter().any(|a| matches!(a, Assignment::Task(_) | Assignment::Network(_)));
         agent.settled &= agent.confirmed && !matters;
+        let of_network = |key: &str| key.starts_with("peer/") || key.starts_with("network/");
+        agent.network_changed |= change.full
+            || change.removes.iter().any(|key| of_network(key))
+            || change.upserts.iter().any(|a| matches!(a, Assignment::Peer(_) | Assignment::Network(_)));
         agent.confirmed = true;
         let head = agent_core::Head { chain: change.chain.clone(), generation: change.generation };
         let full = change.full;

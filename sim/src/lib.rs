@@ -6,7 +6,7 @@
 //!
 //! - [`world`]: the queue, the clock, the packets; start here
 //! - `master`, `host`, `agents`: the two processes' shells
-//! - `engine`, `net`: models of what is below them
+//! - `engine`, `net`: models of what is below them; `kernel`: netlib on its typed kernel, on some of the hosts
 //! - `users`, [`faults`]: what is asked for, what goes wrong
 //! - `check`: what must hold
 //! - [`shrink`]: the fewest faults that still break it
@@ -16,6 +16,7 @@ mod check;
 mod engine;
 pub mod faults;
 mod host;
+mod kernel;
 mod master;
 mod net;
 mod queue;

@@ -102,6 +102,14 @@ pub(crate) struct Process {
     reopen_at: Millis,
 }
 
+/// A record of the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) object: Object,
+    /// It went through its bytes since it was written: reading them again gives the same.
+    read: bool,
+}
+
 /// The master's machine.
 #[derive(Debug)]
 pub(crate) struct Master {
@@ -111,11 +119,11 @@ pub(crate) struct Master {
     pub(crate) paused_until: Millis,
     pub(crate) clock: Clock,
     /// What is durable.
-    pub(crate) store: BTreeMap<Key, Object>,
+    pub(crate) store: BTreeMap<Key, Stored>,
     pub(crate) revision: u64,
     pub(crate) moods: StoreMoods,
     /// A copy of the store, for a restore.
-    pub(crate) backup: Option<(BTreeMap<Key, Object>, u64)>,
+    pub(crate) backup: Option<(BTreeMap<Key, Stored>, u64)>,
     pub(crate) crash_at: Option<CrashAt>,
     pub(crate) rng: Random,
     /// It was stopped, or waited long for its disk, until then.
@@ -161,9 +169,13 @@ impl Master {
     /// Reads a core out of the store, through the bytes that the real store keeps.
     fn load(&mut self, now: Now) -> Result<(Core, String), String> {
         let mut objects = Vec::with_capacity(self.store.len());
-        for (key, object) in &self.store {
-            let read = Object::decode(key.kind, &object.encode()).map_err(|e| format!("record {key:?}: {e}"))?;
-            objects.push(read);
+        for (key, stored) in &mut self.store {
+            if !stored.read {
+                let read = Object::decode(key.kind, &stored.object.encode());
+                stored.object = read.map_err(|e| format!("record {key:?}: {e}"))?;
+                stored.read = true;
+            }
+            objects.push(stored.object.clone());
         }
         self.chains += 1;
         Ok((Core::load(Settings::default(), objects, now), format!("chain-{}", self.chains)))
@@ -172,7 +184,9 @@ impl Master {
     fn write(&mut self, changes: &[Change]) {
         for change in changes {
             match change {
-                Change::Upsert(object) => drop(self.store.insert(object.key(), object.clone())),
+                Change::Upsert(object) => {
+                    self.store.insert(object.key(), Stored { object: object.clone(), read: false });
+                }
                 Change::Delete(key) => drop(self.store.remove(key)),
             }
         }

@@ -7,6 +7,7 @@ use crate::{
     engine::Engine,
     faults::{self, Fault, Profile},
     host::{Clock, Disk, DiskMoods, Host},
+    kernel::{self, KernelSide},
     master::Master,
     net::{ConnId, Conns, End, Link, ToAgent, ToMaster},
     queue::{Millis, Queue},
@@ -71,6 +72,11 @@ pub(crate) enum AgentEvent {
     Resync,
     Done(u32),
     Resumed,
+    /// It looks at its kernel.
+    Network,
+    Audit,
+    /// It dies between two operations of the kernel.
+    Dies,
 }
 
 /// What happens at an engine by itself.
@@ -158,6 +164,7 @@ pub struct World {
     pub(crate) arrivals: Vec<Arrival>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) net_rng: Random,
+    pub(crate) kernel_rng: Random,
     pub(crate) last_action_ms: Millis,
     checked_ms: Millis,
     /// What the last full check saw: the master's run, its revision, and how many faults had begun or ended.
@@ -188,6 +195,7 @@ impl World {
             held_down: 0,
             cut_since: None,
             lives: 0,
+            kernel: kernel::is_sampled(at, config.agents).then(|| Box::new(KernelSide::new())),
         };
         let hosts = (0..config.agents).map(host).collect();
         let mut world = Self {
@@ -203,6 +211,7 @@ impl World {
             arrivals,
             faults,
             net_rng: Random::new(seed, 4),
+            kernel_rng: Random::new(seed, 5),
             last_action_ms: 0,
             checked_ms: 0,
             checked: None,
@@ -304,7 +313,7 @@ impl World {
         if self.master.revision != commits {
             return Some(Verdict::Liveness("the master still commits although all is as it should be".into()));
         }
-        self.check_all().map(Verdict::Safety)
+        self.check_all().or_else(|| self.kernels_broken()).map(Verdict::Safety)
     }
 
     fn step(&mut self, event: Event) {

@@ -1,49 +1,17 @@
 //! From what the master assigned and the engine made to what the kernel shall have.
 //!
-//! Owns: the translation to netlib's words. Must not know: the kernel's present state, the disk. Pure; no tasks, no
-//! channels.
+//! Owns: what the engine's side adds to the translation of assignments (`agent_network`). Must not know: the kernel's
+//! present state, the disk. Pure; no tasks, no channels.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
 use agent_core::lease::Leases;
-use ipnet::{IpNet, Ipv4Net};
-use netlib::{Endpoint, EndpointId, HostIndex, HostState, NetworkState, Peer};
-use skein_api::{NetworkAssignment, NetworkId, PeerAssignment, address6, block6};
+use agent_network::Attached;
+pub use agent_network::{Unreachable, bare_network};
+use netlib::{Endpoint, EndpointId, HostState, NetworkState};
+use skein_api::{NetworkAssignment, PeerAssignment, address6};
 
 use crate::plugin::PluginState;
-
-/// A peer that cannot be reached: it has no underlay address of the family that this host uses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unreachable {
-    /// The network.
-    pub network: NetworkId,
-    /// The other host, by its node id.
-    pub node: String,
-}
-
-/// The state of one network, without its peers and published ports: enough for `netlib::Overlay::add_endpoint`.
-///
-/// # Errors
-/// The network's id cannot be a name in the kernel.
-pub fn bare_network(ours: &NetworkAssignment) -> Result<NetworkState, netlib::InvalidState> {
-    Ok(NetworkState {
-        id: ours.id.as_str().parse()?,
-        vni: ours.vni,
-        subnet4: ours.subnet4,
-        subnet6: Some(ours.subnet6),
-        gateway4: ours.gateway4,
-        gateway6: Some(ours.gateway6),
-        mtu: ours.mtu,
-        internal: ours.internal,
-        local_blocks: blocks(ours, &ours.blocks),
-        peers: BTreeMap::new(),
-        endpoints: BTreeMap::new(),
-        published: BTreeSet::new(),
-    })
-}
 
 /// The whole state of one network. Peers that cannot be reached are left out and returned beside it.
 ///
@@ -56,21 +24,11 @@ pub fn network(
     leases: &Leases,
     vtep: IpAddr,
 ) -> Result<(NetworkState, Vec<Unreachable>), netlib::InvalidState> {
-    let mut state = bare_network(ours)?;
-    let mut unreachable = Vec::new();
-    for peer in peers.iter().filter(|p| p.host_index != ours.host_index) {
-        match vtep_of(peer, vtep) {
-            Some(vtep) => {
-                let entry = Peer { vtep, blocks: blocks(ours, &peer.blocks) };
-                state.peers.insert(HostIndex(peer.host_index), entry);
-            }
-            None => unreachable.push(Unreachable { network: ours.id.clone(), node: peer.node.to_string() }),
-        }
-    }
-    for (id, endpoint) in plugin.joined(&ours.id) {
-        state.endpoints.insert(EndpointId(id.clone()), endpoint.to_netlib());
-        state.published.extend(endpoint.published());
-    }
+    let joined = plugin.joined(&ours.id).map(|(id, endpoint)| {
+        let attached = Attached { endpoint: endpoint.to_netlib(), published: endpoint.published().collect() };
+        (EndpointId(id.clone()), attached)
+    });
+    let (mut state, unreachable) = agent_network::network(ours, peers, joined, vtep)?;
     if plugin.misses_endpoints() {
         state.endpoints.extend(stand_ins(ours, plugin, leases));
     }
@@ -99,30 +57,15 @@ pub fn host<'a>(
     plugin: &PluginState,
     vtep: IpAddr,
 ) -> HostState {
-    HostState {
-        vteps: peers.into_iter().filter_map(|p| vtep_of(p, vtep)).collect(),
-        published: plugin.endpoints().values().filter(|e| e.sandbox.is_some()).flat_map(|e| e.published()).collect(),
-        ipv6: networks.into_iter().any(|n| !n.internal),
-    }
-}
-
-/// The peer's underlay address of the family that we use: IPv4 where this host has it, IPv6 otherwise.
-fn vtep_of(peer: &PeerAssignment, ours: IpAddr) -> Option<IpAddr> {
-    match ours {
-        IpAddr::V4(_) => peer.underlay4.map(IpAddr::V4),
-        IpAddr::V6(_) => peer.underlay6.map(IpAddr::V6),
-    }
-}
-
-/// Blocks of both families.
-fn blocks(ours: &NetworkAssignment, blocks: &[Ipv4Net]) -> BTreeSet<IpNet> {
-    let both = |b: &Ipv4Net| [IpNet::V4(b.trunc()), IpNet::V6(block6(ours.subnet6, ours.subnet4, b.trunc()).trunc())];
-    blocks.iter().flat_map(both).collect()
+    let joined = plugin.endpoints().values().filter(|e| e.sandbox.is_some());
+    agent_network::host(networks, peers, joined.flat_map(|e| e.published()), vtep)
 }
 
 #[cfg(test)]
 mod tests {
-    use skein_api::NodeId;
+    use ipnet::IpNet;
+    use netlib::HostIndex;
+    use skein_api::{NetworkId, NodeId};
 
     use super::*;
     use crate::dns::zone::tests::network as assignment;
