@@ -22,6 +22,8 @@ pub const MUTANTS: &[(&str, &str)] = &[
     ("lost-peer", "an agent leaves one of the other hosts out of each network"),
     ("lost-vtep", "an agent's guard of the VXLAN port leaves one of the other hosts out"),
     ("no-audit", "an agent looks at its kernel only when its assignments change"),
+    ("unchecked-records", "a record of the store is used in whatever place it is found"),
+    ("version-unchecked", "a master serves an agent that speaks a later version"),
     ("mass-loss", "every silent node is given up at once, however many there are"),
 ];
 

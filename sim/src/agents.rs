@@ -8,6 +8,7 @@ use crate::{
     kernel::{UNDERLAY_MTU, underlay},
     net::{ConnId, End, ToAgent, ToMaster},
     queue::Millis,
+    version,
     world::{AgentEvent, EngineEvent, Event, World},
 };
 
@@ -431,10 +432,21 @@ impl World {
         let session = Session { number, conn, live: false, pulse, began_ms: self.now_ms, applying: Default::default() };
         agent.session = Some(session);
         let clock = h.clock.wall(self.now_ms);
-        let description = Box::new(description(host, &h.name));
+        let mut description = description(host, &h.name);
+        if h.version > self.master.version {
+            match version::as_read(&description) {
+                Ok(read) => description = read,
+                Err(error) => return self.broken(format!("the master cannot read what h{host} says: {error}")),
+            }
+        }
+        let h = &self.hosts[host as usize];
+        let Some(agent) = &h.agent else { return };
+        let description = Box::new(description);
         let first = match node {
             None => ToMaster::Join { key: h.key(), description, clock },
-            Some(_) => ToMaster::Hello { head: agent.assignments.head().clone(), description, clock },
+            Some(_) => {
+                ToMaster::Hello { version: h.version, head: agent.assignments.head().clone(), description, clock }
+            }
         };
         self.send_up(conn, first);
         self.agent_event_at(host, self.now_ms + CALL_MS, AgentEvent::GiveUp(number));
@@ -503,6 +515,7 @@ impl World {
                 self.flush(host);
                 self.beat(host, number);
             }
+            ToAgent::OfLaterRelease => {}
             ToAgent::HeartbeatAck => session.pulse.acknowledged(master_core::liveness::HEARTBEAT_MS),
             ToAgent::Assignments(change) => {
                 session.applying.push_back(*change);

@@ -19,8 +19,8 @@ use skein_api::{Assignment, NetworkId, NodeId, ServiceSpec, Task, TaskId, TaskSt
 
 use crate::{
     host::Host,
-    master::Stored,
     queue::Millis,
+    store::Store,
     users::{Known, User, Wanted},
     world::World,
 };
@@ -103,13 +103,13 @@ impl Checker {
     }
 
     /// The store went back to a backup.
-    pub(crate) fn restored(&mut self, now_ms: Millis, store: &BTreeMap<Key, Stored>) {
+    pub(crate) fn restored(&mut self, now_ms: Millis, store: &Store) {
         self.restored_at = Some(now_ms);
-        let task = |stored: &Stored| match &stored.object {
+        let task = |object: &Object| match object {
             Object::Task(task) => Some((task.id.clone(), (task.run, task.status.state))),
             _ => None,
         };
-        self.reached = store.values().filter_map(task).collect();
+        self.reached = store.objects().filter_map(task).collect();
     }
 
     /// A host is told only what is its own.
@@ -176,6 +176,10 @@ impl Checker {
     /// A backup was restored not long ago: addresses may have two holders until every host has been told what is.
     pub(crate) fn is_excused(&self, now_ms: Millis) -> bool {
         self.restored_at.is_some_and(|at| now_ms - at < RESTORE_GRACE_MS)
+    }
+
+    pub(crate) fn was_restored(&self) -> bool {
+        self.restored_at.is_some()
     }
 
     pub(crate) fn disconnect_begins(&mut self) {

@@ -10,6 +10,7 @@ use crate::{
     net::{AGENT_SILENCE_MS, End, MASTER_SILENCE_MS},
     queue::Millis,
     random::Random,
+    version,
     world::{Event, World},
 };
 
@@ -32,6 +33,8 @@ pub enum Profile {
     Engines,
     /// 30, 60 and 100 % of the hosts lose the master at once.
     Storm,
+    /// Releases side by side: master and agents are upgraded one after the other, in any order.
+    Releases,
     /// Kernels that refuse and that others change, agents that die between two operations, hosts without power.
     Kernels,
 }
@@ -97,6 +100,12 @@ pub(crate) enum Kind {
     KernelMeddled(Hosts),
     /// The agent dies after so many operations of the kernel.
     AgentDiesInKernel(Hosts, u64),
+    /// A record of the store is written in the place of another.
+    MasterMisdirects,
+    /// The master is replaced by one of the next release.
+    MasterUpgrade,
+    /// Agents are replaced by those of the next release.
+    AgentUpgrade(Hosts),
 }
 
 /// A fault with its time.
@@ -114,18 +123,21 @@ impl fmt::Display for Fault {
 }
 
 /// Kinds of faults as profiles choose them.
-const KINDS: u64 = 23;
+const KINDS: u64 = 26;
 /// Which of them each profile has.
 fn kinds(profile: Profile) -> &'static [u64] {
     match profile {
         Profile::Calm => &[],
-        Profile::Swarm => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22],
+        Profile::Swarm => {
+            &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25]
+        }
         Profile::Processes => &[0, 0, 1, 5, 7, 7, 8, 9, 10],
         Profile::Network => &[17, 17, 18],
         Profile::Clocks => &[6, 16, 16],
         Profile::Disks => &[2, 3, 4, 5, 13, 14, 15],
         Profile::Engines => &[10, 11, 11, 12],
         Profile::Storm => &[19],
+        Profile::Releases => &[0, 7, 24, 25, 25, 25],
         Profile::Kernels => &[7, 9, 10, 12, 20, 21, 21, 22, 22],
     }
 }
@@ -230,6 +242,13 @@ fn fault(rng: &mut Random, kind: u64, hosts: u32) -> (Kind, Millis) {
         20 => (Kind::KernelRefuses(few(rng, hosts), rng.within(5, 400)), any),
         21 => (Kind::KernelMeddled(few(rng, hosts)), 0),
         22 => (Kind::AgentDiesInKernel(few(rng, hosts), rng.below(60)), long),
+        23 => (Kind::MasterMisdirects, short),
+        24 => (Kind::MasterUpgrade, short),
+        25 => {
+            let half = Hosts::Share { percent: rng.within(10, 90), salt: rng.bits() };
+            let hosts = if rng.per_mille(500) { half } else { few(rng, hosts) };
+            (Kind::AgentUpgrade(hosts), short)
+        }
         _ => {
             let percent = *rng.pick(&[30, 60, 100]);
             (Kind::MassDisconnect(Hosts::Share { percent, salt: rng.bits() }), rng.within(5_000, 90_000))
@@ -295,6 +314,13 @@ impl World {
                 let hosts = self.config.agents;
                 self.each(some, |world, host| world.kernel_meddle(kernel::sampled(host, hosts)));
             }
+            // Without a backup nothing would be left to go back to.
+            Kind::MasterMisdirects => self.master.moods.misdirects = self.master.backup.is_some(),
+            Kind::MasterUpgrade => {
+                self.master.held_down += 1;
+                self.master_crash();
+            }
+            Kind::AgentUpgrade(some) => self.each(some, Self::agent_held_down),
             Kind::AgentDiesInKernel(some, after) => {
                 self.each_kernel(some, |side| side.moods.dies_after = Some(after + 1));
             }
@@ -318,6 +344,23 @@ impl World {
             Kind::MasterDiskSlow(_) => self.master.moods.slow_ms = 0,
             Kind::MasterUnknown(_) | Kind::ContainersDie(_) | Kind::AgentPause(_) | Kind::KernelMeddled(_) => {}
             Kind::KernelRefuses(some, _) => self.each_kernel(some, |side| side.moods.refuses = 0),
+            // What is wrong on the disk shows when it is read.
+            Kind::MasterMisdirects => {
+                self.master.moods.misdirects = false;
+                self.master_crash();
+                self.master_start();
+            }
+            Kind::MasterUpgrade => {
+                self.master.version = (self.master.version + 1).min(version::LAST);
+                self.master.held_down -= 1;
+                self.master_start();
+            }
+            Kind::AgentUpgrade(some) => self.each(some, |world, host| {
+                let h = &mut world.hosts[host as usize];
+                h.version = (h.version + 1).min(version::LAST);
+                h.held_down -= 1;
+                world.agent_start(host);
+            }),
             Kind::AgentDiesInKernel(some, _) => {
                 let hosts = self.config.agents;
                 self.each(some, |world, host| world.agent_back(kernel::sampled(host, hosts)));
@@ -387,11 +430,11 @@ impl World {
     }
 
     /// The store goes back to a backup; without one the master only starts anew.
-    fn restore(&mut self) {
+    pub(crate) fn restore(&mut self) {
         self.master.held_down += 1;
         self.master_crash();
-        if let Some((store, revision)) = self.master.backup.clone() {
-            (self.master.store, self.master.revision) = (store, revision);
+        if let Some(store) = self.master.backup.clone() {
+            self.master.store = store;
             self.users_forget();
             self.checker.restored(self.now_ms, &self.master.store);
         }

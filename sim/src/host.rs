@@ -148,6 +148,8 @@ pub(crate) struct Host {
     pub(crate) cut_since: Option<Millis>,
     /// Counts identities: a host that was removed joins as another node.
     pub(crate) lives: u32,
+    /// The release of its agent.
+    pub(crate) version: u32,
     /// Its kernel, if it is one of the sample.
     pub(crate) kernel: Option<Box<KernelSide>>,
 }

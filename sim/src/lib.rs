@@ -7,6 +7,7 @@
 //! - [`world`]: the queue, the clock, the packets; start here
 //! - `master`, `host`, `agents`: the two processes' shells
 //! - `engine`, `net`: models of what is below them; `kernel`: netlib on its typed kernel, on some of the hosts
+//! - `store`, `version`: the master's disk; releases side by side
 //! - `users`, [`faults`]: what is asked for, what goes wrong
 //! - `check`: what must hold
 //! - [`shrink`]: the fewest faults that still break it
@@ -22,8 +23,10 @@ mod net;
 mod queue;
 mod random;
 pub mod shrink;
+mod store;
 mod trace;
 mod users;
+mod version;
 pub mod world;
 
 pub use trace::Verdict;

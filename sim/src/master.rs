@@ -4,16 +4,13 @@
 //! order of a session's reader is that of `master/src/agents.rs`: one message after the other, each answered before
 //! the next.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    rc::Rc,
-};
+use std::{collections::VecDeque, rc::Rc};
 
 use agent_core::{AssignmentChange, Head};
 use master_core::{
     Command, Context, Core, Now, Reply, Settings, check_clock,
     leader::{Answer, Leader},
-    model::{Change, Key, Object},
+    model::Change,
 };
 use skein_api::{ApiError, NodeDescription, NodeId, Origin, TaskId, UnixMillis};
 
@@ -22,6 +19,8 @@ use crate::{
     net::{ConnId, End, SESSION_QUEUE, ToAgent, ToMaster},
     queue::Millis,
     random::Random,
+    store::Store,
+    version,
     world::{Event, MasterEvent, World},
 };
 
@@ -80,6 +79,8 @@ pub(crate) struct StoreMoods {
     pub(crate) unknown: Option<bool>,
     /// Each commit takes so many milliseconds more.
     pub(crate) slow_ms: u64,
+    /// A record of the next commit lands in the place of another.
+    pub(crate) misdirects: bool,
 }
 
 /// A commit on its way.
@@ -102,14 +103,6 @@ pub(crate) struct Process {
     reopen_at: Millis,
 }
 
-/// A record of the store.
-#[derive(Clone, Debug)]
-pub(crate) struct Stored {
-    pub(crate) object: Object,
-    /// It went through its bytes since it was written: reading them again gives the same.
-    read: bool,
-}
-
 /// The master's machine.
 #[derive(Debug)]
 pub(crate) struct Master {
@@ -119,11 +112,14 @@ pub(crate) struct Master {
     pub(crate) paused_until: Millis,
     pub(crate) clock: Clock,
     /// What is durable.
-    pub(crate) store: BTreeMap<Key, Stored>,
-    pub(crate) revision: u64,
+    pub(crate) store: Store,
+    /// Its release.
+    pub(crate) version: u32,
+    /// It is to be upgraded, since agents are ahead of it.
+    behind: bool,
     pub(crate) moods: StoreMoods,
     /// A copy of the store, for a restore.
-    pub(crate) backup: Option<(BTreeMap<Key, Stored>, u64)>,
+    pub(crate) backup: Option<Store>,
     pub(crate) crash_at: Option<CrashAt>,
     pub(crate) rng: Random,
     /// It was stopped, or waited long for its disk, until then.
@@ -140,8 +136,9 @@ impl Master {
             run: 0,
             paused_until: 0,
             clock: Clock::default(),
-            store: BTreeMap::new(),
-            revision: 0,
+            store: Store::default(),
+            version: version::FIRST,
+            behind: false,
             moods: StoreMoods::default(),
             backup: None,
             crash_at: None,
@@ -168,29 +165,10 @@ impl Master {
 
     /// Reads a core out of the store, through the bytes that the real store keeps.
     fn load(&mut self, now: Now) -> Result<(Core, String), String> {
-        let mut objects = Vec::with_capacity(self.store.len());
-        for (key, stored) in &mut self.store {
-            if !stored.read {
-                let read = Object::decode(key.kind, &stored.object.encode());
-                stored.object = read.map_err(|e| format!("record {key:?}: {e}"))?;
-                stored.read = true;
-            }
-            objects.push(stored.object.clone());
-        }
+        self.store.verify()?;
+        let objects = self.store.read()?;
         self.chains += 1;
         Ok((Core::load(Settings::default(), objects, now), format!("chain-{}", self.chains)))
-    }
-
-    fn write(&mut self, changes: &[Change]) {
-        for change in changes {
-            match change {
-                Change::Upsert(object) => {
-                    self.store.insert(object.key(), Stored { object: object.clone(), read: false });
-                }
-                Change::Delete(key) => drop(self.store.remove(key)),
-            }
-        }
-        self.revision += 1;
     }
 }
 
@@ -218,7 +196,7 @@ impl World {
         let loaded = self.master.load(now);
         let (core, chain) = match loaded {
             Ok(loaded) => loaded,
-            Err(error) => return self.broken(format!("the master cannot read its store: {error}")),
+            Err(damage) => return self.store_damaged(damage),
         };
         self.master.run += 1;
         let fresh = core.model().cluster.is_none();
@@ -348,10 +326,15 @@ impl World {
         let end = (committing.done + TXN_CHANGES_MAX).min(committing.changes.len());
         let lost = skein_api::mutant!("lost-fsync") && self.master.rng.per_mille(20);
         if (committing.refused.is_none() && !lost && unknown.is_none()) || unknown == Some(true) {
-            self.master.write(&committing.changes[committing.done..end]);
-            self.checker.committed(&committing.changes[committing.done..end]);
+            let changes = &committing.changes[committing.done..end];
+            let Master { store, moods, rng, version, .. } = &mut self.master;
+            match store.write(changes, *version == version::LAST, moods.misdirects.then_some(rng)) {
+                Ok(strayed) => moods.misdirects &= !strayed,
+                Err(damage) => return self.store_damaged(damage),
+            }
+            self.checker.committed(changes);
         }
-        let revision = self.master.revision;
+        let revision = self.master.store.revision;
         let now_ms = self.now_ms;
         let Some(process) = &mut self.master.process else { return };
         if unknown.is_some() {
@@ -385,6 +368,38 @@ impl World {
         self.master_turns();
     }
 
+    /// The store names what is damaged and is not used. Its operator restores a backup, after a while.
+    fn store_damaged(&mut self, damage: String) {
+        self.trace.mix(&[self.now_ms, 12]);
+        self.trace.line(self.now_ms, || format!("the store is refused: {damage}"));
+        if self.master.backup.is_none() {
+            return self.broken(format!("the master cannot read its store: {damage}"));
+        }
+        self.restore();
+        let back = self.now_ms + self.master.rng.within(1_000, 15_000);
+        self.queue.push(back, Event::MasterRestored);
+    }
+
+    /// A master of the next release starts in this one's place.
+    pub(crate) fn master_upgraded(&mut self) {
+        self.master.behind = false;
+        if self.master.version < version::LAST {
+            self.master.version += 1;
+            self.trace.line(self.now_ms, || "the master is upgraded".to_owned());
+            self.master_crash();
+            self.queue.push(self.now_ms + REOPEN_MS, Event::MasterStart);
+        }
+    }
+
+    /// An agent speaks a later version: it is refused, and somebody upgrades the master.
+    fn refuse_later(&mut self, conn: ConnId) {
+        self.close(conn, End::Master);
+        if !std::mem::replace(&mut self.master.behind, true) {
+            let soon = self.now_ms + self.master.rng.within(5_000, 40_000);
+            self.queue.push(soon, Event::MasterUpgrade);
+        }
+    }
+
     /// The store is opened and read again, if its disk takes the lead's record.
     fn recover(&mut self) {
         let now = self.master_now();
@@ -396,7 +411,7 @@ impl World {
         }
         let (core, chain) = match self.master.load(now) {
             Ok(loaded) => loaded,
-            Err(error) => return self.broken(format!("the master cannot read its store: {error}")),
+            Err(damage) => return self.store_damaged(damage),
         };
         self.trace.line(self.now_ms, || "store opened again".to_owned());
         if let Some(broken) = self.checker.master_loaded(Some(&core)) {
@@ -461,12 +476,23 @@ impl World {
         if let Some(foreign) = self.checker.foreign(node, &batch, process.leader.core()) {
             return self.broken(foreign);
         }
+        let host = self.conns.get(conn).map(|c| c.host);
+        let earlier = host.is_some_and(|host| self.hosts[host as usize].version < self.master.version);
+        let upserts = if earlier {
+            self.send_down(conn, ToAgent::OfLaterRelease);
+            match batch.upserts.iter().map(version::as_read).collect() {
+                Ok(upserts) => upserts,
+                Err(error) => return self.broken(format!("node {node} cannot read what it is told: {error}")),
+            }
+        } else {
+            batch.upserts
+        };
         let change = AssignmentChange {
             chain,
             full: batch.full,
             base: batch.base,
             generation: batch.generation,
-            upserts: batch.upserts,
+            upserts,
             removes: batch.removes,
         };
         self.trace.line(self.now_ms, || {
@@ -514,6 +540,11 @@ impl World {
         if let Some(old) = opened.replaced {
             self.close(old, End::Master);
         }
+        // An agent that was replaced meanwhile has closed its end.
+        let host = self.conns.get(conn).filter(|c| c.agent_open).map(|c| c.host);
+        if let Some(host) = host.filter(|host| self.hosts[*host as usize].version > self.master.version) {
+            return self.broken(format!("h{host} has a session, and speaks a later version than its master"));
+        }
         if let Some(c) = self.conns.get(conn) {
             c.session = Some(opened.number);
         }
@@ -556,7 +587,12 @@ impl World {
                 let command = Box::new(command);
                 self.master_take(Incoming::Command { command, origin, asker: Asker::Join(conn) });
             }
-            ToMaster::Hello { head, description, clock } => {
+            ToMaster::Hello { version, .. }
+                if version > self.master.version && !skein_api::mutant!("version-unchecked") =>
+            {
+                self.refuse_later(conn);
+            }
+            ToMaster::Hello { head, description, clock, .. } => {
                 c.busy = true;
                 self.hello(conn, node, head, description, clock, wall);
             }

@@ -23,7 +23,7 @@ pub(crate) const SESSION_QUEUE: usize = 64;
 #[derive(Debug)]
 pub(crate) enum ToMaster {
     Join { key: String, description: Box<NodeDescription>, clock: UnixMillis },
-    Hello { head: Head, description: Box<NodeDescription>, clock: UnixMillis },
+    Hello { version: u32, head: Head, description: Box<NodeDescription>, clock: UnixMillis },
     Heartbeat,
     Ack(Head),
     Reports(Vec<TaskReport>),
@@ -41,6 +41,8 @@ pub(crate) enum ToAgent {
     Reported(Rc<[TaskId]>),
     Refused(Rc<[TaskId]>),
     Removed,
+    /// A message of a kind that the agent's release does not know.
+    OfLaterRelease,
     End,
 }
 

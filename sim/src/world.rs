@@ -99,11 +99,28 @@ pub(crate) enum MasterEvent {
 pub(crate) enum Event {
     Up(ConnId),
     Down(ConnId),
-    Silent { conn: ConnId, end: End },
-    Agent { host: u32, run: u32, what: AgentEvent },
-    Engine { host: u32, run: u32, what: EngineEvent },
+    Silent {
+        conn: ConnId,
+        end: End,
+    },
+    Agent {
+        host: u32,
+        run: u32,
+        what: AgentEvent,
+    },
+    Engine {
+        host: u32,
+        run: u32,
+        what: EngineEvent,
+    },
     MasterStart,
-    Master { run: u32, what: MasterEvent },
+    /// Its operator has restored a backup.
+    MasterRestored,
+    MasterUpgrade,
+    Master {
+        run: u32,
+        what: MasterEvent,
+    },
     User(u32),
     Fault(u32),
     FaultEnds(u32),
@@ -195,6 +212,7 @@ impl World {
             held_down: 0,
             cut_since: None,
             lives: 0,
+            version: crate::version::FIRST,
             kernel: kernel::is_sampled(at, config.agents).then(|| Box::new(KernelSide::new())),
         };
         let hosts = (0..config.agents).map(host).collect();
@@ -251,7 +269,7 @@ impl World {
             .or_else(|| self.rest())
             .unwrap_or(Verdict::Passed);
         self.stats.events = self.queue.made();
-        self.stats.commits = self.master.revision;
+        self.stats.commits = self.master.store.revision;
         self.stats.tasks = self.master.core().map_or(0, |core| core.model().tasks.len() as u64);
         let chosen = |at: &u32| self.config.only.as_ref().is_none_or(|only| only.contains(at));
         let numbered = (0..).zip(&self.faults).filter(|(at, _)| chosen(at));
@@ -300,7 +318,7 @@ impl World {
 
     /// Then it stays so, and nothing moves.
     fn rest(&mut self) -> Option<Verdict> {
-        let (from_ms, commits) = (self.now_ms, self.master.revision);
+        let (from_ms, commits) = (self.now_ms, self.master.store.revision);
         if let Some(verdict) = self.run_until(from_ms + REST_MS) {
             return Some(verdict);
         }
@@ -310,7 +328,7 @@ impl World {
         if self.last_action_ms > from_ms {
             return Some(Verdict::Liveness("agents still act although all is as it should be".into()));
         }
-        if self.master.revision != commits {
+        if self.master.store.revision != commits {
             return Some(Verdict::Liveness("the master still commits although all is as it should be".into()));
         }
         self.check_all().or_else(|| self.kernels_broken()).map(Verdict::Safety)
@@ -324,6 +342,11 @@ impl World {
             Event::Agent { host, run, what } => self.agent_event(host, run, what),
             Event::Engine { host, run, what } => self.engine_event(host, run, what),
             Event::MasterStart => self.master_start(),
+            Event::MasterRestored => {
+                self.master.held_down -= 1;
+                self.master_start();
+            }
+            Event::MasterUpgrade => self.master_upgraded(),
             Event::Master { run, what } => self.master_event(run, what),
             Event::User(user) => self.user_acts(user),
             Event::Fault(at) => {
@@ -343,8 +366,10 @@ impl World {
                 if self.now_ms >= self.checked_ms + pause {
                     self.full_check();
                 }
-                if self.master.backup.is_none() || self.net_rng.per_mille(300) {
-                    self.master.backup = Some((self.master.store.clone(), self.master.revision));
+                // A backup reads every record: one that is damaged ends it.
+                let due = self.master.backup.is_none() || self.net_rng.per_mille(300);
+                if due && self.master.store.verify().is_ok() {
+                    self.master.backup = Some(self.master.store.clone());
                 }
                 self.queue.push(self.checked_ms + pause, Event::FullCheck);
             }
@@ -355,7 +380,7 @@ impl World {
     /// they live.
     fn full_check(&mut self) {
         self.checked_ms = self.now_ms;
-        let seen = (self.master.run, self.master.revision, self.turns);
+        let seen = (self.master.run, self.master.store.revision, self.turns);
         if self.checked == Some(seen) {
             return;
         }
