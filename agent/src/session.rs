@@ -17,7 +17,7 @@ use agent_core::session::{Backoff, Pulse};
 use rand::Rng as _;
 use skein_api::{
     AGENT_PROTOCOL, Assignment, EndpointAssignment, NetworkAssignment, NodeDescription, PeerAssignment, StreamRequest,
-    TaskId,
+    TaskId, TaskReport,
     grpc::{self, agent_client::AgentClient, agent_message, master_message},
 };
 use skein_daemon::chain;
@@ -378,8 +378,8 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
                     }
                     let (seq, pause_ms) = pulse.beat(rand::rng().random());
                     self.send(agent_message::Body::Heartbeat(grpc::Heartbeat { seq })).await?;
-                    // Those that the master could not take.
-                    self.send_reports().await?;
+                    // Those that the master could not take, and those that wait although it is silent.
+                    self.report(session.reports.unsent(REPORTS_MAX)).await?;
                     beat.as_mut().reset(Instant::now() + Duration::from_millis(pause_ms));
                 }
                 changed = reports.changed() => {
@@ -405,12 +405,16 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
         self.tx.send(message(body)).await.map_err(gone)
     }
 
+    /// Sends the next reports, unless the last ones are not answered.
     async fn send_reports(&self) -> Result<(), Broken> {
-        let unsent = self.session.reports.unsent(REPORTS_MAX);
-        if unsent.is_empty() {
+        self.report(self.session.reports.next(REPORTS_MAX)).await
+    }
+
+    async fn report(&self, reports: Vec<TaskReport>) -> Result<(), Broken> {
+        if reports.is_empty() {
             return Ok(());
         }
-        self.send(agent_message::Body::ReportsJson(json(&unsent))).await
+        self.send(agent_message::Body::ReportsJson(json(&reports))).await
     }
 
     async fn upkeep(&mut self) -> Result<(), Broken> {

@@ -25,7 +25,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use skein_agent::identity;
 use skein_api::{
-    AGENT_PROTOCOL, Assignment, JoinToken, NodeDescription, Resources, TaskId, UnixMillis,
+    AGENT_PROTOCOL, Assignment, JoinToken, NodeDescription, Resources, TaskId, TaskReport, UnixMillis,
     grpc::{self, agent_client::AgentClient, agent_message, master_message},
 };
 use tokio::{
@@ -296,7 +296,8 @@ impl Agent {
                     }
                     let (seq, pause) = pulse.beat(rand::random());
                     send(tx, agent_message::Body::Heartbeat(grpc::Heartbeat { seq })).await?;
-                    self.send_reports(tx).await?;
+                    let reports = self.reports.unsent(REPORTS_MAX);
+                    self.report(reports, tx).await?;
                     beat.as_mut().reset(Instant::now() + Duration::from_millis(pause));
                 }
                 () = &mut wake => {
@@ -348,13 +349,18 @@ impl Agent {
         self.count_running();
     }
 
+    /// Sends the next reports, unless the last ones are not answered.
     async fn send_reports(&mut self, tx: &mpsc::Sender<grpc::AgentMessage>) -> Result<()> {
-        let unsent = self.reports.unsent(REPORTS_MAX);
-        if unsent.is_empty() {
+        let reports = self.reports.next(REPORTS_MAX);
+        self.report(reports, tx).await
+    }
+
+    async fn report(&self, reports: Vec<TaskReport>, tx: &mpsc::Sender<grpc::AgentMessage>) -> Result<()> {
+        if reports.is_empty() {
             return Ok(());
         }
-        self.shared.counters.reports.add(unsent.len());
-        send(tx, agent_message::Body::ReportsJson(json(&unsent))).await
+        self.shared.counters.reports.add(reports.len());
+        send(tx, agent_message::Body::ReportsJson(json(&reports))).await
     }
 
     /// Keeps the count of tasks that run and whose master has confirmed it.

@@ -1,7 +1,10 @@
 //! The agents' events: connecting, hearing, beating, acting.
 
-use agent_core::{Action, ActionError, Outcome, session::Pulse};
-use skein_api::{Health, NodeDescription, Resources, TaskId};
+use agent_core::{
+    Action, ActionError, Outcome,
+    session::{Outbox, Pulse},
+};
+use skein_api::{Health, NodeDescription, Resources, TaskId, TaskReport};
 
 use crate::{
     host::{Op, Session},
@@ -562,8 +565,8 @@ impl World {
         let conn = session.conn;
         self.send_up(conn, ToMaster::Heartbeat);
         self.stats.heartbeats += 1;
-        // Reports that the master could not take go with it.
-        self.flush(host);
+        // Reports that the master could not take go with it, and those that wait although it is silent.
+        self.report(host, Outbox::unsent);
         self.agent_event_at(host, now_ms + pause, AgentEvent::Beat(number));
     }
 
@@ -623,12 +626,16 @@ impl World {
         }
     }
 
-    /// Sends the reports that this session has not sent.
+    /// Sends the next reports, unless the last ones are not answered.
     fn flush(&mut self, host: u32) {
+        self.report(host, Outbox::next);
+    }
+
+    fn report(&mut self, host: u32, take: fn(&mut Outbox, usize) -> Vec<TaskReport>) {
         let Some(agent) = &mut self.hosts[host as usize].agent else { return };
         let Some(session) = agent.session.as_ref().filter(|s| s.live) else { return };
         let conn = session.conn;
-        let reports = agent.outbox.unsent(REPORTS_MAX);
+        let reports = take(&mut agent.outbox, REPORTS_MAX);
         if !reports.is_empty() {
             self.send_up(conn, ToMaster::Reports(reports));
         }

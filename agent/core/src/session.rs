@@ -2,14 +2,15 @@
 //! which reports are still to be sent.
 //!
 //! ```text
-//! report ─put─> unsent ─unsent()─> on its way ─reported()─> forgotten
-//!                 ^                    │
+//! report ─put─> unsent ─next()─> on its way ─reported()─> forgotten
+//!                 ^                  │
 //!                 └── a newer word, refused(), a new session, another term of the master
 //! ```
 //!
-//! One message of reports is on its way at a time. While the master is busy the newest word about a task so takes the place
-//! of those before it, and a start that passes through four states costs the master one commit; when it is not, each is
-//! told at once.
+//! One message of reports is on its way at a time, and one more with each heartbeat. While the master is busy the newest
+//! word about a task so takes the place of those before it, and a start that passes through four states costs the master
+//! one commit; when it is not, each is told at once. An agent that reads no answers, because its kernel hangs, still says
+//! what its containers do.
 //!
 //! Must not know the connection or the clock: time is an argument, in milliseconds of a clock that never goes back.
 
@@ -106,8 +107,8 @@ fn jittered(ms: u64, least: f64, most: f64, random: f64) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub struct Outbox {
     pending: BTreeMap<TaskId, Pending>,
-    /// How many of them are on their way.
-    on_way: usize,
+    /// How many reports are on their way.
+    on_way: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -115,8 +116,8 @@ struct Pending {
     report: TaskReport,
     /// Sent in this session in the form that it has now.
     sent: bool,
-    /// Sent in this session in whatever form, and not answered.
-    on_way: bool,
+    /// How often it was sent in this session, in whatever form, and not answered.
+    on_way: u32,
 }
 
 impl Outbox {
@@ -126,7 +127,7 @@ impl Outbox {
             Some(old) if old.report == report => return false,
             Some(old) => (old.report, old.sent) = (report, false),
             None => {
-                self.pending.insert(report.task.clone(), Pending { report, sent: false, on_way: false });
+                self.pending.insert(report.task.clone(), Pending { report, sent: false, on_way: 0 });
             }
         }
         true
@@ -144,48 +145,52 @@ impl Outbox {
     pub fn begin_session(&mut self) {
         self.on_way = 0;
         for pending in self.pending.values_mut() {
-            (pending.sent, pending.on_way) = (false, false);
+            (pending.sent, pending.on_way) = (false, 0);
         }
     }
 
-    /// At most `max` reports that this session has not sent in their present form, for one message; they count as sent
-    /// now. None while an earlier message is not answered in full: ask again after [`Outbox::reported`].
+    /// What [`Outbox::unsent`] gives, for one message; nothing while an earlier one is not answered in full: ask again
+    /// after [`Outbox::reported`].
+    pub fn next(&mut self, max: usize) -> Vec<TaskReport> {
+        if self.on_way > 0 { Vec::new() } else { self.unsent(max) }
+    }
+
+    /// At most `max` reports that this session has not sent in their present form; they count as sent now.
     pub fn unsent(&mut self, max: usize) -> Vec<TaskReport> {
         if skein_api::mutant!("lost-report") {
             return std::mem::take(&mut self.pending).into_values().map(|p| p.report).collect();
         }
-        if self.on_way > 0 {
-            return Vec::new();
-        }
         let unsent = self.pending.values_mut().filter(|p| !p.sent).take(max);
         let reports: Vec<TaskReport> = unsent
             .map(|p| {
-                (p.sent, p.on_way) = (true, true);
+                p.sent = true;
+                p.on_way += 1;
                 p.report.clone()
             })
             .collect();
-        self.on_way = reports.len();
+        self.on_way += reports.len() as u64;
         reports
     }
 
-    /// The answer to the report of a task that is on its way, if there is one.
+    /// The answer to one report of a task that is on its way, if there is one.
     fn answered(&mut self, task: &TaskId) -> Option<&mut Pending> {
-        let entry = self.pending.get_mut(task).filter(|entry| entry.on_way)?;
-        entry.on_way = false;
+        let entry = self.pending.get_mut(task).filter(|entry| entry.on_way > 0)?;
+        entry.on_way -= 1;
         self.on_way -= 1;
         Some(entry)
     }
 
-    /// The master has made the report of each of these tasks durable. A task with a newer word keeps that.
+    /// The master has made one report of each of these tasks durable. Answers come in the order of the reports, so a task
+    /// whose newer report is on its way, or still to be sent, keeps it.
     pub fn reported<'a>(&mut self, tasks: impl IntoIterator<Item = &'a TaskId>) {
         for task in tasks {
-            if self.answered(task).is_some_and(|entry| entry.sent) {
+            if self.answered(task).is_some_and(|entry| entry.sent && entry.on_way == 0) {
                 self.pending.remove(task);
             }
         }
     }
 
-    /// The master could not make the report of each of these tasks durable: they are to be sent again. When is for the
+    /// The master could not make one report of each of these tasks durable: they are to be sent again. When is for the
     /// caller to choose; with every heartbeat is often enough.
     pub fn refused<'a>(&mut self, tasks: impl IntoIterator<Item = &'a TaskId>) {
         for task in tasks {
@@ -237,25 +242,43 @@ mod tests {
     }
 
     #[test]
-    fn one_message_is_on_its_way_at_a_time_and_what_waits_is_the_newest() {
+    fn one_message_is_on_its_way_and_what_waits_is_the_newest() {
         let mut outbox = Outbox::default();
         for task in ["a", "b", "c"] {
             outbox.put(report(task, TaskState::Preparing));
         }
-        assert_eq!(outbox.unsent(2), [report("a", TaskState::Preparing), report("b", TaskState::Preparing)]);
+        assert_eq!(outbox.next(2), [report("a", TaskState::Preparing), report("b", TaskState::Preparing)]);
         for state in [TaskState::Starting, TaskState::Running] {
             outbox.put(report("a", state));
         }
-        assert_eq!(outbox.unsent(2), []);
+        assert_eq!(outbox.next(2), []);
         // Answers may come in parts, and some of them twice.
         outbox.reported(&[TaskId::new("a"), TaskId::new("a")]);
-        assert_eq!(outbox.unsent(2), [], "b is not answered");
+        assert_eq!(outbox.next(2), [], "b is not answered");
         outbox.refused(&[TaskId::new("b")]);
-        assert_eq!(outbox.unsent(2), [report("a", TaskState::Running), report("b", TaskState::Preparing)]);
+        assert_eq!(outbox.next(2), [report("a", TaskState::Running), report("b", TaskState::Preparing)]);
         outbox.reported(&[TaskId::new("a"), TaskId::new("b")]);
-        assert_eq!(outbox.unsent(2), [report("c", TaskState::Preparing)]);
+        assert_eq!(outbox.next(2), [report("c", TaskState::Preparing)]);
+        // No answer for a heartbeat long: it goes all the same, and each needs an answer of its own.
+        outbox.put(report("c", TaskState::Running));
+        assert_eq!(outbox.unsent(2), [report("c", TaskState::Running)]);
         outbox.reported(&[TaskId::new("c")]);
-        assert_eq!((pending(&outbox), outbox.unsent(2)), (vec![], vec![]));
+        assert_eq!(pending(&outbox), [report("c", TaskState::Running)]);
+        outbox.reported(&[TaskId::new("c")]);
+        assert_eq!((pending(&outbox), outbox.next(2)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn two_forms_on_their_way_need_two_answers() {
+        let mut outbox = Outbox::default();
+        outbox.put(report("a", TaskState::Starting));
+        outbox.unsent(10);
+        outbox.put(report("a", TaskState::Running));
+        assert_eq!(outbox.unsent(1).len(), 1);
+        outbox.reported(&[TaskId::new("a")]);
+        assert_eq!(pending(&outbox).len(), 1);
+        outbox.reported(&[TaskId::new("a")]);
+        assert_eq!(pending(&outbox).len(), 0);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 /// The [`Outbox`] that executor and session share. Cheap to clone; all clones are one.
 ///
-/// For the session: [`Reports::begin_session`] when one begins, then [`Reports::unsent`] whenever
-/// [`Reports::changed`] moves, and [`Reports::reported`] for each `Reported` of the master, with [`Reports::unsent`] after it.
+/// For the session: [`Reports::begin_session`] when one begins, then [`Reports::next`] whenever [`Reports::changed`] moves
+/// and after [`Reports::reported`], which is for each `Reported` of the master; [`Reports::unsent`] with each heartbeat.
 #[derive(Clone, Default)]
 pub struct Reports {
     shared: Arc<Shared>,
@@ -56,6 +56,11 @@ impl Reports {
     pub fn begin_session(&self) {
         self.lock().begin_session();
         self.shared.changed.send_modify(|n| *n += 1);
+    }
+
+    /// See [`Outbox::next`].
+    pub fn next(&self, max: usize) -> Vec<TaskReport> {
+        self.lock().next(max)
     }
 
     /// See [`Outbox::unsent`].
