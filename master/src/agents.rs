@@ -294,7 +294,7 @@ impl Reader {
         let node = self.node.clone();
         match message.body {
             Some(Body::Heartbeat(heartbeat)) => {
-                self.cluster.heartbeat(node, self.number, heartbeat.seq);
+                self.cluster.heartbeat(node, self.number, heartbeat.seq, &self.tx);
                 if let Some(json) = self.undescribed.take() {
                     self.describe(json).await?;
                 }
@@ -312,7 +312,7 @@ impl Reader {
     /// Handles a message. While it waits for the loop nothing more is read, heartbeats neither: it is not the agent that is
     /// silent then, so its heartbeats are counted for it.
     async fn handled(&mut self, message: grpc::AgentMessage) -> Result<(), Status> {
-        let (cluster, node, number) = (self.cluster.clone(), self.node.clone(), self.number);
+        let (cluster, node, number, tx) = (self.cluster.clone(), self.node.clone(), self.number, self.tx.clone());
         let mut handling = std::pin::pin!(self.handle(message));
         loop {
             let period = Duration::from_millis(HEARTBEAT_MS);
@@ -320,7 +320,7 @@ impl Reader {
             tokio::select! {
                 biased;
                 handled = &mut handling => return handled,
-                () = tokio::time::sleep(period) => cluster.heartbeat(node.clone(), number, 0),
+                () = tokio::time::sleep(period) => cluster.heartbeat(node.clone(), number, 0, &tx),
             }
         }
     }

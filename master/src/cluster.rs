@@ -12,7 +12,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,6 +55,10 @@ const READS_FOR: Duration = Duration::from_millis(10);
 /// How often clocks are looked at and heartbeats are answered. One wake-up of the loop serves all that came since: with
 /// 10,000 agents some 200.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long ago the loop may have looked at heartbeats for one to be acknowledged at once, and not by the loop: ten ticks. An
+/// acknowledgement says that the loop lives, and agents wait for 15 s before they believe that it does not.
+const ALIVE_MS: u64 = 1_000;
 
 /// Changes of one store transaction; the store takes 16,384. More (a stack of many thousand tasks) goes in several: then a
 /// failure in the middle leaves a beginning, which settling completes.
@@ -100,14 +107,44 @@ enum Event {
     OpenStream { node: NodeId, message: grpc::OpenStream, reply: oneshot::Sender<Result<(), ApiError>> },
 }
 
-/// The last heartbeat of each node since the loop's last tick, by session and number. At most one per node, so it needs no
-/// bound of its own, and an agent that sends thousands is as cheap as any.
-#[derive(Default)]
-struct Beats(Mutex<BTreeMap<NodeId, (u64, u64)>>);
+/// A heartbeat that the loop has not looked at.
+struct Beat {
+    session: u64,
+    /// Its number, when it is still to be acknowledged.
+    seq: Option<u64>,
+}
+
+/// The last heartbeat of each node since the loop's last tick. At most one per node, so it needs no bound of its own, and an
+/// agent that sends thousands is as cheap as any.
+struct Beats {
+    waiting: Mutex<BTreeMap<NodeId, Beat>>,
+    /// When the loop last took them, milliseconds since `started`.
+    taken_ms: AtomicU64,
+    started: Instant,
+}
 
 impl Beats {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, (u64, u64)>> {
-        self.0.lock().expect("nobody panics while holding this lock")
+    fn new(started: Instant) -> Self {
+        Self { waiting: Mutex::default(), taken_ms: AtomicU64::new(0), started }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Beat>> {
+        self.waiting.lock().expect("nobody panics while holding this lock")
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn take(&self) -> BTreeMap<NodeId, Beat> {
+        // A number alone: nothing is read by it that another thread wrote.
+        self.taken_ms.store(self.now_ms(), Ordering::Relaxed);
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Whether the loop took heartbeats a moment ago.
+    fn are_taken(&self) -> bool {
+        self.now_ms().saturating_sub(self.taken_ms.load(Ordering::Relaxed)) <= ALIVE_MS
     }
 }
 
@@ -209,9 +246,15 @@ impl Handle {
         let _ = self.tx.send(Event::SessionClosed { node, session }).await;
     }
 
-    /// A heartbeat came.
-    pub fn heartbeat(&self, node: NodeId, session: u64, seq: u64) {
-        self.beats.lock().insert(node, (session, seq));
+    /// A heartbeat came. While the loop lives it is acknowledged at once: the connection is at hand, and a hundred
+    /// milliseconds later it would have to be fetched into the CPU's caches again. Otherwise the loop acknowledges it, once
+    /// it has time.
+    pub fn heartbeat(&self, node: NodeId, session: u64, seq: u64, tx: &SessionTx) {
+        let at_once = self.beats.are_taken();
+        if at_once {
+            acknowledge(tx, seq);
+        }
+        self.beats.lock().insert(node, Beat { session, seq: (!at_once).then_some(seq) });
     }
 
     /// An agent has a generation in its ledger.
@@ -274,7 +317,7 @@ async fn load(store: &dyn Store, settings: &Settings, now: Now) -> anyhow::Resul
     let revisions: Vec<(Change, u64)> = objects.iter().map(|(o, r)| (Change::Upsert(o.clone()), *r)).collect();
     let mut core = Core::load(settings.clone(), objects.into_iter().map(|(o, _)| o).collect(), now);
     for (change, revision) in revisions {
-        core.committed(std::slice::from_ref(&change), revision);
+        core.committed(vec![change], revision);
     }
     Ok((core, revision))
 }
@@ -295,7 +338,7 @@ impl Cluster {
         let (position, seen) = watch::channel(Position { revision, epoch: epoch.0, read_only: None });
         let (tx, rx) = mpsc::channel(QUEUE);
         let (reads_tx, reads) = mpsc::channel(READS);
-        let beats = Arc::new(Beats::default());
+        let beats = Arc::new(Beats::new(started));
         let handle = Handle { tx, reads: reads_tx, beats: beats.clone(), position: seen };
         let leader = Leader::new(core, pki::random_hex(8));
         let mut cluster = Self {
@@ -459,16 +502,14 @@ impl Cluster {
         let _ = reply.send(opened.number);
     }
 
-    /// Takes in and acknowledges the heartbeats since the last tick.
+    /// Takes in the heartbeats since the last tick, and acknowledges those that were not.
     fn heartbeats(&mut self) {
-        let beats = std::mem::take(&mut *self.beats.lock());
         let now = now(self.started);
-        let period_ms = u32::try_from(HEARTBEAT_MS).expect("five seconds");
-        for (node, (session, seq)) in beats {
+        for (node, Beat { session, seq }) in self.beats.take() {
             let Some(link) = self.leader.heartbeat(&node, session, now) else { continue };
-            let ack = grpc::HeartbeatAck { seq, period_ms };
-            // A session that takes nothing is slow or dead; the next acknowledgement or its end tells.
-            let _ = link.tx.try_send(message(grpc::master_message::Body::HeartbeatAck(ack)));
+            if let Some(seq) = seq {
+                acknowledge(&link.tx, seq);
+            }
         }
     }
 
@@ -498,12 +539,10 @@ impl Cluster {
             self.recover().await;
             return;
         }
-        let staged = self.leader.settle(now(self.started), pki::random_u64());
-        let mut rest = staged.as_slice();
-        while !rest.is_empty() {
-            let (ops, taken) = transaction(rest);
-            let changes;
-            (changes, rest) = rest.split_at(taken);
+        let mut rest = self.leader.settle(now(self.started), pki::random_u64()).into_iter();
+        while !rest.as_slice().is_empty() {
+            let (ops, taken) = transaction(rest.as_slice());
+            let changes: Vec<Change> = rest.by_ref().take(taken).collect();
             let outcome = self.store.txn(Txn { epoch: self.epoch, guards: Vec::new(), ops }).await;
             match outcome {
                 Ok(TxnOutcome::Committed(revision)) => {
@@ -567,6 +606,13 @@ impl Cluster {
 
 fn message(body: grpc::master_message::Body) -> Box<SessionItem> {
     Box::new(Ok(grpc::MasterMessage { body: Some(body) }))
+}
+
+fn acknowledge(tx: &SessionTx, seq: u64) {
+    let period_ms = u32::try_from(HEARTBEAT_MS).expect("five seconds");
+    let ack = grpc::HeartbeatAck { seq, period_ms };
+    // A session that takes nothing is slow or dead; the next acknowledgement or its end tells.
+    let _ = tx.try_send(message(grpc::master_message::Body::HeartbeatAck(ack)));
 }
 
 fn document(assignment: &Assignment) -> grpc::Document {

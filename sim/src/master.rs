@@ -346,7 +346,7 @@ impl World {
             process.reopen_at = now_ms;
             self.recover();
         } else {
-            process.leader.committed(&committing.changes[committing.done..end], revision);
+            process.leader.committed(committing.changes[committing.done..end].to_vec(), revision);
             self.trace.mix(&[now_ms, 3, revision, (end - committing.done) as u64]);
             let up_ms = now_ms - process.started_ms;
             let changes = &committing.changes[committing.done..end];

@@ -83,6 +83,8 @@ pub struct Core {
     staged: Vec<Change>,
     /// What takes the staged changes back, in the order in which they were staged.
     undo: Vec<(Key, Change)>,
+    /// Of the last [`Core::take_staged`]: the last object in order, and the last one that the shell committed.
+    batch: (Option<Key>, Option<Key>),
     /// Services to look at in the next [`Core::settle`].
     pub(crate) dirty_services: BTreeSet<ServiceId>,
     /// Tasks without a node.
@@ -132,6 +134,7 @@ impl Core {
             readiness: Readiness::default(),
             staged: Vec::new(),
             undo: Vec::new(),
+            batch: (None, None),
             dirty_services: BTreeSet::new(),
             pending: Pending::default(),
             holds: BTreeMap::new(),
@@ -252,8 +255,11 @@ impl Core {
     /// The shell could not commit what was staged: memory is again what the last commit made it.
     pub fn rollback(&mut self) {
         self.staged.clear();
-        for (_, change) in std::mem::take(&mut self.undo).into_iter().rev() {
-            self.note(&change);
+        let (_, kept) = std::mem::take(&mut self.batch);
+        for (key, change) in std::mem::take(&mut self.undo).into_iter().rev() {
+            if Some(key) > kept {
+                self.note(&change);
+            }
         }
     }
 
@@ -263,18 +269,25 @@ impl Core {
         for change in std::mem::take(&mut self.staged) {
             last.insert(change.key(), change);
         }
+        self.batch = (last.last_key_value().map(|(key, _)| key.clone()), None);
         last.into_values().collect()
     }
 
     /// The shell committed `changes` at `revision`: all or the first of those that [`Core::take_staged`] gave, in its
     /// order.
-    pub fn committed(&mut self, changes: &[Change], revision: u64) {
+    pub fn committed(&mut self, changes: Vec<Change>, revision: u64) {
         for change in changes {
-            self.model.set_revision(&change.key(), revision);
+            let key = change.key();
+            // Nobody else has the object then, so it need not be copied to get its revision.
+            drop(change);
+            self.model.set_revision(&key, revision);
+            self.batch.1 = Some(key);
         }
         // A large batch goes in several commits: what is still to come can still be taken back.
-        let Some(last) = changes.last().map(Change::key) else { return };
-        self.undo.retain(|(key, _)| *key > last);
+        if self.batch.0.is_none() || self.batch.0 == self.batch.1 {
+            self.undo.clear();
+            self.batch = (None, None);
+        }
     }
 
     /// Applies a change to the model, the index and the lists of work. Returns what was there before.

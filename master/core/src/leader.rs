@@ -173,7 +173,7 @@ impl<S, R> Leader<S, R> {
     }
 
     /// The store has `changes`, all or the first of those that [`Leader::settle`] gave.
-    pub fn committed(&mut self, changes: &[Change], revision: u64) {
+    pub fn committed(&mut self, changes: Vec<Change>, revision: u64) {
         self.core.committed(changes, revision);
     }
 

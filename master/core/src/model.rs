@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use serde::{Deserialize, Serialize};
@@ -459,6 +459,12 @@ impl Model {
         services.get_mut(task.service.as_ref()?)?.get_mut(&task.id)
     }
 
+    /// A task that stands in for another for a moment.
+    fn nothing() -> Arc<Task> {
+        static NOTHING: LazyLock<Arc<Task>> = LazyLock::new(Arc::default);
+        NOTHING.clone()
+    }
+
     fn remove_node(&mut self, id: &NodeId) -> Option<Object> {
         let node = self.nodes.remove(id)?;
         self.hosts.remove(&node);
@@ -540,9 +546,14 @@ impl Model {
             Kind::Service => self.services.get_mut(&ServiceId::new(id)).map(|o| &mut o.meta),
             Kind::Task => {
                 if let Some(task) = self.tasks.get_mut(&TaskId::new(id)) {
-                    Arc::make_mut(task).meta.revision = revision;
-                    if let Some(same) = Self::in_service(&mut self.service_tasks, task) {
-                        *same = task.clone();
+                    match Self::in_service(&mut self.service_tasks, task) {
+                        Some(same) => {
+                            // While it is the only one, it is changed in place.
+                            *same = Self::nothing();
+                            Arc::make_mut(task).meta.revision = revision;
+                            *same = task.clone();
+                        }
+                        None => Arc::make_mut(task).meta.revision = revision,
                     }
                 }
                 None

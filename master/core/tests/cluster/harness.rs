@@ -324,7 +324,7 @@ impl Cluster {
         }
         if !changes.is_empty() {
             self.revision += 1;
-            self.core.committed(&changes, self.revision);
+            self.core.committed(changes.clone(), self.revision);
         }
         changes.len()
     }

@@ -228,7 +228,7 @@ fn what_could_not_be_stored_is_taken_back() {
     // The second of two commits fails: what the first stored stays.
     decide(&mut c);
     let staged = c.core.take_staged();
-    c.core.committed(&staged[..1], 99);
+    c.core.committed(staged[..1].to_vec(), 99);
     c.core.rollback();
     let stored = staged[0].key();
     let differ = |o: &master_core::model::Object| o.key() != stored;
