@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -36,7 +37,7 @@ const CUT: Duration = Duration::from_secs(4);
 /// How long a host is without an engine.
 const WITHOUT_ENGINE: Duration = Duration::from_secs(2);
 
-/// Backups under load; the last one is restored.
+/// Backups under load; each is restored.
 const BACKUPS: usize = 3;
 
 /// A service that can run anywhere, with a task on each host.
@@ -171,11 +172,12 @@ impl Faults<'_> {
         Ok(())
     }
 
-    /// Backups at random moments under load; one of them in place of the store adopts everything that runs.
+    /// Backups at random moments under load; each of them in turn, in place of the store, adopts everything that runs. So
+    /// the cluster goes back, then on from there, then to another past that knows nothing of either.
     fn backup_and_restore(&mut self, rng: &mut StdRng) -> Result<()> {
         let name = "restore";
         let from = Instant::now();
-        let mut latest = None;
+        let mut backups = Vec::new();
         for number in 0..BACKUPS {
             let before = self.history.mark();
             self.history.start();
@@ -184,26 +186,32 @@ impl Faults<'_> {
             self.cluster.skein(&["backup", &path.display().to_string()])?;
             self.history.wait_for_more(rng.random_range(1..50))?;
             self.verify(name);
-            latest = Some((before, path));
+            backups.push((before, path, self.history.mark()));
         }
-        let (before, path) = latest.context("no backup")?;
-        self.cluster.process("master", "skein-master")?.kill()?;
-        let data = self.cluster.master().dir().join("skein-master");
-        fs::rename(&data, data.with_extension("lost"))?;
-        let mut command = self.cluster.master().command(program("skein-master")?);
-        let said = run(command.arg("--data-dir").arg(&data).arg("restore").arg(&path))?;
-        ensure!(said.code == 0, "{said:?}");
-        self.cluster.start_master()?;
-        self.cluster.wait_for_nodes(2)?;
-        let restored = self.history.verify_since(&before);
-        self.checks.ok("restore: the backup is of a moment after it was asked for", restored);
-        // It works: more changes, also such that agents have to follow.
-        self.history.start();
-        self.history.wait_for(50)?;
-        self.verify(name);
-        self.spread()?;
+        for (number, (before, path, after)) in backups.iter().enumerate() {
+            self.restore(number, path)?;
+            let restored = self.history.verify_between(before, after);
+            self.checks.ok(&format!("restore {number}: the backup is of a moment after it was asked for"), restored);
+            // It works: more changes, also such that agents have to follow.
+            self.history.start();
+            self.history.wait_for(50)?;
+            self.verify(&format!("{name} {number}"));
+            self.spread()?;
+        }
         self.watched.lost_nothing(&mut self.checks, name, from);
         Ok(())
+    }
+
+    /// Puts a backup in place of the store.
+    fn restore(&self, number: usize, backup: &Path) -> Result<()> {
+        self.cluster.process("master", "skein-master")?.kill()?;
+        let data = self.cluster.master().dir().join("skein-master");
+        fs::rename(&data, data.with_extension(format!("lost-{number}")))?;
+        let mut command = self.cluster.master().command(program("skein-master")?);
+        let said = run(command.arg("--data-dir").arg(&data).arg("restore").arg(backup))?;
+        ensure!(said.code == 0, "{said:?}");
+        self.cluster.start_master()?;
+        self.cluster.wait_for_nodes(2)
     }
 
     /// An engine that was killed leaves its containers running; started again it ends them all, and they are started anew.

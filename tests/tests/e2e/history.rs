@@ -210,25 +210,25 @@ impl Writer {
         Ok(())
     }
 
-    /// Compares what is there, which is as it was at some moment after `before`, with what is known now; takes it over.
-    fn verify_since(&mut self, before: &Known, state: &State) -> Result<()> {
-        let (id, now) = (self.id, &self.known);
+    /// Compares what is there with what was known before and after the moment as of which it is; takes it over.
+    fn verify_between(&mut self, before: &Known, after: &Known, state: &State) -> Result<()> {
+        let id = self.id;
         let lost: Vec<&String> =
-            before.networks.difference(&now.removed).filter(|n| !state.networks.contains(*n)).collect();
+            before.networks.difference(&after.removed).filter(|n| !state.networks.contains(*n)).collect();
         ensure!(lost.is_empty(), "writer {id}: networks from before the backup are lost: {lost:?}");
         let back: Vec<&String> = before.removed.intersection(&state.networks).collect();
         ensure!(back.is_empty(), "writer {id}: networks that were removed before the backup are back: {back:?}");
         let lost: Vec<&String> = before.tokens.difference(&state.tokens).collect();
         ensure!(lost.is_empty(), "writer {id}: tokens from before the backup are lost: {lost:?}");
         let label = self.label(state);
-        ensure!((before.label..=now.label).contains(&label), "writer {id}: label {label}");
+        ensure!((before.label..=after.label).contains(&label), "writer {id}: label {label}");
         let prefix = format!("w{id}-");
         self.known = Known {
             networks: state.networks.iter().filter(|n| n.starts_with(&prefix)).cloned().collect(),
             removed: before.removed.clone(),
             tokens: before.tokens.clone(),
             label,
-            scale: now.scale.and(state.scale),
+            scale: after.scale.and(state.scale),
         };
         self.in_doubt = None;
         Ok(())
@@ -396,11 +396,12 @@ impl History {
         Mark(self.writers.iter().map(|w| w.known.clone()).collect())
     }
 
-    /// After a restore of a backup that was made after `before`: all from before it is there; what came later may be.
-    pub(crate) fn verify_since(&mut self, before: &Mark) -> Result<()> {
+    /// After a restore of a backup that was made between the two: all from before it is there, what came until after it may
+    /// be. Whatever happened since is not.
+    pub(crate) fn verify_between(&mut self, before: &Mark, after: &Mark) -> Result<()> {
         let state = self.state()?;
-        for (writer, before) in self.writers.iter_mut().zip(&before.0) {
-            writer.verify_since(before, &state)?;
+        for (writer, (before, after)) in self.writers.iter_mut().zip(before.0.iter().zip(&after.0)) {
+            writer.verify_between(before, after, &state)?;
         }
         self.check()
     }
