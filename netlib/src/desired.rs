@@ -24,7 +24,7 @@ use crate::{
     names,
     nft::{Chain, Hook, Set, Table},
     state::{Desired, LinkMake, LinkSpec, Nexthop, Owned, Route, RouteKey, SysctlIf, Target, VethPeer, Vxlan},
-    types::{HostConfig, HostState, InvalidState, NetworkState, PublishedPort},
+    types::{Endpoint, HostConfig, HostState, InvalidState, NetworkState, PublishedPort},
 };
 
 /// Sysctls of a fabric. `rp_filter` of a link is the larger of `all` and its own, which it inherits from `default` when
@@ -64,6 +64,21 @@ pub fn fabric(
     for endpoint in state.endpoints.values() {
         add_endpoint(&mut want, state, endpoint);
     }
+    want.table = Some(fabric_table(config, state, host_addrs));
+    Ok(want)
+}
+
+/// The rules of a fabric and nothing else of it: for a change of services, where the links need not be read.
+///
+/// # Errors
+/// When the state contradicts itself.
+pub fn fabric_rules(
+    config: &HostConfig,
+    state: &NetworkState,
+    host_addrs: &BTreeSet<IpAddr>,
+) -> Result<Desired, InvalidState> {
+    state.validate(config)?;
+    let mut want = Desired::empty(Owned::FabricRules);
     want.table = Some(fabric_table(config, state, host_addrs));
     Ok(want)
 }
@@ -129,7 +144,7 @@ fn add_uplink(want: &mut Desired, state: &NetworkState) {
 }
 
 /// Adds what one container needs in the fabric. The same for a whole network and for the fast path of one container.
-pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &crate::types::Endpoint) {
+pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &Endpoint) {
     let dev = endpoint.fabric_ifname();
     let spec = LinkSpec { make: LinkMake::Elsewhere, mac: Some(names::gateway_mac(state.vni)), mtu: Some(state.mtu) };
     want.links.insert(dev.clone(), spec);
@@ -137,7 +152,7 @@ pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &
     if let (Some(gateway), Some(_)) = (state.gateway6, endpoint.addr6) {
         want.addrs.insert((dev.clone(), host_net(IpAddr::V6(gateway))));
     }
-    for addr in [Some(IpAddr::V4(endpoint.addr4)), endpoint.addr6.map(IpAddr::V6)].into_iter().flatten() {
+    for addr in endpoint.addrs() {
         want.neighs.insert((dev.clone(), addr), endpoint.mac);
         let target = Target::Dev { dev: dev.clone(), via: None };
         want.routes.insert(RouteKey::new(host_net(addr)), Route::ours(target));
@@ -159,27 +174,78 @@ fn fabric_table(config: &HostConfig, state: &NetworkState, host_addrs: &BTreeSet
     // Egress is masqueraded as the host, which is a VTEP that peers trust: VXLAN must not get that far.
     let inject = format!("oifname \"{uplink}\" udp dport {port} drop");
     table.chains.insert("inject", chain("filter", "forward", 0, vec![inject]));
-    // Without published ports no rule here touches conntrack, and connections are not tracked.
+    // Without published ports and services no rule here touches conntrack, and connections are not tracked.
+    let mut targets = BTreeSet::new();
     if !state.internal && !state.published.is_empty() {
         add_publish_sets(&mut table, &state.published);
-        add_hairpin(&mut table, state, host_addrs);
+        add_hairpin(&mut table, host_addrs);
+        targets.extend(state.published.iter().map(|port| port.target));
+    }
+    if !state.services.is_empty() {
+        add_services(&mut table, state);
+        let local: BTreeSet<IpAddr> = state.endpoints.values().flat_map(Endpoint::addrs).collect();
+        targets.extend(state.services.values().flat_map(|service| service.backends.intersection(&local)));
+    }
+    if !state.services.is_empty() || table.chains.contains_key("publish") {
+        add_own(&mut table, state, &targets);
     }
     table
 }
 
-fn add_hairpin(table: &mut Table, state: &NetworkState, host_addrs: &BTreeSet<IpAddr>) {
+/// Services: where they lead is one map per family, from the virtual address and a number to a backend. A connection
+/// draws its number in a range that belongs to the number of backends, so one rule serves all services that have as
+/// many; of the others it finds nothing and falls through to the next. Shape: one element per backend, one rule per
+/// different number of backends; a connection looks as often.
+///
+/// Everything that connection tracking knows is translated, ping too. What could not be is refused.
+fn add_services(table: &mut Table, state: &NetworkState) {
+    let container = names::ENDPOINT_PREFIX;
+    let mut vips = [Set::plain("ipv4_addr"), Set::plain("ipv6_addr")];
+    let mut backends = [Set::numbered(false), Set::numbered(true)];
+    let mut counts = [BTreeSet::new(), BTreeSet::new()];
+    for (vip, service) in &state.services {
+        let six = usize::from(vip.is_ipv6());
+        vips[six].elements.insert(vip.to_string(), String::new());
+        let count = service.backends.len();
+        if count > 0 {
+            counts[six].insert(count);
+        }
+        for (nth, backend) in service.backends.iter().enumerate() {
+            let number = first_number(count) + nth;
+            backends[six].elements.insert(format!("{vip} . {number}"), backend.to_string());
+        }
+    }
+    let (mut lead, mut refuse) = (Vec::new(), Vec::new());
+    for (six, (ip, v)) in [("ip", "4"), ("ip6", "6")].into_iter().enumerate() {
+        lead.push(format!("iifname \"{container}*\" {ip} daddr != @vips{v} accept"));
+        lead.extend(counts[six].iter().map(|count| {
+            let number = format!("numgen random mod {count} offset {}", first_number(*count));
+            format!("iifname \"{container}*\" dnat {ip} to {ip} daddr . {number} map @backends{v}")
+        }));
+        // After translation: what still is to go to a virtual address has nowhere to go.
+        refuse.push(format!("{ip} daddr @vips{v} meta l4proto tcp reject with tcp reset"));
+        refuse.push(format!("{ip} daddr @vips{v} reject with icmpx port-unreachable"));
+    }
+    let ([vips4, vips6], [backends4, backends6]) = (vips, backends);
+    table.sets.extend([("vips4", vips4), ("vips6", vips6), ("backends4", backends4), ("backends6", backends6)]);
+    table.chains.insert("service", chain("nat", "prerouting", -106, lead));
+    table.chains.insert("refuse", chain("filter", "prerouting", -95, refuse));
+}
+
+/// The first number of the backends of a service that has `count` of them, 1 to [`crate::types::BACKENDS_MAX`]: the
+/// count in the high half of 32 bits, where 65,536 is 0, which no service without backends takes.
+fn first_number(count: usize) -> usize {
+    (count & 0xffff) << 16
+}
+
+fn add_hairpin(table: &mut Table, host_addrs: &BTreeSet<IpAddr>) {
     let container = names::ENDPOINT_PREFIX;
     let mut sets = [Set::plain("ipv4_addr"), Set::plain("ipv6_addr")];
     for addr in host_addrs {
         sets[usize::from(addr.is_ipv6())].elements.insert(addr.to_string(), String::new());
     }
-    let mut selves = [Set::plain("ipv4_addr . ipv4_addr"), Set::plain("ipv6_addr . ipv6_addr")];
-    for addr in state.published.iter().map(|port| port.target) {
-        selves[usize::from(addr.is_ipv6())].elements.insert(format!("{addr} . {addr}"), String::new());
-    }
     let [host4, host6] = sets;
-    let [self4, self6] = selves;
-    table.sets.extend([("host4", host4), ("host6", host6), ("self4", self4), ("self6", self6)]);
+    table.sets.extend([("host4", host4), ("host6", host6)]);
     let mut publish = Vec::new();
     for (ip, six) in [("ip", false), ("ip6", true)] {
         let host = if six { "host6" } else { "host4" };
@@ -187,6 +253,16 @@ fn add_hairpin(table: &mut Table, state: &NetworkState, host_addrs: &BTreeSet<Ip
         publish.extend(publish_rules(&from, six));
     }
     table.chains.insert("publish", chain("nat", "prerouting", -105, publish));
+}
+
+/// The way back for containers of this host, `targets`, that are led to themselves.
+fn add_own(table: &mut Table, state: &NetworkState, targets: &BTreeSet<IpAddr>) {
+    let mut selves = [Set::plain("ipv4_addr . ipv4_addr"), Set::plain("ipv6_addr . ipv6_addr")];
+    for addr in targets {
+        selves[usize::from(addr.is_ipv6())].elements.insert(format!("{addr} . {addr}"), String::new());
+    }
+    let [self4, self6] = selves;
+    table.sets.extend([("self4", self4), ("self6", self6)]);
     // A container that calls itself would answer itself directly; the gateway as source brings the answer back here.
     let mut own = vec![format!("ct status dnat ip saddr . ip daddr @self4 snat ip to {}", state.gateway4)];
     if let Some(gateway) = state.gateway6 {

@@ -26,9 +26,7 @@ pub fn ensure_network(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkS
     if kernel.create_fabric(&state.id)? {
         report.changes.push(format!("network {}: make namespace {}", state.id, names::netns_name(&state.id)));
     }
-    let needs_addrs = !state.internal && !state.published.is_empty();
-    let host_addrs = if needs_addrs { host_addrs(kernel)? } else { BTreeSet::new() };
-    let want = desired::fabric(config, state, &host_addrs)?;
+    let want = desired::fabric(config, state, &host_addrs(kernel, state)?)?;
     let fabric = Scope::Fabric(state.id.clone());
     let missing = converge(kernel, &fabric, &want, &mut report)?;
     let lost = state.endpoints.iter().filter(|(_, endpoint)| missing.contains(&endpoint.fabric_ifname()));
@@ -42,6 +40,30 @@ pub fn ensure_network(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkS
         ensure_uplink(kernel, state, &mut report)?;
     }
     Ok(report)
+}
+
+/// Brings the rules of a network's fabric to `state`, its services above all, and reads nothing else. Idempotent.
+///
+/// # Errors
+/// When the state is invalid, there is no such fabric (nothing was changed), or the kernel refuses a change.
+pub fn ensure_rules(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkState) -> Result<Report, Error> {
+    let want = desired::fabric_rules(config, state, &host_addrs(kernel, state)?)?;
+    let mut report = Report::default();
+    converge(kernel, &Scope::Fabric(state.id.clone()), &want, &mut report)?;
+    Ok(report)
+}
+
+/// Forgets connections to virtual addresses that lead where they must not lead any more. After the rules: until then new
+/// ones may be made.
+///
+/// # Errors
+/// When there is no such fabric or connection tracking cannot be read.
+pub fn sweep_connections(kernel: &dyn Kernel, state: &NetworkState) -> Result<(), Error> {
+    let count = kernel.sweep_connections(state)?;
+    if count > 0 {
+        tracing::debug!(network = %state.id, count, "forgot connections to backends that are gone");
+    }
+    Ok(())
 }
 
 /// Brings the host's end of an uplink into shape. Answers whether it is there.
@@ -116,8 +138,7 @@ pub fn add_endpoint(
 pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint) -> Result<(), Error> {
     let fabric = Scope::Fabric(id.clone());
     kernel.apply(&fabric, &[Op::DeleteLink(endpoint.fabric_ifname())])?;
-    let addrs = [Some(IpAddr::V4(endpoint.addr4)), endpoint.addr6.map(IpAddr::V6)];
-    let addrs = addrs.into_iter().flatten().collect();
+    let addrs = endpoint.addrs().collect();
     for scope in [fabric, Scope::Host] {
         match kernel.forget_connections(&scope, &addrs) {
             Ok(0) => {}
@@ -131,7 +152,11 @@ pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint)
     Ok(())
 }
 
-fn host_addrs(kernel: &dyn Kernel) -> Result<BTreeSet<IpAddr>, Error> {
+/// The host's own addresses, where the network's rules need them.
+fn host_addrs(kernel: &dyn Kernel, state: &NetworkState) -> Result<BTreeSet<IpAddr>, Error> {
+    if state.internal || state.published.is_empty() {
+        return Ok(BTreeSet::new());
+    }
     let query = Query { objects: true, only_our_routes: true, ..Query::default() };
     Ok(kernel.observe(&Scope::Host, &query)?.addrs.into_iter().map(|(_, addr)| addr.addr()).collect())
 }

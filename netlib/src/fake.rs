@@ -19,7 +19,7 @@ use crate::{
     nft::TableView,
     plan::Op,
     state::{Link, LinkKind, Nexthop, Observed, Query, Route, RouteKey, Target, Vxlan},
-    types::{Mac, NetworkId},
+    types::{Mac, NetworkId, NetworkState},
 };
 
 /// A simulated host's kernel.
@@ -37,10 +37,23 @@ pub struct FakeState {
     pub fabrics: BTreeMap<NetworkId, Observed>,
     /// The other end of each veth, both ways, by (namespace, name).
     pub veths: BTreeMap<(Scope, String), (Scope, String)>,
-    /// Translated connections, by namespace and the address they lead to.
-    pub connections: Vec<(Scope, IpAddr)>,
+    /// Translated connections.
+    pub connections: Vec<Connection>,
     /// Operations applied so far.
     pub applied: u64,
+}
+
+/// A connection whose destination was translated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    /// Where it is tracked.
+    pub scope: Scope,
+    /// The address that the client asked for.
+    pub asked: IpAddr,
+    /// The address that answers.
+    pub answers: IpAddr,
+    /// TCP, or anything else.
+    pub tcp: bool,
 }
 
 impl Default for FakeState {
@@ -221,7 +234,7 @@ fn execute_in(ns: &mut Observed, op: &Op) -> Result<(), io::Error> {
             ns.sysctls.insert(path.clone(), value.clone());
         }
         Op::PutTable(table) => ns.table = Some(table.view()),
-        Op::PutElements { table, sets } => return put_elements(ns, &table.view(), sets),
+        Op::PutElements { table, sets } => return put_elements(ns, &table.view(), sets.keys()),
         Op::SetLink { name, mac, mtu } => {
             let Some(link) = ns.links.get_mut(name) else {
                 return refuse(Errno::ENODEV);
@@ -298,11 +311,15 @@ fn put_route(ns: &mut Observed, key: &RouteKey, route: &Route, replace: bool) ->
     Ok(())
 }
 
-fn put_elements(ns: &mut Observed, want: &TableView, sets: &[String]) -> Result<(), io::Error> {
+fn put_elements<'a>(
+    ns: &mut Observed,
+    want: &TableView,
+    sets: impl Iterator<Item = &'a String> + Clone,
+) -> Result<(), io::Error> {
     let Some(table) = &mut ns.table else {
         return refuse(Errno::ENOENT);
     };
-    if !sets.iter().all(|name| table.sets.contains_key(name)) {
+    if !sets.clone().all(|name| table.sets.contains_key(name)) {
         return refuse(Errno::ENOENT);
     }
     for name in sets {
@@ -369,7 +386,16 @@ impl Kernel for FakeKernel {
         let mut state = self.lock();
         state.ns(scope)?;
         let before = state.connections.len();
-        state.connections.retain(|(at, target)| at != scope || !targets.contains(target));
+        state.connections.retain(|one| one.scope != *scope || !targets.contains(&one.answers));
+        Ok(before - state.connections.len())
+    }
+
+    fn sweep_connections(&self, network: &NetworkState) -> Result<usize, Error> {
+        let mut state = self.lock();
+        let scope = Scope::Fabric(network.id.clone());
+        state.ns(&scope)?;
+        let before = state.connections.len();
+        state.connections.retain(|one| one.scope != scope || network.keeps(one.asked, one.answers, one.tcp));
         Ok(before - state.connections.len())
     }
 

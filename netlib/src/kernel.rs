@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::{
     plan::Op,
     state::{Observed, Query},
-    types::{InvalidState, NetworkId},
+    types::{InvalidState, NetworkId, NetworkState},
 };
 
 /// One network namespace.
@@ -184,4 +184,11 @@ pub trait Kernel: Send + Sync {
     /// # Errors
     /// When there is no such fabric or connection tracking cannot be read.
     fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error>;
+
+    /// Forgets, in a network's fabric, every connection to a virtual address that leads where it must not lead any more
+    /// ([`NetworkState::keeps`]). Answers how many there were.
+    ///
+    /// # Errors
+    /// When there is no such fabric or connection tracking cannot be read.
+    fn sweep_connections(&self, state: &NetworkState) -> Result<usize, Error>;
 }

@@ -39,5 +39,5 @@ pub use kernel::{Error, HostRoute, Kernel, Scope};
 pub use overlay::{Overlay, Watch};
 pub use types::{
     Endpoint, EndpointId, HostConfig, HostIndex, HostState, InvalidState, Mac, NetworkId, NetworkState, Peer, Proto,
-    PublishedPort, Report,
+    PublishedPort, Report, Service,
 };

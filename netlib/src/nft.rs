@@ -39,6 +39,8 @@ pub struct Set {
     pub key: &'static str,
     /// Type of the values; `None` makes it a set.
     pub value: Option<&'static str>,
+    /// How nft wants key and value declared where it has no name for a type: `typeof`, expressions joined by ` : `.
+    pub typeof_text: Option<&'static str>,
     /// Elements: parts joined by ` . `, with an empty value in a set.
     pub elements: BTreeMap<String, String>,
 }
@@ -127,12 +129,22 @@ pub(crate) fn listed_tag(rule: &Value) -> String {
 impl Set {
     /// An empty set without values.
     pub fn plain(key: &'static str) -> Self {
-        Self { key, value: None, elements: BTreeMap::new() }
+        Self { key, value: None, typeof_text: None, elements: BTreeMap::new() }
     }
 
     /// An empty map.
     pub fn map(key: &'static str, value: &'static str) -> Self {
-        Self { key, value: Some(value), elements: BTreeMap::new() }
+        Self { key, value: Some(value), typeof_text: None, elements: BTreeMap::new() }
+    }
+
+    /// An empty map from an address and a number to an address, of family `ip` or `ip6`. A number has no type of its own
+    /// that `type` would take; nft prints it as `integer`.
+    pub fn numbered(six: bool) -> Self {
+        let (key, value, typeof_text) = match six {
+            false => ("ipv4_addr . integer", "ipv4_addr", "ip daddr . numgen random mod 2 : ip daddr"),
+            true => ("ipv6_addr . integer", "ipv6_addr", "ip6 daddr . numgen random mod 2 : ip6 daddr"),
+        };
+        Self { typeof_text: Some(typeof_text), ..Self::map(key, value) }
     }
 
     fn type_text(&self) -> String {
@@ -142,11 +154,19 @@ impl Set {
         }
     }
 
-    fn elements_text(&self) -> String {
+    /// The declaration, as a statement.
+    fn declaration(&self) -> String {
+        match self.typeof_text {
+            Some(text) => format!("typeof {text}"),
+            None => format!("type {}", self.type_text()),
+        }
+    }
+
+    fn elements_text<'a>(&self, elements: impl Iterator<Item = (&'a String, &'a String)>) -> String {
         let one = |(key, value): (&String, &String)| {
             if self.value.is_some() { format!("{key} : {value}") } else { key.clone() }
         };
-        self.elements.iter().map(one).collect::<Vec<_>>().join(", ")
+        elements.map(one).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -171,9 +191,9 @@ impl Table {
         let mut text = format!("add table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n");
         for (set_name, set) in &self.sets {
             let kind = if set.value.is_some() { "map" } else { "set" };
-            let _ = writeln!(text, "  {kind} {set_name} {{\n    type {}", set.type_text());
+            let _ = writeln!(text, "  {kind} {set_name} {{\n    {}", set.declaration());
             if !set.elements.is_empty() {
-                let _ = writeln!(text, "    elements = {{ {} }}", set.elements_text());
+                let _ = writeln!(text, "    elements = {{ {} }}", set.elements_text(set.elements.iter()));
             }
             text.push_str("  }\n");
         }
@@ -195,7 +215,7 @@ impl Table {
     /// The same table without elements, for learning forms.
     pub(crate) fn frame(&self) -> Self {
         let empty = |(name, set): (&&'static str, &Set)| {
-            (*name, Set { key: set.key, value: set.value, elements: BTreeMap::new() })
+            (*name, Set { elements: BTreeMap::new(), key: set.key, value: set.value, typeof_text: set.typeof_text })
         };
         Self { name: self.name, sets: self.sets.iter().map(empty).collect(), chains: self.chains.clone() }
     }
@@ -205,16 +225,45 @@ impl Table {
         self.chains.values().flat_map(|chain| &chain.rules).map(|rule| rule_tag(rule))
     }
 
-    /// Text for `nft -f` that changes nothing but the elements of the named sets, in one transaction.
-    pub fn elements_text(&self, sets: &[String]) -> String {
+    /// Text for `nft -f` that replaces the elements of the named sets and changes nothing else, in one transaction.
+    pub fn elements_text<'a>(&self, sets: impl IntoIterator<Item = &'a String>) -> String {
         let mut text = String::new();
-        for (name, set) in self.sets.iter().filter(|(name, _)| sets.iter().any(|wanted| wanted == *name)) {
+        for (name, set) in sets.into_iter().filter_map(|name| self.sets.get_key_value(name.as_str())) {
             let kind = if set.value.is_some() { "map" } else { "set" };
             let _ = writeln!(text, "flush {kind} inet {} {name}", self.name);
-            if !set.elements.is_empty() {
-                let _ = writeln!(text, "add element inet {} {name} {{ {} }}", self.name, set.elements_text());
-            }
+            self.add_text(&mut text, name, set, set.elements.iter());
         }
         text
+    }
+
+    /// The same where `found` is what the sets have: only what differs is written, in one transaction. It fails as a
+    /// whole when somebody else removed an element meanwhile. A change of one backend among 10,000 takes a few
+    /// milliseconds this way, all of them a quarter of a second.
+    pub fn difference_text(&self, found: &BTreeMap<String, BTreeMap<String, String>>) -> String {
+        let mut text = String::new();
+        for (name, found) in found {
+            let Some((name, set)) = self.sets.get_key_value(name.as_str()) else { continue };
+            let stale = found.iter().filter(|(key, value)| set.elements.get(*key) != Some(*value));
+            let stale: Vec<&str> = stale.map(|(key, _)| key.as_str()).collect();
+            if !stale.is_empty() {
+                let _ = writeln!(text, "delete element inet {} {name} {{ {} }}", self.name, stale.join(", "));
+            }
+            let missing = set.elements.iter().filter(|(key, value)| found.get(*key) != Some(*value));
+            self.add_text(&mut text, name, set, missing);
+        }
+        text
+    }
+
+    fn add_text<'a>(
+        &self,
+        text: &mut String,
+        name: &str,
+        set: &Set,
+        elements: impl Iterator<Item = (&'a String, &'a String)>,
+    ) {
+        let elements = set.elements_text(elements);
+        if !elements.is_empty() {
+            let _ = writeln!(text, "add element inet {} {name} {{ {elements} }}", self.name);
+        }
     }
 }

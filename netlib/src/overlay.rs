@@ -25,7 +25,7 @@ use crate::{
         LinuxKernel,
         watch::{Feed, follow},
     },
-    types::{Endpoint, HostConfig, HostState, NetworkId, NetworkState, Report},
+    types::{Endpoint, HostConfig, HostState, NetworkId, NetworkState, Report, Service},
 };
 
 type Gate = Arc<tokio::sync::Mutex<()>>;
@@ -43,6 +43,26 @@ struct Inner {
     gates: Mutex<HashMap<Scope, Gate>>,
     /// Counts fabrics made and removed.
     fabrics_tx: watch::Sender<u64>,
+    /// The services for which each network's connections were swept last: reading all connections is dear, and those
+    /// that must go become so only by a change of the services.
+    swept: Mutex<HashMap<NetworkId, BTreeMap<IpAddr, Service>>>,
+}
+
+impl Inner {
+    /// After a network's rules were brought to `state`.
+    fn sweep(&self, state: &NetworkState) -> Result<(), Error> {
+        let same = match locked(&self.swept).get(&state.id) {
+            Some(services) => *services == state.services,
+            // Nothing is translated where there are no services.
+            None => state.services.is_empty(),
+        };
+        if same {
+            return Ok(());
+        }
+        driver::sweep_connections(&self.kernel, state)?;
+        locked(&self.swept).insert(state.id.clone(), state.services.clone());
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for Overlay {
@@ -77,7 +97,8 @@ impl Overlay {
 
     fn with_kernel(config: HostConfig, kernel: LinuxKernel) -> Self {
         let (fabrics_tx, _) = watch::channel(0);
-        Self { inner: Arc::new(Inner { config, kernel, gates: Mutex::default(), fabrics_tx }) }
+        let (gates, swept) = (Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { config, kernel, gates, fabrics_tx, swept }) }
     }
 
     /// The settings it was opened with.
@@ -120,7 +141,24 @@ impl Overlay {
             if !before {
                 inner.fabrics_tx.send_modify(|count| *count += 1);
             }
-            result
+            let report = result?;
+            inner.sweep(&state)?;
+            Ok(report)
+        })
+        .await
+    }
+
+    /// Brings only the rules of a network that is there to `state`: its services and published ports. For changes of
+    /// those, which are far more frequent than others. Idempotent.
+    ///
+    /// # Errors
+    /// When the state is invalid, the network does not exist here (nothing was changed), or nft refuses.
+    pub async fn ensure_rules(&self, state: &NetworkState) -> Result<Report, Error> {
+        let state = state.clone();
+        self.run(Scope::Fabric(state.id.clone()), "ensuring rules", move |inner| {
+            let report = driver::ensure_rules(&inner.kernel, &inner.config, &state)?;
+            inner.sweep(&state)?;
+            Ok(report)
         })
         .await
     }
@@ -133,6 +171,7 @@ impl Overlay {
         let id = id.clone();
         self.run(Scope::Fabric(id.clone()), "removing a network", move |inner| {
             let result = driver::remove_network(&inner.kernel, &id);
+            locked(&inner.swept).remove(&id);
             inner.fabrics_tx.send_modify(|count| *count += 1);
             result
         })
@@ -167,6 +206,7 @@ impl Overlay {
             peers: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             published: BTreeSet::new(),
+            services: BTreeMap::new(),
             id: network.id.clone(),
             ..*network
         };

@@ -6,7 +6,11 @@
 //!
 //! Pure: no kernel, no clock. No tasks, no channels.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
@@ -35,8 +39,8 @@ pub enum Op {
     PutElements {
         /// The table with all its sets.
         table: Table,
-        /// The sets whose elements differ.
-        sets: Vec<String>,
+        /// The sets whose elements differ, with those that were found.
+        sets: BTreeMap<String, BTreeMap<String, String>>,
     },
     /// Remove a link with all that is on it.
     DeleteLink(String),
@@ -134,6 +138,7 @@ impl fmt::Display for Op {
             }
             Self::PutTable(table) => write!(f, "put nft table inet {}", table.name),
             Self::PutElements { table, sets } => {
+                let sets: Vec<&str> = sets.keys().map(String::as_str).collect();
                 write!(f, "put elements of {} in nft table inet {}", sets.join(", "), table.name)
             }
             Self::DeleteLink(name) => write!(f, "remove link {name}"),
@@ -247,8 +252,9 @@ impl Planner<'_> {
         match &self.now.table {
             Some(found) if *found == want => {}
             Some(found) if found.same_frame(&want) => {
-                let differ = |(name, set): &(&String, &(String, _))| found.sets.get(*name) != Some(*set);
-                let sets = want.sets.iter().filter(differ).map(|(name, _)| name.clone()).collect();
+                let differ = |(name, set): &(&String, &(String, _))| want.sets.get(*name) != Some(*set);
+                let sets = found.sets.iter().filter(differ).map(|(name, (_, found))| (name.clone(), found.clone()));
+                let sets = sets.collect();
                 self.push(Op::PutElements { table: table.clone(), sets });
             }
             _ => self.push(Op::PutTable(table.clone())),
@@ -363,7 +369,7 @@ impl Planner<'_> {
                 .cloned()
                 .collect(),
             // The other end is in the fabric and goes with it.
-            Owned::Uplink(_) | Owned::HostRules => Vec::new(),
+            Owned::FabricRules | Owned::Uplink(_) | Owned::HostRules => Vec::new(),
         };
         for name in &stale_links {
             self.now.drop_link(name);

@@ -163,6 +163,8 @@ pub enum Owned {
     /// A fabric: every link with one of our names, everything on them, every route and next hop of protocol 83, our
     /// table, and the gateway on `lo`.
     Fabric,
+    /// In a fabric: our table, and nothing else of it.
+    FabricRules,
     /// In the host's namespace: one uplink, what is on it, and routes of protocol 83 over it.
     Uplink(String),
     /// In the host's namespace: sysctls, our table, the rules in `DOCKER-USER`.
@@ -177,7 +179,7 @@ impl Owned {
                 name == names::VXLAN_IFNAME || name == names::UPLINK_IFNAME || name.starts_with(names::ENDPOINT_PREFIX)
             }
             Self::Uplink(uplink) => name == uplink,
-            Self::HostRules => false,
+            Self::FabricRules | Self::HostRules => false,
         }
     }
 
@@ -256,7 +258,7 @@ impl Desired {
         sysctls.extend(self.sysctl_if.iter().map(|rule| rule.pattern.clone()));
         Query {
             sysctls,
-            objects: !matches!(self.owned, Owned::HostRules),
+            objects: !matches!(self.owned, Owned::FabricRules | Owned::HostRules),
             only_our_routes: matches!(self.owned, Owned::Uplink(_)),
             table: self.table.is_some(),
             docker_user: self.docker_user,

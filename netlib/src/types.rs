@@ -221,6 +221,11 @@ impl Endpoint {
         Self { mac: crate::names::endpoint_mac(addr4), addr4, addr6 }
     }
 
+    /// Its addresses.
+    pub fn addrs(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [Some(IpAddr::V4(self.addr4)), self.addr6.map(IpAddr::V6)].into_iter().flatten()
+    }
+
     /// Name of the veth's end in the fabric.
     pub fn fabric_ifname(&self) -> String {
         crate::names::endpoint_ifname(self.addr4)
@@ -268,6 +273,24 @@ pub struct PublishedPort {
     pub target_port: u16,
 }
 
+/// Most backends of one service: the number of one has 16 bits in the map of backends.
+pub const BACKENDS_MAX: usize = 1 << 16;
+
+/// Where a virtual address leads. IPv4 and IPv6 are two services.
+///
+/// An address that is in none of the sets is dead: connections to it are forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// The containers, here or on other hosts, to which new connections go, each with the same chance. Without any, a
+    /// client is refused: TCP by a reset, everything else by "port unreachable".
+    pub backends: BTreeSet<IpAddr>,
+    /// Those that get no new connections and keep what they have, whatever its protocol: they are about to stop.
+    pub draining: BTreeSet<IpAddr>,
+    /// Those that get no new connections and keep those of TCP: they are there, but not well. A client that sends
+    /// datagrams from one port would stay with them for ever.
+    pub unhealthy: BTreeSet<IpAddr>,
+}
+
 /// What one overlay network shall be on this host. The whole truth: an endpoint, peer or block that is not named here
 /// is removed, so build it under the lock that also covers [`crate::Overlay::add_endpoint`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,6 +320,8 @@ pub struct NetworkState {
     /// Ports published by containers of this network on this host, so that a container which calls its own host's
     /// address reaches them too. The same entries stand in [`HostState::published`].
     pub published: BTreeSet<PublishedPort>,
+    /// Services by virtual address, of either family. Addresses of the subnets that no host hands out.
+    pub services: BTreeMap<IpAddr, Service>,
 }
 
 /// What the host's own namespace shall have, besides each network's uplink.
@@ -370,7 +395,8 @@ impl NetworkState {
             format!("mtu {} of network {id} is not {MTU_MIN} to {max}, what the underlay carries", self.mtu)
         })?;
         self.validate_peers(config)?;
-        self.validate_endpoints()?;
+        let taken = self.validate_endpoints()?;
+        self.validate_services(&taken)?;
         validate_ports(&self.published)
     }
 
@@ -398,17 +424,45 @@ impl NetworkState {
         Ok(())
     }
 
-    fn validate_endpoints(&self) -> Result<(), InvalidState> {
+    /// Answers which addresses are taken on this host.
+    fn validate_endpoints(&self) -> Result<BTreeSet<IpAddr>, InvalidState> {
         let mut seen = BTreeSet::from([IpAddr::V4(self.gateway4)]);
         seen.extend(self.gateway6.map(IpAddr::V6));
         for (name, endpoint) in &self.endpoints {
-            let addrs = [Some(IpAddr::V4(endpoint.addr4)), endpoint.addr6.map(IpAddr::V6)];
-            for addr in addrs.into_iter().flatten() {
+            for addr in endpoint.addrs() {
                 ensure(self.holds(IpNet::from(addr)), || format!("address {addr} of {name} is outside {}", self.id))?;
                 ensure(seen.insert(addr), || format!("address {addr} of {name} is taken"))?;
             }
         }
+        Ok(seen)
+    }
+
+    fn validate_services(&self, taken: &BTreeSet<IpAddr>) -> Result<(), InvalidState> {
+        for (vip, service) in &self.services {
+            ensure(self.holds(IpNet::from(*vip)), || format!("virtual address {vip} is outside {}", self.id))?;
+            ensure(!taken.contains(vip), || format!("virtual address {vip} is taken"))?;
+            ensure(service.backends.len() <= BACKENDS_MAX, || {
+                format!("virtual address {vip} has {} backends, more than {BACKENDS_MAX}", service.backends.len())
+            })?;
+            for backend in &service.backends {
+                let fits = vip.is_ipv4() == backend.is_ipv4() && self.holds(IpNet::from(*backend));
+                ensure(fits && !self.services.contains_key(backend), || {
+                    format!("virtual address {vip} cannot lead to {backend}")
+                })?;
+            }
+        }
         Ok(())
+    }
+
+    /// Whether a translated connection may go on that asked for `asked` and is answered by `answers`. One that did not
+    /// ask for an address of the network came by a published port and is not judged here.
+    pub fn keeps(&self, asked: IpAddr, answers: IpAddr, tcp: bool) -> bool {
+        if !self.holds(IpNet::from(asked)) {
+            return true;
+        }
+        let Some(service) = self.services.get(&asked) else { return false };
+        let Service { backends, draining, unhealthy } = service;
+        backends.contains(&answers) || draining.contains(&answers) || (tcp && unhealthy.contains(&answers))
     }
 
     /// Whether a prefix lies inside the network's subnets.

@@ -2,14 +2,14 @@
 //! ours stays as it was.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use netlib::{
     Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Kernel, NetworkId, NetworkState, Peer, Proto,
-    PublishedPort, Report, Scope, driver,
-    fake::{FakeKernel, FakeState},
+    PublishedPort, Report, Scope, Service, driver,
+    fake::{Connection, FakeKernel, FakeState},
     names,
     plan::Op,
     state::{Direction, Family, Link, LinkKind, Observed, Query, Route, RouteKey, Target},
@@ -64,7 +64,18 @@ fn state(peers: &BTreeSet<u8>, endpoints: &BTreeSet<u8>, six: bool, internal: bo
         peers: peers.iter().map(peer).collect(),
         endpoints: endpoints.iter().map(endpoint).collect(),
         published: published.collect(),
+        services: endpoints.first().map(|nth| service(250, &[*nth], six)).into_iter().flatten().collect(),
     }
+}
+
+/// A service with these backends on this host, by its virtual addresses.
+fn service(vip: u8, backends: &[u8], six: bool) -> BTreeMap<IpAddr, Service> {
+    let of = |addr: fn(u8, u8) -> IpAddr| {
+        let backends = backends.iter().map(|nth| addr(1, *nth)).collect();
+        (addr(250, vip), Service { backends, ..Service::default() })
+    };
+    let four = of(|host, nth| addr4(host, nth).into());
+    [Some(four), six.then(|| of(|host, nth| addr6(host, nth).into()))].into_iter().flatten().collect()
 }
 
 fn any_state() -> impl Strategy<Value = NetworkState> {
@@ -315,6 +326,10 @@ impl Kernel for Vanishing {
     fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
         self.kernel.forget_connections(scope, targets)
     }
+
+    fn sweep_connections(&self, state: &NetworkState) -> Result<usize, Error> {
+        self.kernel.sweep_connections(state)
+    }
 }
 
 #[test]
@@ -337,6 +352,56 @@ fn a_link_that_vanishes_while_it_is_wired_is_lost_and_no_failure() {
     assert!(!report.changes.iter().any(|change| change.contains(&endpoint.fabric_ifname())), "{report:?}");
     settle(&kernel.kernel, &want).expect("settles");
     quiet(&kernel.kernel, &want);
+}
+
+#[test]
+fn a_change_of_services_touches_the_rules_alone() {
+    let kernel = FakeKernel::new();
+    let mut want = state(&numbers([2]), &numbers([7, 8]), true, false, 57);
+    settle(&kernel, &want).expect("settles");
+    // A route that is gone stays gone: the fast path does not look at it.
+    kernel.with(|state| state.fabrics.get_mut(&want.id).expect("fabric").routes.clear());
+    let mut rules = |services: BTreeMap<IpAddr, Service>| {
+        want.services = services;
+        let report = driver::ensure_rules(&kernel, &config(), &want).expect("ensures");
+        let again = driver::ensure_rules(&kernel, &config(), &want).expect("ensures");
+        assert!(again.is_empty(), "{again:?}");
+        report.changes
+    };
+    let frame = "network blue: put nft table inet skein";
+    let elements = |sets: &str| format!("network blue: put elements of {sets} in nft table inet skein");
+    assert_eq!(rules(service(250, &[8], true)), [elements("backends4, backends6, self6")]);
+    assert_eq!(rules(service(250, &[7, 8], true)), [frame], "another number of backends is another rule");
+    let mut two = service(251, &[7], true);
+    two.extend(service(250, &[7, 8], true));
+    assert_eq!(rules(two), [frame]);
+    assert_eq!(rules(service(250, &[7, 8], true)), [frame]);
+    assert_eq!(rules(service(250, &[], true)), [frame]);
+    assert_eq!(rules(BTreeMap::new()), [frame]);
+    assert!(kernel.with(|state| state.fabrics[&want.id].routes.is_empty()));
+}
+
+#[test]
+fn only_connections_to_dead_backends_are_forgotten() {
+    let kernel = FakeKernel::new();
+    let mut want = state(&numbers([2]), &numbers([7]), true, false, 57);
+    settle(&kernel, &want).expect("settles");
+    let at = |nth: u8| IpAddr::from(addr4(1, nth));
+    let (vip, other): (IpAddr, IpAddr) = (addr4(250, 250).into(), addr4(250, 251).into());
+    let fabric = Scope::Fabric(want.id.clone());
+    let one = |asked: IpAddr, nth: u8, tcp| Connection { scope: fabric.clone(), asked, answers: at(nth), tcp };
+    // By a published port, and in the host's own namespace: neither is a service's.
+    let published = one([192, 0, 2, 1].into(), 9, false);
+    let elsewhere = Connection { scope: Scope::Host, ..one(vip, 9, true) };
+    let mut all = vec![published.clone(), elsewhere.clone(), one(other, 2, true)];
+    all.extend([true, false].into_iter().flat_map(|tcp| [2, 3, 4, 5].map(|nth| one(vip, nth, tcp))));
+    kernel.with(|state| state.connections = all);
+    let set = |nth| BTreeSet::from([at(nth)]);
+    want.services = BTreeMap::from([(vip, Service { backends: set(2), draining: set(3), unhealthy: set(4) })]);
+    driver::sweep_connections(&kernel, &want).expect("sweeps");
+    let mut kept = vec![published, elsewhere];
+    kept.extend([one(vip, 2, true), one(vip, 3, true), one(vip, 4, true), one(vip, 2, false), one(vip, 3, false)]);
+    assert_eq!(kernel.with(|state| state.connections.clone()), kept);
 }
 
 #[test]
@@ -388,6 +453,14 @@ fn contradictions_are_refused_before_anything_changes() {
         let peer = Peer { vtep: IpAddr::from([192, 0, 2, 9]), blocks: BTreeSet::new() };
         state.peers.insert(HostIndex(1), peer);
     });
+    let lead = |state: &mut NetworkState, vip: IpAddr, backend: IpAddr| {
+        state.services.insert(vip, Service { backends: [backend].into(), ..Service::default() });
+    };
+    check("virtual address 10.58.0.1 is outside", &|state| lead(state, [10, 58, 0, 1].into(), addr4(1, 4).into()));
+    check("virtual address 10.57.1.4 is taken", &|state| lead(state, addr4(1, 4).into(), addr4(1, 5).into()));
+    check("virtual address 10.57.0.1 is taken", &|state| lead(state, addr4(0, 1).into(), addr4(1, 5).into()));
+    check("cannot lead to fd57", &|state| lead(state, addr4(250, 9).into(), addr6(1, 5).into()));
+    check("cannot lead to 10.57.250.250", &|state| lead(state, addr4(250, 9).into(), addr4(250, 250).into()));
     check("is taken", &|state| {
         state.endpoints.insert(EndpointId("twin".into()), Endpoint::new(addr4(1, 4), None));
     });

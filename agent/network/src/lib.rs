@@ -48,6 +48,7 @@ pub fn bare_network(ours: &NetworkAssignment) -> Result<NetworkState, InvalidSta
         peers: BTreeMap::new(),
         endpoints: BTreeMap::new(),
         published: BTreeSet::new(),
+        services: BTreeMap::new(),
     })
 }
 

@@ -22,6 +22,9 @@ const NFGENMSG_BYTES: usize = 4;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const IPPROTO_TCP: u8 = 6;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
 const CTA_IP_V6_SRC: u16 = 3;
@@ -59,14 +62,34 @@ fn addresses(tuple: &[u8]) -> Option<(IpAddr, IpAddr)> {
     src.zip(dst)
 }
 
-/// The request that removes an entry, if it was translated to one of `targets`: then the answers come from there, while
-/// the questions went elsewhere.
-pub(super) fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Request> {
+/// A connection whose destination was translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Translated {
+    /// The address that the client asked for.
+    pub(super) asked: IpAddr,
+    /// The address that answers.
+    pub(super) answers: IpAddr,
+    /// TCP, or anything else.
+    pub(super) tcp: bool,
+}
+
+impl Translated {
+    /// Whether it leads to one of `targets`.
+    pub(super) fn leads_to(&self, targets: &BTreeSet<IpAddr>) -> bool {
+        targets.contains(&self.answers)
+    }
+}
+
+/// The request that removes an entry, if its destination was translated (the answers come from elsewhere than the
+/// questions went to) and `goes` says so.
+pub(super) fn removal(entry: &[u8], goes: impl Fn(&Translated) -> bool) -> Option<Request> {
     let (head, attrs) = entry.split_at_checked(NFGENMSG_BYTES)?;
     let (orig, reply) = (attribute(attrs, CTA_TUPLE_ORIG)?, attribute(attrs, CTA_TUPLE_REPLY)?);
     let (_, asked) = addresses(orig)?;
     let (answers, _) = addresses(reply)?;
-    if asked == answers || !targets.contains(&answers) {
+    let protocol = attribute(orig, CTA_TUPLE_PROTO).and_then(|proto| attribute(proto, CTA_PROTO_NUM));
+    let tcp = protocol.is_some_and(|number| number == [IPPROTO_TCP]);
+    if asked == answers || !goes(&Translated { asked, answers, tcp }) {
         return None;
     }
     let mut body = vec![head[0], 0, 0, 0];
@@ -77,14 +100,14 @@ pub(super) fn removal(entry: &[u8], targets: &BTreeSet<IpAddr>) -> Option<Reques
     Some(Request { kind: CT_DELETE, flags: 0, body })
 }
 
-/// Forgets every connection that was translated to one of `targets`, in the calling thread's namespace. Answers how
-/// many there were; one that ended meanwhile is fine.
-pub(super) fn forget(targets: &BTreeSet<IpAddr>) -> io::Result<usize> {
+/// Forgets every translated connection of which `goes` says so, in the calling thread's namespace. Answers how many
+/// there were; one that ended meanwhile is fine.
+pub(super) fn forget(goes: impl Fn(&Translated) -> bool) -> io::Result<usize> {
     let mut socket = Socket::open_for(NETLINK_NETFILTER)?;
     // Family 0: IPv4 and IPv6.
     let dump = Request { kind: CT_GET, flags: NLM_F_DUMP, body: vec![0; NFGENMSG_BYTES] };
     // Judged as they come: a busy host tracks hundreds of thousands.
-    let removals = socket.read_some(&dump, |_, body| removal(body, targets))?;
+    let removals = socket.read_some(&dump, |_, body| removal(body, &goes))?;
     for (_, error) in socket.batch(&removals)? {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(error);

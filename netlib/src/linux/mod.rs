@@ -38,7 +38,7 @@ use crate::{
     nft::{Forms, Table},
     plan::Op,
     state::{Direction, LinkKind, Observed, Query, Target, Vxlan},
-    types::{Mac, NetworkId},
+    types::{Mac, NetworkId, NetworkState},
 };
 
 /// An open namespace.
@@ -365,7 +365,14 @@ impl Kernel for LinuxKernel {
     }
 
     fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
-        self.run_in(scope, "forget connections", || conntrack::forget(targets))
+        self.run_in(scope, "forget connections", || conntrack::forget(|entry| entry.leads_to(targets)))
+    }
+
+    fn sweep_connections(&self, state: &NetworkState) -> Result<usize, Error> {
+        let scope = Scope::Fabric(state.id.clone());
+        self.run_in(&scope, "sweep connections", || {
+            conntrack::forget(|entry| !state.keeps(entry.asked, entry.answers, entry.tcp))
+        })
     }
 
     fn apply(&self, scope: &Scope, ops: &[Op]) -> Result<(), Error> {
@@ -485,7 +492,13 @@ impl Run<'_> {
                 self.alone(at, |run| netns::run_in(run.ns.file.as_fd(), || sysctl::write(path, value)));
             }
             Op::PutTable(table) => self.nft(at, &table.replace_text(&self.kernel.forms(table))),
-            Op::PutElements { table, sets } => self.nft(at, &table.elements_text(sets)),
+            Op::PutElements { table, sets } => self.alone(at, |run| {
+                netns::run_in(run.ns.file.as_fd(), || {
+                    // What was found may not be there any more: then all of it.
+                    tools::nft_apply(&table.difference_text(sets))
+                        .or_else(|_| tools::nft_apply(&table.elements_text(sets.keys())))
+                })
+            }),
             Op::AcceptInDockerUser(family, direction) => self
                 .alone(at, |run| netns::run_in(run.ns.file.as_fd(), || tools::docker_user_accept(*family, *direction))),
             Op::DeleteLink(name) => self.alone(at, |run| {

@@ -219,6 +219,7 @@ pub(crate) fn network(name: &str, vni: u32, here: HostIndex, hosts: u16, six: bo
         peers: (1..=hosts).filter(|host| *host != here.0).map(peer).collect(),
         endpoints: Default::default(),
         published: Default::default(),
+        services: Default::default(),
     }
 }
 

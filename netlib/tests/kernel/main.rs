@@ -8,3 +8,4 @@ mod guards;
 mod lab;
 mod ports;
 mod repair;
+mod services;
