@@ -21,7 +21,7 @@ use skein_agent::{
     host::{self, Host},
     identity::{self, IdentityDir, Membership, Tcp},
     ledger::Ledger,
-    overlay::{OverlayConfig, OverlayHandle, OverlayTask},
+    overlay::{OverlayConfig, OverlayHandle, OverlayTask, Wanted},
     plugin::{self, PluginServer},
     session::{Ended, Session},
 };
@@ -347,7 +347,7 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
         let removed = engine.remove_network(&known.engine_id).await;
         note(format!("engine network {id}"), removed.map_err(|e| chain(&e)));
     }
-    let removed = network.overlay.apply(Vec::new(), Vec::new(), Vec::new()).await;
+    let removed = network.overlay.apply(Wanted::default()).await;
     note("overlay networks".to_owned(), removed.map_err(|e| chain(&e)));
     drop((plugin, network));
     let kernel = host.kernel.clone();

@@ -16,8 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use agent_core::session::{Backoff, Pulse};
 use rand::Rng as _;
 use skein_api::{
-    AGENT_PROTOCOL, Assignment, EndpointAssignment, NetworkAssignment, NodeDescription, PeerAssignment, StreamRequest,
-    TaskId, TaskReport,
+    AGENT_PROTOCOL, Assignment, NodeDescription, StreamRequest, TaskId, TaskReport,
     grpc::{self, agent_client::AgentClient, agent_message, master_message},
 };
 use skein_daemon::chain;
@@ -35,7 +34,7 @@ use crate::{
     executor::Reports,
     identity::{self, Dial, IdentityDir, Membership},
     ledger::{AssignmentChange, Ledger, LedgerError},
-    overlay::{OverlayError, OverlayHandle},
+    overlay::{OverlayError, OverlayHandle, Wanted},
     streams::{self, FRAMES_BUFFERED, Frame},
 };
 
@@ -64,22 +63,12 @@ const UPKEEP: Duration = Duration::from_secs(10);
 /// The network side of the host, as the session needs it.
 pub trait Follow: Clone + Send + Sync + 'static {
     /// Makes this the whole of what the host shall have; returns when kernel and names follow it. Idempotent.
-    fn follow(
-        &self,
-        networks: Vec<NetworkAssignment>,
-        peers: Vec<PeerAssignment>,
-        endpoints: Vec<EndpointAssignment>,
-    ) -> impl Future<Output = Result<(), OverlayError>> + Send;
+    fn follow(&self, wanted: Wanted) -> impl Future<Output = Result<(), OverlayError>> + Send;
 }
 
 impl Follow for OverlayHandle {
-    async fn follow(
-        &self,
-        networks: Vec<NetworkAssignment>,
-        peers: Vec<PeerAssignment>,
-        endpoints: Vec<EndpointAssignment>,
-    ) -> Result<(), OverlayError> {
-        self.apply(networks, peers, endpoints).await
+    async fn follow(&self, wanted: Wanted) -> Result<(), OverlayError> {
+        self.apply(wanted).await
     }
 }
 
@@ -249,8 +238,7 @@ impl<D: Dial, F: Follow> Session<D, F> {
     /// Lets the network follow the ledger, which needs no master. False when it does not, which is logged and tried again by the overlay.
     pub async fn follow(&self) -> bool {
         let assignments = self.ledger.assignments();
-        let (networks, peers, endpoints) = split(assignments.values());
-        match self.overlay.follow(networks, peers, endpoints).await {
+        match self.overlay.follow(Wanted::of(assignments.values())).await {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(error = chain(&error), "network does not follow the assignments");
@@ -293,21 +281,6 @@ impl<D: Dial, F: Follow> Session<D, F> {
 
 fn tasks(reported: grpc::Reported) -> Vec<TaskId> {
     reported.task_ids.into_iter().map(TaskId::new).collect()
-}
-
-fn split<'a>(
-    assignments: impl Iterator<Item = &'a Assignment>,
-) -> (Vec<NetworkAssignment>, Vec<PeerAssignment>, Vec<EndpointAssignment>) {
-    let (mut networks, mut peers, mut endpoints) = (Vec::new(), Vec::new(), Vec::new());
-    for assignment in assignments {
-        match assignment {
-            Assignment::Network(n) => networks.push(n.clone()),
-            Assignment::Peer(p) => peers.push(p.clone()),
-            Assignment::Endpoint(e) => endpoints.push(e.clone()),
-            Assignment::Task(_) => {}
-        }
-    }
-    (networks, peers, endpoints)
 }
 
 /// A session that stands.

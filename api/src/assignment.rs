@@ -22,6 +22,8 @@ pub enum Assignment {
     Network(NetworkAssignment),
     /// Another host of a network that this host has.
     Peer(PeerAssignment),
+    /// A service with a virtual address in a network that this host has.
+    Service(ServiceAssignment),
     /// A name and its address in a network that this host has.
     Endpoint(EndpointAssignment),
 }
@@ -33,6 +35,7 @@ impl Assignment {
             Self::Task(t) => format!("task/{}", t.id),
             Self::Network(n) => format!("network/{}", n.id),
             Self::Peer(p) => format!("peer/{}/{}", p.network, p.node),
+            Self::Service(s) => format!("service/{}/{}", s.network, s.service),
             Self::Endpoint(e) => format!("endpoint/{}/{}", e.network, e.task),
         }
     }
@@ -120,6 +123,21 @@ pub struct PeerAssignment {
     pub blocks: Vec<Ipv4Net>,
 }
 
+/// A service's names and virtual address in a network. Its backends are the endpoints that name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceAssignment {
+    /// The network.
+    pub network: NetworkId,
+    /// The service.
+    pub service: ServiceId,
+    /// Names that answer with the virtual address, the shortest way to say it first.
+    pub names: Vec<String>,
+    /// IPv4 address.
+    pub v4: Ipv4Addr,
+    /// IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
 /// A task's names and address in a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointAssignment {
@@ -127,6 +145,9 @@ pub struct EndpointAssignment {
     pub network: NetworkId,
     /// The task.
     pub task: TaskId,
+    /// Its service, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceId>,
     /// Where it runs.
     pub node: NodeId,
     /// Names that answer with this address alone: the task's, the container's.
@@ -137,8 +158,11 @@ pub struct EndpointAssignment {
     pub v4: Option<Ipv4Addr>,
     /// IPv6 address.
     pub v6: Option<Ipv6Addr>,
-    /// Runs and is healthy: shared names answer with it.
+    /// Runs and is healthy: shared names answer with it, and virtual addresses lead to it.
     pub healthy: bool,
+    /// Runs and is about to stop: it gets no new connections and keeps those that it has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
 }
 
 /// What an agent says of one task.

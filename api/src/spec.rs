@@ -373,6 +373,23 @@ impl Default for ServiceMode {
     }
 }
 
+/// How the name of a service finds its tasks (Docker swarm mode's words).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointMode {
+    /// By one virtual address in each of its networks, behind which connections are spread over the tasks.
+    #[default]
+    Vip,
+    /// By the addresses of all tasks.
+    Dnsrr,
+}
+
+impl EndpointMode {
+    fn is_vip(&self) -> bool {
+        *self == Self::Vip
+    }
+}
+
 /// Condition of a dependency (Compose specification, `depends_on`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -414,4 +431,7 @@ pub struct ServiceSpec {
     pub mode: ServiceMode,
     /// What must be there before the first task starts.
     pub depends_on: Vec<Dependency>,
+    /// How its name finds its tasks. A change replaces no task.
+    #[serde(skip_serializing_if = "EndpointMode::is_vip")]
+    pub endpoint_mode: EndpointMode,
 }

@@ -20,6 +20,21 @@ pub struct Service {
     pub meta: Meta,
     /// What the user asked for.
     pub spec: ServiceSpec,
+    /// Its virtual addresses, in the order of its networks. None in a network whose addresses do not suffice, and none
+    /// at all with the endpoint mode `dnsrr`: there its name finds its tasks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub vips: Vec<Vip>,
+}
+
+/// A virtual address: it belongs to a service for as long as that is there, and to no host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    /// The network.
+    pub network: NetworkId,
+    /// IPv4 address.
+    pub v4: Ipv4Addr,
+    /// The IPv6 address that belongs to it ([`crate::address6`]).
+    pub v6: Ipv6Addr,
 }
 
 /// State of a task, in the order in which they are passed (swarmkit's states). States only go forward within a run.

@@ -120,7 +120,7 @@ fn cluster(nodes: u32) -> Core {
         let mode = ServiceMode::Replicated(replicas);
         let spec = ServiceSpec { name: name.clone(), short_name: name, mode, task: spec, ..ServiceSpec::default() };
         let meta = Meta { generation: 1, ..Meta::default() };
-        objects.push(Object::Service(Box::new(Service { id, meta, spec })));
+        objects.push(Object::Service(Box::new(Service { id, meta, spec, vips: Default::default() })));
     };
     let spec = |tenths: u64| {
         let mut spec = TaskSpec::default();

@@ -7,7 +7,8 @@ use super::*;
 fn service(name: &str, mode: ServiceMode, restart: RestartCondition) -> Service {
     let mut spec = ServiceSpec { name: format!("shop_{name}"), mode, ..Default::default() };
     spec.task.restart.condition = restart;
-    Service { id: ServiceId::new(name), meta: Meta { generation: 2, ..Default::default() }, spec }
+    let meta = Meta { generation: 2, ..Default::default() };
+    Service { id: ServiceId::new(name), meta, spec, vips: Vec::new() }
 }
 
 fn progress(services: Vec<Service>, action: PlanAction) -> Progress {

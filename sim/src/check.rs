@@ -120,6 +120,7 @@ impl Checker {
                 Assignment::Task(t) => model.tasks.get(&t.id).is_some_and(|task| task.node.as_ref() == Some(node)),
                 Assignment::Network(n) => model.is_member(&n.id, node),
                 Assignment::Peer(p) => model.is_member(&p.network, node) && p.node != *node,
+                Assignment::Service(s) => model.is_member(&s.network, node),
                 Assignment::Endpoint(e) => model.is_member(&e.network, node),
             };
             if !own {

@@ -158,6 +158,10 @@ impl Kernel for Moody<'_> {
         Err(Error::Apply { scope: scope.clone(), total: ops.len(), failures })
     }
 
+    fn sweep_connections(&self, state: &netlib::NetworkState) -> Result<usize, Error> {
+        if self.take() { self.kernel.sweep_connections(state) } else { Err(Self::dead()) }
+    }
+
     fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
         if self.is_dead() { Err(Self::dead()) } else { self.kernel.forget_connections(scope, targets) }
     }

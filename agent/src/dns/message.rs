@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn large_answers_are_cut_over_udp_and_whole_over_tcp() {
         let endpoints: Vec<_> = (2..=201).map(|i| endpoint(1, i, &[], &["web"], true)).collect();
-        let zone = Zone::build(&[network(1, "n", false)], &endpoints, []);
+        let zone = Zone::build(&[network(1, "n", false)], &[], &endpoints, []);
         let packet = ask("web.", RecordType::A);
         let cut = answer(&zone, &packet, 0, false).unwrap();
         assert!(cut.metadata.truncation && cut.answers.len() < 200, "{}", cut.answers.len());

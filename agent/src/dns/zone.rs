@@ -13,7 +13,7 @@ use std::{
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId};
+use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, ServiceAssignment};
 
 /// Families of addresses that a question is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +92,12 @@ pub struct Zone {
 impl Zone {
     /// Builds the table.
     ///
-    /// `sandboxes` lists for each local container the networks it is attached to with its addresses there: such a
+    /// The names of `services` answer with their virtual addresses, whether anybody is behind them or not: who connects
+    /// is told at once. `sandboxes` lists for each local container the networks it is attached to with its addresses there: such a
     /// container gets answers from all its networks.
     pub fn build<'a>(
         networks: impl IntoIterator<Item = &'a NetworkAssignment>,
+        services: impl IntoIterator<Item = &'a ServiceAssignment>,
         endpoints: impl IntoIterator<Item = &'a EndpointAssignment>,
         sandboxes: impl IntoIterator<Item = Vec<(NetworkId, Vec<IpAddr>)>>,
     ) -> Self {
@@ -109,6 +111,18 @@ impl Zone {
             let gateway = format!("gateway.{}", entry.name);
             entry.reverse.insert(IpAddr::V4(n.gateway4), gateway.clone());
             entry.reverse.insert(IpAddr::V6(n.gateway6), gateway);
+        }
+        for s in services {
+            let Some(entry) = zone.networks.get_mut(&s.network) else {
+                continue;
+            };
+            for name in &s.names {
+                entry.shared.entry(canonical(name)).or_default().insert((Some(s.v4), Some(s.v6)));
+            }
+            if let Some(first) = s.names.first() {
+                let name = format!("{}.{}", canonical(first), entry.name);
+                entry.reverse.extend([IpAddr::V4(s.v4), IpAddr::V6(s.v6)].map(|a| (a, name.clone())));
+            }
         }
         for e in endpoints {
             let Some(entry) = zone.networks.get_mut(&e.network) else {
@@ -240,12 +254,25 @@ pub(crate) mod tests {
         EndpointAssignment {
             network: NetworkId::new(format!("net{n}")),
             task: skein_api::TaskId::new(format!("task-{n}-{last}")),
+            service: None,
             node: skein_api::NodeId::new("node"),
             names: names.iter().map(|s| s.to_string()).collect(),
             shared_names: shared.iter().map(|s| s.to_string()).collect(),
             v4: Some(Ipv4Addr::new(10, n, 1, last)),
             v6: Some(format!("fd00:0:0:{n:x}::1{last:02x}").parse().unwrap()),
             healthy,
+            draining: false,
+        }
+    }
+
+    /// A service with virtual address `10.<n>.250.<last>`.
+    pub(crate) fn service(n: u8, name: &str, last: u8) -> ServiceAssignment {
+        ServiceAssignment {
+            network: NetworkId::new(format!("net{n}")),
+            service: skein_api::ServiceId::new(name),
+            names: vec![name.into(), format!("stack_{name}")],
+            v4: Ipv4Addr::new(10, n, 250, last),
+            v6: format!("fd00:0:0:{n:x}::fa{last:02x}").parse().unwrap(),
         }
     }
 
@@ -256,13 +283,14 @@ pub(crate) mod tests {
             endpoint(1, 11, &["web.2"], &["web", "tasks.web"], true),
             endpoint(1, 12, &["web.3"], &["web", "tasks.web"], false),
             endpoint(1, 20, &["cron.1"], &["cron"], false),
+            endpoint(1, 21, &["api.1"], &["tasks.api"], false),
             endpoint(2, 30, &["db.1", "DB"], &["store"], true),
         ];
         let both = vec![
             (NetworkId::new("net1"), vec!["10.1.1.10".parse().unwrap()]),
             (NetworkId::new("net2"), vec!["10.2.1.31".parse().unwrap()]),
         ];
-        Zone::build(&networks, &endpoints, [both])
+        Zone::build(&networks, &[service(1, "api", 7)], &endpoints, [both])
     }
 
     fn v4(last: &[(u8, u8)]) -> NameAnswer {
@@ -283,6 +311,12 @@ pub(crate) mod tests {
         check("net1", "10.1.1.11", "web.3", V4, v4(&[(1, 12)]));
         check("net1", "10.1.1.11", "web.shop_default", V4, v4(&[(1, 10), (1, 11)]));
         check("net1", "10.1.1.11", "tasks.web.shop_default.", V4, v4(&[(1, 10), (1, 11)]));
+        // A virtual address stands for its service, whoever is behind it.
+        let vip = |text: &str| NameAnswer::Known(vec![text.parse().unwrap()]);
+        check("net1", "10.1.1.11", "api", V4, vip("10.1.250.7"));
+        check("net1", "10.1.1.11", "Stack_API.shop_default.", V6, vip("fd00:0:0:1::fa07"));
+        check("net1", "10.1.1.11", "tasks.api", V4, NameAnswer::Known(vec![]));
+        check("net2", "10.2.1.30", "api", V4, NameAnswer::Unknown);
         // Nobody healthy bears the name: it exists all the same.
         check("net1", "10.1.1.11", "cron", V4, NameAnswer::Known(vec![]));
         check("net1", "10.1.1.11", "web", Neither, NameAnswer::Known(vec![]));
@@ -311,6 +345,8 @@ pub(crate) mod tests {
         let known = |s: &str| AddressAnswer::Known(s.into());
         check("net1", "10.1.1.11", "10.1.1.10", known("web.1.shop_default"));
         check("net1", "10.1.1.11", "fd00:0:0:1::10a", known("web.1.shop_default"));
+        check("net1", "10.1.1.11", "10.1.250.7", known("api.shop_default"));
+        check("net1", "10.1.1.11", "fd00:0:0:1::fa07", known("api.shop_default"));
         check("net1", "10.1.1.11", "10.1.0.1", known("gateway.shop_default"));
         check("net1", "10.1.1.10", "10.2.1.30", known("db.1.back"));
         check("net1", "10.1.1.11", "10.2.1.30", AddressAnswer::Unknown);

@@ -21,7 +21,9 @@ use std::{
 
 use agent_core::lease::{LEASE_PREFIX, Leases};
 use netlib::{HostConfig, HostIndex, Report, Scope};
-use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, TaskAddress, TaskId, address6};
+use skein_api::{
+    EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, ServiceAssignment, TaskAddress, TaskId, address6,
+};
 use skein_daemon::chain;
 use tokio::{
     sync::mpsc,
@@ -30,9 +32,9 @@ use tokio::{
 
 use self::disk::Topic;
 use super::{
-    Message, OverlayConfig, OverlayCounters, OverlayError, Shared,
+    Message, OverlayConfig, OverlayCounters, OverlayError, Shared, Wanted,
     claims::Claims,
-    desired,
+    desired::{self, Services},
     store::{Change, LocalStore, StoreError},
 };
 use crate::{
@@ -84,7 +86,10 @@ pub(super) struct Actor {
     /// Those of `known` that the master has taken away.
     retired: BTreeSet<NetworkId>,
     peers: BTreeMap<NetworkId, Vec<PeerAssignment>>,
+    services: Vec<ServiceAssignment>,
     endpoints: Vec<EndpointAssignment>,
+    /// Where the virtual addresses of each network lead: what follows from the two above.
+    backends: BTreeMap<NetworkId, Services>,
     leases: Leases,
     plugin: PluginState,
     claims: Claims,
@@ -152,7 +157,9 @@ impl Actor {
             known,
             retired: BTreeSet::new(),
             peers: BTreeMap::new(),
+            services: Vec::new(),
             endpoints: Vec::new(),
+            backends: BTreeMap::new(),
             leases,
             plugin,
             claims: Claims::default(),
@@ -196,8 +203,8 @@ impl Actor {
     async fn message(&mut self, message: Message) {
         // An asker that is gone wants no answer.
         match message {
-            Message::Apply { networks, peers, endpoints, reply } => {
-                let _ = reply.send(self.apply(networks, peers, endpoints).await);
+            Message::Apply { wanted, reply } => {
+                let _ = reply.send(self.apply(wanted).await);
             }
             Message::Plugin { request, reply } => {
                 let _ = reply.send(self.plugin_request(request).await);
@@ -227,12 +234,8 @@ impl Actor {
 
     // --- assignments ---
 
-    async fn apply(
-        &mut self,
-        networks: Vec<NetworkAssignment>,
-        peers: Vec<PeerAssignment>,
-        endpoints: Vec<EndpointAssignment>,
-    ) -> Result<(), OverlayError> {
+    async fn apply(&mut self, wanted: Wanted) -> Result<(), OverlayError> {
+        let Wanted { networks, peers, services, endpoints } = wanted;
         let mut wanted: BTreeMap<NetworkId, NetworkAssignment> =
             networks.into_iter().map(|n| (n.id.clone(), n)).collect();
         self.retired.clear();
@@ -247,16 +250,23 @@ impl Actor {
         for peer in peers {
             by_network.entry(peer.network.clone()).or_default().push(peer);
         }
-        // Most changes are of endpoints, which are the name server's alone: the kernel need not be read for them.
+        let backends = desired::services(&services, &endpoints);
+        // Most changes are of endpoints, which are the name server's and of the rules for services: the rest of the
+        // kernel's state need not be read for them.
         let same = self.ensured && wanted == self.known && by_network == self.peers;
+        let differs = |id: &&NetworkId| backends.get(*id) != self.backends.get(*id);
+        let turned: Vec<NetworkId> = wanted.keys().filter(differs).cloned().collect();
         let changes = self.set_known(wanted);
         self.peers = by_network;
+        self.services = services;
         self.endpoints = endpoints;
+        self.backends = backends;
         self.applied = true;
         self.publish_zone();
         let stored = self.persist(changes).await;
-        if !same {
-            self.ensure_all(Cause::Request).await?;
+        match same {
+            true => self.ensure_services(&turned).await?,
+            false => self.ensure_all(Cause::Request).await?,
         }
         stored?;
         Ok(())
@@ -389,15 +399,53 @@ impl Actor {
         result.map(drop)
     }
 
+    /// The rules of networks whose services changed. Goes on after a failure and gives the first.
+    async fn ensure_services(&mut self, networks: &[NetworkId]) -> Result<(), OverlayError> {
+        let mut first = Ok(());
+        for id in networks {
+            let result = self.try_ensure_services(id).await;
+            if let Err(error) = result {
+                // The next look is at all of it.
+                self.ensured = false;
+                self.trouble(Topic::Network(id.clone()), Some(chain(&error)));
+                first = first.and(Err(error));
+            }
+        }
+        first
+    }
+
+    async fn try_ensure_services(&mut self, id: &NetworkId) -> Result<(), OverlayError> {
+        let netlib = self.netlib().await?;
+        let (state, _) = self.network_state(id, netlib.config().vtep)?;
+        let what = format!("network {}", self.known[id].name);
+        let report = netlib.ensure_rules(&state).await.map_err(|source| {
+            OverlayCounters::add(&self.shared.counters.failures_total, 1);
+            OverlayError::Kernel { what: what.clone(), source }
+        })?;
+        self.tell(&what, Cause::Request, &report);
+        Ok(())
+    }
+
+    /// What a network shall be, and which of its hosts cannot be reached.
+    fn network_state(
+        &self,
+        id: &NetworkId,
+        vtep: IpAddr,
+    ) -> Result<(netlib::NetworkState, Vec<desired::Unreachable>), OverlayError> {
+        let ours = self.known.get(id).ok_or_else(|| OverlayError::UnknownNetwork(id.clone()))?;
+        let peers = self.peers.get(id).map_or(&[][..], Vec::as_slice);
+        let (mut state, unreachable) = desired::network(ours, peers, &self.plugin, &self.leases, vtep)
+            .map_err(|source| OverlayError::Invalid { network: id.clone(), source })?;
+        state.services = self.backends.get(id).cloned().unwrap_or_default();
+        Ok((state, unreachable))
+    }
+
     /// The answer is what is in the way.
     async fn try_ensure_network(&mut self, id: &NetworkId, cause: Cause) -> Result<Vec<String>, OverlayError> {
         let netlib = self.netlib().await?;
-        let ours = self.known.get(id).ok_or_else(|| OverlayError::UnknownNetwork(id.clone()))?;
-        let name = ours.name.clone();
-        let peers = self.peers.get(id).map_or(&[][..], Vec::as_slice);
         let vtep = netlib.config().vtep;
-        let (state, unreachable) = desired::network(ours, peers, &self.plugin, &self.leases, vtep)
-            .map_err(|source| OverlayError::Invalid { network: id.clone(), source })?;
+        let (state, unreachable) = self.network_state(id, vtep)?;
+        let name = self.known[id].name.clone();
         let report = netlib.ensure_network(&state).await.map_err(|source| {
             OverlayCounters::add(&self.shared.counters.failures_total, 1);
             OverlayError::Kernel { what: format!("network {name}"), source }
@@ -536,7 +584,7 @@ impl Actor {
 
     fn publish_zone(&mut self) {
         self.sandboxes = self.in_several_networks();
-        self.dns.publish(Zone::build(self.known.values(), &self.endpoints, self.sandboxes.clone()));
+        self.dns.publish(Zone::build(self.known.values(), &self.services, &self.endpoints, self.sandboxes.clone()));
         self.shared.zones.send_modify(|count| *count += 1);
     }
 

@@ -3,13 +3,15 @@
 //! Owns: what the engine's side adds to the translation of assignments (`agent_network`). Must not know: the kernel's
 //! present state, the disk. Pure; no tasks, no channels.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use agent_core::lease::Leases;
 use agent_network::Attached;
 pub use agent_network::{Unreachable, bare_network};
-use netlib::{Endpoint, EndpointId, HostState, NetworkState};
-use skein_api::{NetworkAssignment, PeerAssignment, address6};
+use netlib::{Endpoint, EndpointId, HostState, NetworkState, Service};
+use skein_api::{
+    EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, ServiceAssignment, ServiceId, address6,
+};
 
 use crate::plugin::PluginState;
 
@@ -50,6 +52,37 @@ fn stand_ins(
     })
 }
 
+/// Services of one network by virtual address.
+pub type Services = BTreeMap<IpAddr, Service>;
+
+/// Where the virtual addresses of each network lead: to the endpoints that name the service, of the same family.
+/// O((services + endpoints) log services).
+pub fn services(services: &[ServiceAssignment], endpoints: &[EndpointAssignment]) -> BTreeMap<NetworkId, Services> {
+    let mut all: BTreeMap<NetworkId, Services> = BTreeMap::new();
+    let mut vips: BTreeMap<(&NetworkId, &ServiceId), [IpAddr; 2]> = BTreeMap::new();
+    for service in services {
+        let both = [IpAddr::V4(service.v4), IpAddr::V6(service.v6)];
+        let network = all.entry(service.network.clone()).or_default();
+        network.extend(both.map(|vip| (vip, Service::default())));
+        vips.insert((&service.network, &service.service), both);
+    }
+    for endpoint in endpoints {
+        let of = endpoint.service.as_ref().and_then(|service| vips.get(&(&endpoint.network, service)));
+        let (Some([vip4, vip6]), Some(network)) = (of, all.get_mut(&endpoint.network)) else { continue };
+        let pairs = [(vip4, endpoint.v4.map(IpAddr::V4)), (vip6, endpoint.v6.map(IpAddr::V6))];
+        for (vip, addr) in pairs.into_iter().filter_map(|(vip, addr)| Some((vip, addr?))) {
+            let service = network.get_mut(vip).expect("made above");
+            let set = match (endpoint.healthy, endpoint.draining) {
+                (true, _) => &mut service.backends,
+                (false, true) => &mut service.draining,
+                (false, false) => &mut service.unhealthy,
+            };
+            set.insert(addr);
+        }
+    }
+    all
+}
+
 /// The state of the host's own namespace.
 pub fn host<'a>(
     networks: impl IntoIterator<Item = &'a NetworkAssignment>,
@@ -65,10 +98,10 @@ pub fn host<'a>(
 mod tests {
     use ipnet::IpNet;
     use netlib::HostIndex;
-    use skein_api::{NetworkId, NodeId};
+    use skein_api::NodeId;
 
     use super::*;
-    use crate::dns::zone::tests::network as assignment;
+    use crate::dns::zone::tests::{endpoint, network as assignment, service};
 
     fn peer(index: u16, v4: Option<&str>, v6: Option<&str>) -> PeerAssignment {
         PeerAssignment {
@@ -120,6 +153,37 @@ mod tests {
         assert_eq!(links(&[]), [], "nothing is missed");
         let found = links(&[("plugin/endpoint/p1", "{\"netw")]);
         assert_eq!(found, [Endpoint { mac: mac.parse().unwrap(), addr4: used, addr6: None }]);
+    }
+
+    #[test]
+    fn virtual_addresses_lead_to_the_endpoints_of_their_service() {
+        let of = |name: &str, n: u8, last: u8, healthy: bool, draining: bool| EndpointAssignment {
+            service: Some(ServiceId::new(name)),
+            draining,
+            ..endpoint(n, last, &[], &[], healthy)
+        };
+        let endpoints = [
+            of("web", 1, 10, true, false),
+            EndpointAssignment { v6: None, ..of("web", 1, 11, true, false) },
+            of("web", 1, 12, false, true),
+            of("web", 1, 13, false, false),
+            // Of another network, of a service without a virtual address, of none.
+            of("web", 2, 14, true, false),
+            of("other", 1, 15, true, false),
+            endpoint(1, 16, &[], &["web"], true),
+        ];
+        let all = services(&[service(1, "web", 200), service(1, "empty", 201)], &endpoints);
+        assert_eq!(all.keys().collect::<Vec<_>>(), [&NetworkId::new("net1")]);
+        let network = &all[&NetworkId::new("net1")];
+        let vips: Vec<String> = network.keys().map(IpAddr::to_string).collect();
+        assert_eq!(vips, ["10.1.250.200", "10.1.250.201", "fd00:0:0:1::fac8", "fd00:0:0:1::fac9"]);
+        let sets = |vip: &str| {
+            let Service { backends, draining, unhealthy } = &network[&vip.parse::<IpAddr>().unwrap()];
+            [backends, draining, unhealthy].map(|set| set.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(sets("10.1.250.200"), ["10.1.1.10 10.1.1.11", "10.1.1.12", "10.1.1.13"]);
+        assert_eq!(sets("fd00:0:0:1::fac8"), ["fd00:0:0:1::10a", "fd00:0:0:1::10c", "fd00:0:0:1::10d"]);
+        assert_eq!(sets("10.1.250.201"), ["", "", ""]);
     }
 
     #[test]

@@ -33,7 +33,10 @@ use std::{
 use agent_core::lease::LeaseError;
 use arc_swap::ArcSwap;
 use netlib::Proto;
-use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, TaskAddress, TaskId};
+use skein_api::{
+    Assignment, EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, ServiceAssignment, TaskAddress,
+    TaskId,
+};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -172,12 +175,40 @@ impl OverlayCounters {
     }
 }
 
+/// The network's part of what a master assigned: the whole of what a host shall have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Networks of this host.
+    pub networks: Vec<NetworkAssignment>,
+    /// The other hosts in them.
+    pub peers: Vec<PeerAssignment>,
+    /// Virtual addresses in them.
+    pub services: Vec<ServiceAssignment>,
+    /// Names and addresses in them.
+    pub endpoints: Vec<EndpointAssignment>,
+}
+
+impl Wanted {
+    /// Takes from a ledger what is the network's.
+    pub fn of<'a>(assignments: impl IntoIterator<Item = &'a Assignment>) -> Self {
+        let mut wanted = Self::default();
+        for assignment in assignments {
+            match assignment {
+                Assignment::Network(n) => wanted.networks.push(n.clone()),
+                Assignment::Peer(p) => wanted.peers.push(p.clone()),
+                Assignment::Service(s) => wanted.services.push(s.clone()),
+                Assignment::Endpoint(e) => wanted.endpoints.push(e.clone()),
+                Assignment::Task(_) => {}
+            }
+        }
+        wanted
+    }
+}
+
 #[derive(Debug)]
 enum Message {
     Apply {
-        networks: Vec<NetworkAssignment>,
-        peers: Vec<PeerAssignment>,
-        endpoints: Vec<EndpointAssignment>,
+        wanted: Wanted,
         reply: oneshot::Sender<Result<(), OverlayError>>,
     },
     Plugin {
@@ -267,13 +298,8 @@ impl OverlayHandle {
     ///
     /// # Errors
     /// The first failure; everything else was done all the same, and the audit goes on trying.
-    pub async fn apply(
-        &self,
-        networks: Vec<NetworkAssignment>,
-        peers: Vec<PeerAssignment>,
-        endpoints: Vec<EndpointAssignment>,
-    ) -> Result<(), OverlayError> {
-        self.ask(|reply| Message::Apply { networks, peers, endpoints, reply }).await?
+    pub async fn apply(&self, wanted: Wanted) -> Result<(), OverlayError> {
+        self.ask(|reply| Message::Apply { wanted, reply }).await?
     }
 
     /// The task's address in a network, sticky until [`OverlayHandle::release`], durable when this returns.

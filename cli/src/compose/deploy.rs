@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use skein_api::{
-    DeviceRequest, LABEL_KEY_EXPECTED, PREFERENCES_MAX, Placement, Preference, RestartCondition, RestartPolicy,
-    ServiceMode, ServiceSpec, Strategy, is_label_key,
+    DeviceRequest, EndpointMode, LABEL_KEY_EXPECTED, PREFERENCES_MAX, Placement, Preference, RestartCondition,
+    RestartPolicy, ServiceMode, ServiceSpec, Strategy, is_label_key,
 };
 
 use super::{
@@ -30,6 +30,10 @@ pub(super) fn deploy(cx: &mut Cx, f: &Fields<'_>, pos: Pos, spec: &mut ServiceSp
     if let Some((node, path)) = d.get("labels") {
         let entries = cx.entries(node, &path, &['=']);
         spec.labels = entries.into_iter().map(|e| (e.name, e.value.unwrap_or_default())).collect();
+    }
+    const ENDPOINT_MODES: &[(&str, EndpointMode)] = &[("vip", EndpointMode::Vip), ("dnsrr", EndpointMode::Dnsrr)];
+    if let Some(mode) = d.get("endpoint_mode").and_then(|(node, path)| cx.one_of(node, &path, ENDPOINT_MODES)) {
+        spec.endpoint_mode = mode;
     }
     if let Some((node, path)) = d.get("placement")
         && let Some(p) = cx.fields(node, &path, keys::PLACEMENT)

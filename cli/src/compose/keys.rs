@@ -206,7 +206,7 @@ pub const SERVICE_NETWORK: Table = &[
 
 /// `deploy`.
 pub const DEPLOY: Table = &[
-    ("endpoint_mode", Warn(LATER)),
+    ("endpoint_mode", Yes),
     ("labels", Yes),
     ("mode", Yes),
     ("placement", Yes),

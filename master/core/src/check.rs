@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skein_api::{Block, NetworkId, NodeId, Task, TaskState};
+use skein_api::{Block, NetworkId, NodeId, Service, Task, TaskState, Vip, address6};
 
 use crate::{
     core::Core,
@@ -16,6 +16,7 @@ pub(crate) fn check(core: &Core) -> Vec<String> {
     let mut broken = core.scheduler().check();
     unique_numbers(core, &mut broken);
     blocks(core, &mut broken);
+    vips(core, &mut broken);
     tasks(core, &mut broken);
     for node in core.model().nodes.keys() {
         capacity(core, node, &mut broken);
@@ -37,6 +38,11 @@ pub(crate) fn check_touched(core: &Core, changes: &[Change]) -> Vec<String> {
                 nodes.extend(task.node.clone());
             }
             Change::Upsert(Object::Block(block)) => one_block(core, block, &mut broken),
+            Change::Upsert(Object::Service(service)) => {
+                if let Some(service) = core.model().services.get(&service.id) {
+                    service_vips(core, service, &mut broken);
+                }
+            }
             _ => {}
         }
     }
@@ -136,8 +142,46 @@ fn one_block(core: &Core, block: &Block, broken: &mut Vec<String>) {
         }
         Some(_) => {}
     }
+    if let Some((vip, _)) = model.vips(&block.network).find(|(vip, _)| block.block4.contains(*vip)) {
+        broken.push(format!("block {} of node {} holds the virtual address {vip}", block.block4, block.node));
+    }
     if !model.nodes.contains_key(&block.node) {
         broken.push(format!("block {} belongs to no node", block.block4));
+    }
+}
+
+fn vips(core: &Core, broken: &mut Vec<String>) {
+    let services = core.model().services.values();
+    let all = services.clone().flat_map(|s| s.vips.iter().map(move |vip| (vip, s.spec.name.clone())));
+    unique("virtual address", all.map(|(vip, owner)| ((vip.network.clone(), vip.v4), owner)), broken);
+    for service in services {
+        service_vips(core, service, broken);
+    }
+}
+
+/// The virtual addresses of a service: in networks that it names, usable, and in no host's block.
+fn service_vips(core: &Core, service: &Service, broken: &mut Vec<String>) {
+    let (model, name) = (core.model(), &service.spec.name);
+    let mut networks = BTreeSet::new();
+    for Vip { network, v4, v6 } in &service.vips {
+        let Some(network) = model.networks.get(network) else {
+            // It goes with the next look at the service.
+            continue;
+        };
+        if !networks.insert(&network.id) {
+            broken.push(format!("service {name} has two virtual addresses in network {}", network.spec.name));
+        }
+        let ends = [network.subnet4.network(), network.subnet4.broadcast(), network.gateway4()];
+        if !network.subnet4.contains(v4) || ends.contains(v4) {
+            broken.push(format!("virtual address {v4} of service {name} cannot be one of {}", network.subnet4));
+        }
+        if *v6 != address6(network.subnet6, network.subnet4, *v4) {
+            broken.push(format!("virtual addresses {v4} and {v6} of service {name} do not belong together"));
+        }
+        let owner = model.block_of(network, *v4).map(|block| &block.node);
+        if let Some(owner) = owner {
+            broken.push(format!("virtual address {v4} of service {name} is in a block of node {owner}"));
+        }
     }
 }
 

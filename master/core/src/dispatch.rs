@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skein_api::{
     Assignment, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, NodeId, PeerAssignment, Service,
-    Task, TaskAssignment, TaskId, TaskState,
+    ServiceAssignment, ServiceId, ServiceSpec, Task, TaskAssignment, TaskId, TaskState, Vip,
 };
 
 use crate::{
@@ -115,7 +115,16 @@ impl Dispatch {
                 self.mark_members(model, &id, &format!("network/{id}"), None);
             }
             (Kind::Node, _) => self.note_node(model, &NodeId::new(&key.id), before),
-            (Kind::Service, Some(Object::Service(before))) => self.note_service(model, before),
+            (Kind::Service, before) => {
+                let before = match before {
+                    Some(Object::Service(service)) => Some(&**service),
+                    _ => None,
+                };
+                self.note_vips(model, &ServiceId::new(&key.id), before);
+                if let Some(before) = before {
+                    self.note_service(model, before);
+                }
+            }
             _ => {}
         }
     }
@@ -155,10 +164,27 @@ impl Dispatch {
         }
     }
 
-    /// Names of a service stand in the documents of its tasks.
+    /// What a service has in its networks: looked at where it had or has a virtual address, if its names or addresses are
+    /// others.
+    fn note_vips(&mut self, model: &Model, id: &ServiceId, before: Option<&Service>) {
+        let documents = |s: &Service| s.vips.iter().map(|vip| service_document(s, vip)).collect::<Vec<_>>();
+        let (old, new) = (before.map(documents), model.services.get(id).map(documents));
+        if old == new {
+            return;
+        }
+        let networks: BTreeSet<NetworkId> = old.into_iter().chain(new).flatten().map(|d| d.network).collect();
+        for network in networks {
+            self.mark_members(model, &network, &format!("service/{network}/{id}"), None);
+        }
+    }
+
+    /// Names of a service stand in the documents of its tasks, fewer where it has a virtual address.
     fn note_service(&mut self, model: &Model, before: &Service) {
-        let names = |s: &Service| (s.spec.name.clone(), s.spec.short_name.clone(), s.spec.stack.clone());
-        if model.services.get(&before.id).map(names) == Some(names(before)) {
+        let says = |s: &Service| {
+            let vips: Vec<NetworkId> = s.vips.iter().map(|vip| vip.network.clone()).collect();
+            (s.spec.name.clone(), s.spec.short_name.clone(), s.spec.stack.clone(), vips)
+        };
+        if model.services.get(&before.id).map(says) == Some(says(before)) {
             return;
         }
         self.note_takers(model, &before.spec.name);
@@ -230,8 +256,8 @@ fn is_over(task: &Task) -> bool {
 /// Whether two states of a task give the same endpoint documents: what `Core::endpoint_document` looks at.
 fn same_endpoint(old: &Task, new: &Task) -> bool {
     let ended = |t: &Task| t.status.state.is_terminal();
-    (ended(old), is_served(old), &old.node, &old.name, &old.service)
-        == (ended(new), is_served(new), &new.node, &new.name, &new.service)
+    (ended(old), is_served(old), is_draining(old), &old.node, &old.name, &old.service)
+        == (ended(new), is_served(new), is_draining(new), &new.node, &new.name, &new.service)
         && old.status.addresses == new.status.addresses
         && old.spec == new.spec
 }
@@ -242,12 +268,34 @@ fn is_served(task: &Task) -> bool {
     running && task.status.health.is_none_or(|h| h == Health::Healthy)
 }
 
+/// Whether it runs and is about to stop: no name leads to it any more, and its connections go on.
+fn is_draining(task: &Task) -> bool {
+    task.status.state == TaskState::Running && task.desired_state > TaskState::Running
+}
+
 /// Keys of all documents of a network that `node` may have, as a member.
 fn network_keys(model: &Model, network: &NetworkId, node: &NodeId) -> BTreeSet<String> {
     let mut keys = BTreeSet::from([format!("network/{network}")]);
     keys.extend(model.members(network).filter(|n| *n != node).map(|n| format!("peer/{network}/{n}")));
+    keys.extend(model.vips(network).map(|(_, service)| format!("service/{network}/{service}")));
     keys.extend(model.network_tasks(network).map(|t| format!("endpoint/{network}/{}", t.id)));
     keys
+}
+
+/// What every host of the network is told of a service there.
+fn service_document(service: &Service, vip: &Vip) -> ServiceAssignment {
+    let attachment = service.spec.task.networks.iter().find(|a| a.network == vip.network.as_str());
+    let mut names = vec![short_name(service).to_owned(), service.spec.name.clone()];
+    names.extend(attachment.into_iter().flat_map(|a| a.aliases.clone()));
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    ServiceAssignment { network: vip.network.clone(), service: service.id.clone(), names, v4: vip.v4, v6: vip.v6 }
+}
+
+/// The name of a service within its stack.
+fn short_name(service: &Service) -> &str {
+    let ServiceSpec { short_name, name, .. } = &service.spec;
+    if short_name.is_empty() { name } else { short_name }
 }
 
 impl Core {
@@ -340,6 +388,11 @@ impl Core {
             ("peer", Some(peer)) if peer != node.as_str() => {
                 Some(Assignment::Peer(self.peer_document(network, &NodeId::new(peer))?))
             }
+            ("service", Some(service)) => {
+                let service = self.model.services.get(&ServiceId::new(service))?;
+                let vip = service.vips.iter().find(|vip| vip.network == id)?;
+                Some(Assignment::Service(service_document(service, vip)))
+            }
             ("endpoint", Some(task)) => {
                 let task = self.model.tasks.get(&TaskId::new(task))?;
                 task.spec.networks.iter().find(|a| a.network == id.as_str())?;
@@ -430,9 +483,14 @@ impl Core {
         names.extend(task.spec.container.hostname.clone());
         let mut shared_names: Vec<String> = attachment.map(|a| a.aliases.clone()).unwrap_or_default();
         if let Some(service) = service {
-            let short = &service.spec.short_name;
-            let short = if short.is_empty() { &service.spec.name } else { short };
-            shared_names.extend([short.clone(), service.spec.name.clone(), format!("tasks.{short}")]);
+            let (short, full) = (short_name(service), &service.spec.name);
+            if service.vips.iter().any(|vip| vip.network == network.id) {
+                // These are the virtual address's.
+                shared_names.clear();
+            } else {
+                shared_names.extend([short.to_owned(), full.clone()]);
+            }
+            shared_names.extend([format!("tasks.{short}"), format!("tasks.{full}")]);
         }
         for names in [&mut names, &mut shared_names] {
             names.sort();
@@ -441,12 +499,14 @@ impl Core {
         Some(EndpointAssignment {
             network: network.id.clone(),
             task: task.id.clone(),
+            service: task.service.clone(),
             node,
             names,
             shared_names,
             v4: address.v4,
             v6: address.v6,
             healthy: is_served(task),
+            draining: is_draining(task),
         })
     }
 }

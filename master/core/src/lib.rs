@@ -38,6 +38,7 @@ pub mod rng;
 pub mod scheduler;
 pub mod sketch;
 mod starved;
+mod vips;
 mod what_if;
 mod workloads;
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, LazyLock},
 };
 
@@ -268,6 +268,8 @@ pub struct Model {
     takers: BTreeMap<String, BTreeSet<TaskId>>,
     members: BTreeMap<NetworkId, BTreeMap<NodeId, BTreeSet<u32>>>,
     network_names: BTreeMap<String, NetworkId>,
+    /// Virtual addresses by network. One that two services had would be found by `check`, so the last one stands here.
+    vips: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, ServiceId>>,
     service_names: BTreeMap<String, ServiceId>,
     volume_names: BTreeMap<String, VolumeId>,
     /// Names of the volumes on each node.
@@ -381,8 +383,13 @@ impl Model {
                 before
             }
             Object::Service(o) => {
+                let before = self.remove_service(&o.id);
                 self.service_names.insert(o.spec.name.clone(), o.id.clone());
-                self.services.insert(o.id.clone(), *o).map(|o| Object::Service(Box::new(o)))
+                for vip in &o.vips {
+                    self.vips.entry(vip.network.clone()).or_default().insert(vip.v4, o.id.clone());
+                }
+                self.services.insert(o.id.clone(), *o);
+                before
             }
             Object::Task(o) => {
                 if let Some(before) = self.tasks.get_mut(&o.id).filter(|before| same_lookups(before, &o)) {
@@ -442,11 +449,7 @@ impl Model {
                 }
                 Some(Object::Volume(volume))
             }
-            Kind::Service => {
-                let service = self.services.remove(&ServiceId::new(id))?;
-                self.service_names.remove(&service.spec.name);
-                Some(Object::Service(Box::new(service)))
-            }
+            Kind::Service => self.remove_service(&ServiceId::new(id)),
             Kind::Task => self.remove_task(&TaskId::new(id)),
         }
     }
@@ -469,6 +472,20 @@ impl Model {
         let node = self.nodes.remove(id)?;
         self.hosts.remove(&node);
         Some(Object::Node(Box::new(node)))
+    }
+
+    fn remove_service(&mut self, id: &ServiceId) -> Option<Object> {
+        let service = self.services.remove(id)?;
+        self.service_names.remove(&service.spec.name);
+        for vip in &service.vips {
+            if let Some(vips) = self.vips.get_mut(&vip.network) {
+                vips.remove(&vip.v4);
+                if vips.is_empty() {
+                    self.vips.remove(&vip.network);
+                }
+            }
+        }
+        Some(Object::Service(Box::new(service)))
     }
 
     fn count_state(&mut self, old: TaskState, new: TaskState) {
@@ -586,6 +603,11 @@ impl Model {
         self.services.get(self.service_names.get(name)?)
     }
 
+    /// The virtual addresses of a network with their services, in order.
+    pub fn vips(&self, network: &NetworkId) -> impl Iterator<Item = (&Ipv4Addr, &ServiceId)> {
+        self.vips.get(network).into_iter().flatten()
+    }
+
     /// Names of the volumes on a node.
     pub fn node_volumes(&self, node: &NodeId) -> impl Iterator<Item = &String> {
         self.node_volumes.get(node).into_iter().flatten()
@@ -664,6 +686,12 @@ impl Model {
             .into_iter()
             .flatten()
             .map(|index| &self.blocks[&(network.clone(), *index)])
+    }
+
+    /// The block that an address of a network is in, if that has an owner.
+    pub fn block_of(&self, network: &Network, address: Ipv4Addr) -> Option<&Block> {
+        let offset = u32::from(address).checked_sub(u32::from(network.subnet4.network()))?;
+        self.blocks.get(&(network.id.clone(), offset >> (32 - network.block_prefix4)))
     }
 
     /// Positions of the blocks of a network that have an owner.

@@ -214,7 +214,8 @@ impl Core {
     /// The lowest block that nobody owns, those of removed hosts last and of these the one that was freed first: a
     /// host that was cut off may still run containers with its addresses.
     fn free_block(&self, network: &NetworkId, count: u32, usable: impl Fn(u32) -> bool) -> Option<u32> {
-        let owned = self.model.owned_blocks(network);
+        let mut owned = self.model.owned_blocks(network);
+        owned.extend(self.vip_blocks(network));
         let owned = if skein_api::mutant!("block-twice") { Default::default() } else { owned };
         let mut freed: BTreeMap<u32, UnixMillis> = BTreeMap::new();
         for node in self.model.removed_nodes.values() {

@@ -166,6 +166,7 @@ impl Core {
             }
             return;
         };
+        self.ensure_vips(&service);
         let lost: Vec<TaskId> =
             self.model.service_tasks(id).filter(|t| self.is_lost(t)).map(|t| t.id.clone()).collect();
         for task in &lost {

@@ -244,7 +244,8 @@ impl Core {
         plan.warnings.extend(taken.filter(|_| !own).map(|what| format!("{} waits: {what}", spec.name)));
         let Some(known) = known else {
             plan.items.push(item(PlanAction::Create, Vec::new()));
-            let service = Service { id: ServiceId::new(rng.id()), meta: meta::created(ctx), spec };
+            let meta = meta::created(ctx);
+            let service = Service { id: ServiceId::new(rng.id()), meta, spec, vips: Vec::new() };
             changes.push(Change::Upsert(Object::Service(Box::new(service))));
             return Ok(());
         };
@@ -253,7 +254,7 @@ impl Core {
         plan.items.push(item(if recreate { PlanAction::Recreate } else { PlanAction::Update }, differences));
         // Only a changed task specification is a new generation of it: tasks remember which one they were made from.
         let meta = meta::changed(&known.meta, ctx, recreate);
-        changes.push(Change::Upsert(Object::Service(Box::new(Service { id: known.id.clone(), meta, spec }))));
+        changes.push(Change::Upsert(Object::Service(Box::new(Service { meta, spec, ..known.clone() }))));
         Ok(())
     }
 

@@ -11,10 +11,10 @@ use serde::Deserialize;
 use skein_agent::{
     dns::UpstreamSource,
     fdstore::{HandedOver, Manager},
-    overlay::{OverlayConfig, OverlayHandle},
+    overlay::{OverlayConfig, OverlayHandle, Wanted},
     plugin::{PluginServer, socket},
 };
-use skein_api::{EndpointAssignment, NetworkAssignment, PeerAssignment};
+use skein_api::{EndpointAssignment, NetworkAssignment, PeerAssignment, ServiceAssignment};
 
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -24,6 +24,8 @@ struct Assignments {
     underlay4: std::net::Ipv4Addr,
     networks: Vec<NetworkAssignment>,
     peers: Vec<PeerAssignment>,
+    #[serde(default)]
+    services: Vec<ServiceAssignment>,
     endpoints: Vec<EndpointAssignment>,
 }
 
@@ -56,7 +58,8 @@ async fn main() -> Result<()> {
         if text != last
             && let Ok(wanted) = serde_json::from_slice::<Assignments>(&text)
         {
-            let result = overlay.apply(wanted.networks, wanted.peers, wanted.endpoints).await;
+            let Assignments { networks, peers, services, endpoints, .. } = wanted;
+            let result = overlay.apply(Wanted { networks, peers, services, endpoints }).await;
             let failure = result.err().map(|e| format!("{:#}", anyhow::Error::from(e))).unwrap_or_default();
             count += 1;
             last = text;

@@ -42,6 +42,7 @@ fn services_on_two_hosts_find_each_other() -> Result<()> {
         let got = cluster.skein(&["exec", "s_a.1", "--", "sh", "-c", &get(name)])?;
         ensure!(got.contains("from-b"), "{name}: {got}");
     }
+    virtual_address(&cluster, &b)?;
     ensure!(cluster.skein(&["logs", "s_a.1"])?.contains("started"));
     published_port(&lab)?;
     // The same file again changes nothing.
@@ -57,6 +58,21 @@ fn services_on_two_hosts_find_each_other() -> Result<()> {
         Ok(left.iter().all(String::is_empty).then_some(()))
     })
     .with_context(|| lab.logs(40))
+}
+
+/// The name of a service is its virtual address, which leads to the task on the other host; `tasks.` names the task.
+fn virtual_address(cluster: &Cluster<'_>, b: &Value) -> Result<()> {
+    let service: Value = serde_json::from_str(&cluster.skein(&["service", "inspect", "s_b", "-o", "json"])?)?;
+    let service = if service.is_array() { service[0].clone() } else { service };
+    let address = |of: &Value| -> Result<String> { Ok(of["v4"].as_str().context("no address")?.to_owned()) };
+    let (vip, own) = (address(&service["vips"][0])?, address(&b["status"]["addresses"][0])?);
+    let look = |name: &str| cluster.skein(&["exec", "s_a.1", "--", "sh", "-c", &format!("getent ahostsv4 {name}")]);
+    for (name, expected, other) in [("b", &vip, &own), ("web", &vip, &own), ("tasks.b", &own, &vip)] {
+        let found = look(name)?;
+        ensure!(found.contains(expected) && !found.contains(other), "{name} is {expected}, not {other}: {found}");
+    }
+    cluster.skein(&["exec", "s_a.1", "--", "ping", "-c", "1", "-W", "2", "b"])?;
+    Ok(())
 }
 
 /// A published port works on the host that runs the container.

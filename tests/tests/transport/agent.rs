@@ -16,12 +16,11 @@ use skein_agent::{
     executor::Reports,
     identity::{self, Dial, IdentityDir, Membership},
     ledger::Ledger,
-    overlay::OverlayError,
+    overlay::{OverlayError, Wanted},
     session::{Ended, Follow, Session},
 };
 use skein_api::{
-    Assignment, EndpointAssignment, NetworkAssignment, NodeDescription, PeerAssignment, Resources, TaskAssignment,
-    TaskId, TaskReport, TaskState, TaskStatus, UnixMillis,
+    Assignment, NodeDescription, Resources, TaskAssignment, TaskId, TaskReport, TaskState, TaskStatus, UnixMillis,
     grpc::{self, agent_client::AgentClient},
 };
 use tempfile::TempDir;
@@ -335,12 +334,7 @@ impl Seen {
 }
 
 impl Follow for NetworkSide {
-    async fn follow(
-        &self,
-        _: Vec<NetworkAssignment>,
-        _: Vec<PeerAssignment>,
-        _: Vec<EndpointAssignment>,
-    ) -> Result<(), OverlayError> {
+    async fn follow(&self, _: Wanted) -> Result<(), OverlayError> {
         self.seen.check(&self.ledger);
         tokio::time::sleep(KERNEL_TAKES).await;
         let mut stuck = self.seen.stuck.subscribe();

@@ -52,7 +52,7 @@ async fn resolver() -> (SocketAddr, JoinSet<()>) {
 async fn serve(upstreams: Vec<SocketAddr>) -> (Arc<DnsServer>, Serving, SocketAddr) {
     let server = DnsServer::new(UpstreamSource::Fixed(upstreams));
     let n = network(1, "n", false);
-    server.publish(Zone::build([&n], &[endpoint(1, 10, &["web.1"], &["web"], true)], []));
+    server.publish(Zone::build([&n], &[], &[endpoint(1, 10, &["web.1"], &["web"], true)], []));
     let (udp, tcp) = pair();
     let address = udp.local_addr().unwrap();
     let serving = server.serve(&n.id, udp, tcp).unwrap();

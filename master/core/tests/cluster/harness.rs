@@ -542,6 +542,7 @@ fn own_objects_only(model: &Model, node: &NodeId, docs: &BTreeMap<String, Assign
             Assignment::Task(t) => model.tasks[&t.id].node.as_ref() == Some(node),
             Assignment::Network(n) => model.is_member(&n.id, node),
             Assignment::Peer(p) => p.node != *node && model.is_member(&p.network, node),
+            Assignment::Service(s) => model.is_member(&s.network, node),
             Assignment::Endpoint(e) => model.is_member(&e.network, node),
         };
         assert!(own, "node {node} was told of {}", document.key());

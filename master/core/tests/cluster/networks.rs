@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use master_core::{Command, Reply};
-use skein_api::{NetworkSpec, NodeUpdate, TaskState};
+use skein_api::{Assignment, EndpointMode, NetworkSpec, NodeUpdate, ServiceAssignment, TaskState, Vip};
 
 use crate::harness::{Cluster, With, constraint, network, replicas, service, stack};
 
@@ -145,7 +145,7 @@ fn the_least_mtu_of_the_members_holds() {
     })]);
     let mtu = |c: &Cluster, node: &str| {
         let docs = &c.agents[&c.node(node)].docs;
-        docs.values().find_map(|d| if let skein_api::Assignment::Network(n) = d { Some(n.mtu) } else { None })
+        docs.values().find_map(|d| if let Assignment::Network(n) = d { Some(n.mtu) } else { None })
     };
     assert_eq!((mtu(&c, "n1"), mtu(&c, "n3")), (Some(1_450), None));
     let mut description = Cluster::description("n2");
@@ -221,4 +221,76 @@ fn a_task_starts_when_every_host_of_its_network_knows_its_address() {
     c.up(vec![on("a", "n1"), on("c", "n3"), on("d", "n1"), on("e", "n3"), on("f", "n1")]);
     c.rest();
     assert_eq!(c.task("s_f.1").status.state, TaskState::Running, "without any time passing");
+}
+
+fn vips(c: &Cluster, name: &str) -> Vec<Vip> {
+    c.model().service_named(&format!("s_{name}")).unwrap().vips.clone()
+}
+
+/// The services that a node is told of, by their first name.
+fn services_told(c: &Cluster, node: &str) -> std::collections::BTreeMap<String, ServiceAssignment> {
+    let docs = c.agents[&c.node(node)].docs.values();
+    let services = docs.filter_map(|d| if let Assignment::Service(s) = d { Some(s.clone()) } else { None });
+    services.map(|s| (s.names[0].clone(), s)).collect()
+}
+
+#[test]
+fn a_service_has_a_virtual_address_in_each_of_its_networks_for_life() {
+    let mut c = Cluster::with_nodes(2);
+    let web = |image: &'static str| {
+        service("web").with(move |s| {
+            replicas(s, 4);
+            network(s, "s_front");
+            network(s, "s_back");
+            s.task.networks[1].aliases = vec!["shop".into(), "web".into()];
+            s.task.container.image = image.into();
+        })
+    };
+    let db = || service("db").with(|s| network(s, "s_back"));
+    let alone = || service("alone").with(|s| (network(s, "s_back"), s.endpoint_mode = EndpointMode::Dnsrr).1);
+    c.up(vec![web("one"), db(), alone()]);
+    let (of_web, of_db) = (vips(&c, "web"), vips(&c, "db"));
+    let names: Vec<_> = of_web.iter().map(|v| c.model().networks[&v.network].spec.name.as_str()).collect();
+    assert_eq!((names, of_db.len()), (vec!["s_front", "s_back"], 1));
+    assert_eq!(vips(&c, "alone"), []);
+    assert_ne!(of_web[1].v4, of_db[0].v4);
+    // From the end of the subnet, where no host's block is.
+    let back = c.model().network("s_back").unwrap().clone();
+    let last = u32::from(back.subnet4.broadcast()) >> 4;
+    assert!([of_web[1].v4, of_db[0].v4].iter().all(|v4| u32::from(*v4) >> 4 == last), "{of_web:?} {of_db:?}");
+    for node in ["n1", "n2"] {
+        let told = services_told(&c, node);
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["db", "web"], "{node}");
+    }
+    let docs = &c.agents[&c.node("n1")].docs;
+    let id = &c.model().service_named("s_web").unwrap().id;
+    let Assignment::Service(told) = &docs[&format!("service/{}/{id}", back.id)] else { panic!("a service") };
+    assert_eq!((&told.names[..], told.v4), (&["web", "s_web", "shop"].map(String::from)[..], of_web[1].v4));
+
+    c.up(vec![web("two"), db(), alone()]);
+    assert_eq!((vips(&c, "web"), vips(&c, "db")), (of_web.clone(), of_db.clone()), "kept when its tasks are replaced");
+    c.up(vec![web("two").with(|s| s.endpoint_mode = EndpointMode::Dnsrr), db(), alone()]);
+    assert_eq!(vips(&c, "web"), []);
+    assert_eq!(services_told(&c, "n1").len(), 1);
+    c.down(false);
+    c.rest();
+    assert!(c.agents[&c.node("n1")].docs.is_empty());
+}
+
+#[test]
+fn virtual_addresses_leave_blocks_to_hosts() {
+    let mut c = Cluster::with_nodes(3);
+    // Eight blocks of two addresses; the first has none that can be given out.
+    let services = (0..9).map(|i| service(&format!("w{i}")).with(|s| network(s, "s_net")));
+    let mut spec = stack(services.collect());
+    spec.networks[0].subnet4 = Some("10.1.1.0/28".parse().unwrap());
+    c.apply(spec);
+    c.rest();
+    let with_vip = (0..9).filter(|i| !vips(&c, &format!("w{i}")).is_empty()).count();
+    assert_eq!(with_vip, 3, "two blocks of eight, and the very last address is the subnet's broadcast");
+    let network = c.model().network("s_net").unwrap().id.clone();
+    assert!(c.model().members(&network).count() > 0, "hosts have addresses");
+    let names = services_told(&c, "n1");
+    assert_eq!(names.len(), 3);
+    assert_eq!(c.core.check(), Vec::<String>::new());
 }

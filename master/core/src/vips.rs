@@ -1,0 +1,88 @@
+//! Virtual addresses of services: one in each network of a service, for as long as the service is there.
+//!
+//! They come from blocks of the subnet that no host owns, the last ones first, while hosts get the first ones: so neither
+//! grows into the other before the subnet is full. That a block is for virtual addresses follows from those in it and is
+//! written nowhere else. At most a quarter of the blocks is used so, and the last free one is left to hosts. A service for which no address is left has none there, its name then finds its tasks; it is
+//! looked at again with each change of it.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use skein_api::{EndpointMode, Network, NetworkId, Service, ServiceId, Vip, address6};
+
+use crate::{
+    core::Core,
+    model::{Change, Object},
+};
+
+impl Core {
+    /// Gives a service the virtual addresses that it lacks and takes those that it shall not have. Idempotent.
+    pub(crate) fn ensure_vips(&mut self, service: &Service) {
+        let wanted = self.wanted_vips(service);
+        if wanted != service.vips {
+            self.stage(Change::Upsert(Object::Service(Box::new(Service { vips: wanted, ..service.clone() }))));
+        }
+    }
+
+    fn wanted_vips(&self, service: &Service) -> Vec<Vip> {
+        if service.spec.endpoint_mode == EndpointMode::Dnsrr {
+            return Vec::new();
+        }
+        let ids = service.spec.task.networks.iter().map(|attachment| NetworkId::new(&attachment.network));
+        let networks = ids.filter_map(|id| self.model.networks.get(&id));
+        let vip = |network: &Network| {
+            let known = service.vips.iter().find(|vip| vip.network == network.id);
+            known.cloned().or_else(|| {
+                let v4 = self.free_vip(network, &service.id)?;
+                Some(Vip { network: network.id.clone(), v4, v6: address6(network.subnet6, network.subnet4, v4) })
+            })
+        };
+        networks.filter_map(vip).collect()
+    }
+
+    /// Positions of the blocks of a network that have virtual addresses in them.
+    pub(crate) fn vip_blocks(&self, network: &NetworkId) -> BTreeSet<u32> {
+        let Some(network) = self.model.networks.get(network) else { return BTreeSet::new() };
+        let base = u32::from(network.subnet4.network());
+        let index = |vip: &Ipv4Addr| (u32::from(*vip) - base) >> (32 - network.block_prefix4);
+        self.model.vips(&network.id).map(|(vip, _)| index(vip)).collect()
+    }
+
+    /// An address for a service: in a block that has others already, else in the last one that is nobody's. Where in the
+    /// block the search begins follows from the service's id, so that an address that was just given up, and that
+    /// clients may still remember, seldom goes to the next service.
+    fn free_vip(&self, network: &Network, service: &ServiceId) -> Option<Ipv4Addr> {
+        let per_block = 1_u32 << (32 - network.block_prefix4);
+        let base = u32::from(network.subnet4.network());
+        let unusable = [network.subnet4.network(), network.subnet4.broadcast(), network.gateway4()];
+        let taken: BTreeSet<&Ipv4Addr> = self.model.vips(&network.id).map(|(vip, _)| vip).collect();
+        let begin = service.as_str().bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let free_in = |block: u32| {
+            let addresses = (0..per_block).map(|nth| begin.wrapping_add(nth) % per_block);
+            let mut addresses = addresses.map(|offset| Ipv4Addr::from(base + block * per_block + offset));
+            addresses.find(|address| !taken.contains(address) && !unusable.contains(address))
+        };
+        let ours = self.vip_blocks(&network.id);
+        if let Some(found) = ours.iter().rev().find_map(|block| free_in(*block)) {
+            return Some(found);
+        }
+        let count = 1_u32 << (network.block_prefix4 - network.subnet4.prefix_len());
+        if ours.len() >= (count / 4) as usize {
+            return None;
+        }
+        let owned = self.model.owned_blocks(&network.id);
+        let freed: BTreeSet<u32> = self
+            .model
+            .removed_nodes
+            .values()
+            .flat_map(|node| &node.blocks)
+            .filter(|(of, _)| *of == network.id)
+            .map(|(_, index)| *index)
+            .collect();
+        let nobodys = |block: &u32| !owned.contains(block) && !ours.contains(block) && !freed.contains(block);
+        let mut left = (0..count).rev().filter(nobodys).filter(|block| free_in(*block).is_some());
+        let block = left.next()?;
+        // A service can do without a virtual address, a host cannot do without addresses.
+        left.next()?;
+        free_in(block)
+    }
+}
