@@ -384,6 +384,12 @@ pub enum EndpointMode {
     Dnsrr,
 }
 
+/// Time that open connections of a task get before it is told to stop, unless its service says otherwise.
+pub const DEFAULT_DRAIN_MS: u64 = 5_000;
+
+/// Longest such time: an hour.
+pub const DRAIN_MS_MAX: u64 = 3_600_000;
+
 impl EndpointMode {
     fn is_vip(&self) -> bool {
         *self == Self::Vip
@@ -434,4 +440,15 @@ pub struct ServiceSpec {
     /// How its name finds its tasks. A change replaces no task.
     #[serde(skip_serializing_if = "EndpointMode::is_vip")]
     pub endpoint_mode: EndpointMode,
+    /// Time that open connections of a task get, between its last new connection and its stop signal, while others of
+    /// the service go on; default [`DEFAULT_DRAIN_MS`], at most [`DRAIN_MS_MAX`], 0: none. A change replaces no task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
+}
+
+impl ServiceSpec {
+    /// [`Self::drain_ms`] or the default.
+    pub fn drain_ms(&self) -> u64 {
+        self.drain_ms.unwrap_or(DEFAULT_DRAIN_MS)
+    }
 }

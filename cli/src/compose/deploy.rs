@@ -35,6 +35,9 @@ pub(super) fn deploy(cx: &mut Cx, f: &Fields<'_>, pos: Pos, spec: &mut ServiceSp
     if let Some(mode) = d.get("endpoint_mode").and_then(|(node, path)| cx.one_of(node, &path, ENDPOINT_MODES)) {
         spec.endpoint_mode = mode;
     }
+    if let Some(own) = d.get("x-skein").and_then(|(node, path)| cx.fields(node, &path, keys::DEPLOY_OWN)) {
+        spec.drain_ms = own.get("drain").and_then(|(node, path)| cx.parsed(node, &path, values::duration_ms));
+    }
     if let Some((node, path)) = d.get("placement")
         && let Some(p) = cx.fields(node, &path, keys::PLACEMENT)
     {

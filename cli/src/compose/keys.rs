@@ -215,7 +215,11 @@ pub const DEPLOY: Table = &[
     ("restart_policy", Yes),
     ("rollback_config", Warn(LATER)),
     ("update_config", Warn(LATER)),
+    ("x-skein", Yes),
 ];
+
+/// `deploy.x-skein`: what the specification has no key for.
+pub const DEPLOY_OWN: Table = &[("drain", Yes)];
 
 /// `deploy.resources`.
 pub const RESOURCES: Table = &[("limits", Yes), ("reservations", Yes)];
@@ -310,6 +314,7 @@ pub const ALL: &[(&str, Table)] = &[
     ("services.*.networks.*", SERVICE_NETWORK),
     ("services.*.gpus[]", DEVICE),
     ("services.*.deploy", DEPLOY),
+    ("services.*.deploy.x-skein", DEPLOY_OWN),
     ("services.*.deploy.resources", RESOURCES),
     ("services.*.deploy.resources.limits", LIMITS),
     ("services.*.deploy.resources.reservations", RESERVATIONS),

@@ -337,6 +337,8 @@ fn deploy_keys() {
     check("deploy: {replicas: 0}", r#"{"mode":{"replicated":0}}"#);
     check("scale: 2\ndeploy: {replicas: 2}", r#"{"mode":{"replicated":2}}"#);
     check("deploy: {mode: global}", r#"{"mode":"global"}"#);
+    check("deploy: {endpoint_mode: dnsrr, x-skein: {drain: 30s}}", r#"{"drain_ms":30000,"endpoint_mode":"dnsrr"}"#);
+    check("deploy: {endpoint_mode: vip}", "null");
     check("deploy: {mode: replicated, labels: {a: b}}", r#"{"labels":{"a":"b"}}"#);
     check_at("/task/placement", "deploy: {placement: {max_replicas_per_node: 2}}", r#"{"max_replicas_per_node":2}"#);
     let placement =

@@ -25,6 +25,7 @@ use skein_api::{
 use crate::{
     command::{Command, Context, Decision, Now, Reply},
     dispatch::Dispatch,
+    drain::Draining,
     liveness::Liveness,
     loss::Loss,
     model::{Change, Key, Kind, Model, Object},
@@ -80,6 +81,7 @@ pub struct Core {
     pub(crate) loss: Loss,
     pub(crate) dispatch: Dispatch,
     pub(crate) readiness: Readiness,
+    pub(crate) draining: Draining,
     staged: Vec<Change>,
     /// What takes the staged changes back, in the order in which they were staged.
     undo: Vec<(Key, Change)>,
@@ -132,6 +134,7 @@ impl Core {
             loss: Loss::new(now.mono_ms),
             dispatch: Dispatch::default(),
             readiness: Readiness::default(),
+            draining: Draining::default(),
             staged: Vec::new(),
             undo: Vec::new(),
             batch: (None, None),
@@ -310,6 +313,7 @@ impl Core {
             Kind::Task => {
                 self.note_task(&TaskId::new(&key.id), before.as_ref());
                 self.note_readiness(&TaskId::new(&key.id), before.as_ref());
+                self.note_drain(&TaskId::new(&key.id), before.as_ref());
             }
             Kind::Service => {
                 self.dirty_services.insert(ServiceId::new(&key.id));
@@ -469,6 +473,7 @@ impl Core {
         }
         self.give_up_nodes(now);
         self.readiness_tick(now);
+        self.drain_tick(now);
         if self.stale_words && now.mono_ms >= self.reword_at_ms {
             (self.stale_words, self.reword_at_ms) = (false, now.mono_ms + REWORD_PERIOD_MS);
             self.pending.stir_waiting();

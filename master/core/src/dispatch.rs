@@ -263,7 +263,7 @@ fn same_endpoint(old: &Task, new: &Task) -> bool {
 }
 
 /// Whether names lead to it: it runs, shall run, and nothing says that it is unwell.
-fn is_served(task: &Task) -> bool {
+pub(crate) fn is_served(task: &Task) -> bool {
     let running = task.status.state == TaskState::Running && task.desired_state == TaskState::Running;
     running && task.status.health.is_none_or(|h| h == Health::Healthy)
 }
@@ -350,6 +350,7 @@ impl Core {
         }
         let batch = Batch { full, base, generation, upserts, removes };
         self.readiness.told(node, &batch);
+        self.draining.told(node, &batch);
         Some(batch)
     }
 
@@ -425,7 +426,7 @@ impl Core {
             volumes_from: from.collect(),
             share: container.share.map(here),
             generic: task.generic.clone(),
-            desired_state: task.desired_state,
+            desired_state: if self.draining.holds(&task.id) { TaskState::Running } else { task.desired_state },
             run: task.run,
             over: is_over(task),
         }

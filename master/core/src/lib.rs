@@ -13,6 +13,7 @@
 //! - [`scheduler`]: filters and strategies over bitset indexes
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
+//! - `drain`: who must have heard that a task stops before it does
 //! - `what_if`: the same on a copy, for questions; [`sketch`]: what the copy is made from
 //! - [`liveness`]: who is heard of; `loss`: which of the silent ones are given up, and how fast
 
@@ -21,6 +22,7 @@ mod check;
 pub mod command;
 pub mod core;
 pub mod dispatch;
+mod drain;
 pub mod leader;
 pub mod liveness;
 mod lookup;

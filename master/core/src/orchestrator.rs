@@ -163,6 +163,7 @@ impl Core {
             let tasks: Vec<TaskId> = self.model.service_tasks(id).map(|t| t.id.clone()).collect();
             for task in &tasks {
                 self.desire(task, TaskState::Remove, "service removed", now);
+                self.end_drain(task);
             }
             return;
         };

@@ -146,12 +146,14 @@ impl Core {
 
     /// The agent has everything up to `generation` in its ledger, and its network and names follow it.
     pub fn dispatch_acked(&mut self, node: &NodeId, generation: u64) {
+        self.draining.acked(node, generation, self.now);
         let released = self.readiness.acked(node, generation);
         self.tell_own_hosts(released);
     }
 
     /// A node is not reachable any more: nobody waits for it.
     pub(crate) fn readiness_without(&mut self, node: &NodeId) {
+        self.draining.forget(node, self.now);
         let released = self.readiness.forget(node);
         self.tell_own_hosts(released);
     }

@@ -7,9 +7,9 @@ use std::{
 
 use serde_json::Value;
 use skein_api::{
-    ApiError, ContainerCreate, GENERIC_KINDS_MAX, LABEL_KEY_EXPECTED, MountKind, Network, NetworkAttachment,
-    NetworkSpec, PORTS_MAX, PRIORITY_MAX, PlanAction, PlanItem, Service, ServiceId, ServiceMode, ServiceSpec,
-    StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Volume, check_labels,
+    ApiError, ContainerCreate, DRAIN_MS_MAX, GENERIC_KINDS_MAX, LABEL_KEY_EXPECTED, MountKind, Network,
+    NetworkAttachment, NetworkSpec, PORTS_MAX, PRIORITY_MAX, PlanAction, PlanItem, Service, ServiceId, ServiceMode,
+    ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Volume, check_labels,
     is_label_key,
 };
 
@@ -218,6 +218,11 @@ impl Core {
                 "bad_request",
                 format!("{} replicas of {}: at most {REPLICAS_MAX}", n, spec.name),
             ));
+        }
+        if spec.drain_ms() > DRAIN_MS_MAX {
+            let message =
+                format!("{} drains for {} ms: at most {DRAIN_MS_MAX} are possible", spec.name, spec.drain_ms());
+            return Err(ApiError::new("bad_request", message));
         }
         let mut spec = spec.clone();
         resolve_networks(&mut spec.task, networks);

@@ -11,6 +11,7 @@ mod path;
 mod recovery;
 mod relayed;
 mod scheduling;
+mod served;
 mod small_disk;
 mod support;
 mod watched;

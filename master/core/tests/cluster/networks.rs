@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use master_core::{Command, Reply};
-use skein_api::{Assignment, EndpointMode, NetworkSpec, NodeUpdate, ServiceAssignment, TaskState, Vip};
+use skein_api::{Assignment, Availability, EndpointMode, NetworkSpec, NodeUpdate, ServiceAssignment, TaskState, Vip};
 
 use crate::harness::{Cluster, With, constraint, network, replicas, service, stack};
 
@@ -293,4 +293,97 @@ fn virtual_addresses_leave_blocks_to_hosts() {
     let names = services_told(&c, "n1");
     assert_eq!(names.len(), 3);
     assert_eq!(c.core.check(), Vec::<String>::new());
+}
+
+/// What the hosts know of a task: whether each is told to lead to it, and what its own host is to do with it.
+fn told_of(c: &Cluster, task: &skein_api::Task) -> (Vec<(bool, bool)>, Option<TaskState>) {
+    let network = c.model().network("s_net").unwrap().id.clone();
+    let endpoint = |node: &&str| match c.agents[&c.node(node)].docs.get(&format!("endpoint/{network}/{}", task.id)) {
+        Some(Assignment::Endpoint(e)) => Some((e.healthy, e.draining)),
+        _ => None,
+    };
+    let own = c.agents[task.node.as_ref().unwrap()].docs.get(&format!("task/{}", task.id));
+    let desired = own.map(|doc| if let Assignment::Task(t) = doc { t.desired_state } else { panic!("a task") });
+    (["n1", "n2"].iter().filter_map(endpoint).collect(), desired)
+}
+
+fn two_tasks(change: impl FnOnce(&mut skein_api::ServiceSpec)) -> Cluster {
+    let mut c = Cluster::with_nodes(2);
+    c.up(vec![service("web").with(|s| {
+        replicas(s, 2);
+        network(s, "s_net");
+        change(s);
+    })]);
+    c
+}
+
+#[test]
+fn a_task_stops_when_nobody_leads_to_it_any_more() {
+    let mut c = two_tasks(|_| ());
+    let task = c.live("web").into_iter().find(|t| t.node == Some(c.node("n2"))).unwrap();
+    assert_eq!(told_of(&c, &task), (vec![(true, false); 2], Some(TaskState::Running)));
+    // One host is slow: it was told, and says nothing yet.
+    c.agents.get_mut(&c.node("n1")).unwrap().slow = true;
+    c.drain("n2", Availability::Drain);
+    c.rest();
+    assert_eq!(told_of(&c, &task), (vec![(true, false), (false, true)], Some(TaskState::Running)));
+    c.pass(4_000);
+    assert_eq!(told_of(&c, &task).1, Some(TaskState::Running), "a host has not acknowledged");
+    c.agents.get_mut(&c.node("n1")).unwrap().slow = false;
+    c.rest();
+    assert_eq!(told_of(&c, &task), (vec![(false, true); 2], Some(TaskState::Running)));
+    c.pass(4_000);
+    assert_eq!(told_of(&c, &task).1, Some(TaskState::Running), "open connections have 5 s");
+    assert_eq!(c.core.take_notices(), Vec::<String>::new());
+    c.pass(2_000);
+    assert_eq!(c.nodes_of("web"), ["n1", "n1"], "it stopped, and its successor runs elsewhere");
+    assert!(c.agents[&c.node("n1")].docs.keys().all(|key| !key.ends_with(task.id.as_str())), "and is in no name");
+}
+
+#[test]
+fn who_does_not_acknowledge_a_stop_is_named() {
+    let mut c = two_tasks(|s| s.drain_ms = Some(2_000));
+    c.agents.get_mut(&c.node("n1")).unwrap().slow = true;
+    c.drain("n2", Availability::Drain);
+    c.pass(6_000);
+    let task = c.live("web").into_iter().find(|t| t.node == Some(c.node("n2")));
+    assert!(task.is_none(), "its desired state is to stop");
+    let said = "task s_web.2 stops although n1 did not acknowledge within 5 s that it gets no more connections";
+    let said_too = said.replace("web.2", "web.1");
+    let notices = c.core.take_notices();
+    assert!(notices == [said] || notices == [said_too], "{notices:?}");
+    c.agents.get_mut(&c.node("n1")).unwrap().slow = false;
+    c.pass(3_000);
+    assert_eq!(c.nodes_of("web"), ["n1", "n1"]);
+}
+
+#[test]
+fn stops_that_nobody_takes_over_from_do_not_wait() {
+    // The last one that is served.
+    let mut c = two_tasks(|s| replicas(s, 1));
+    let node = c.nodes_of("web")[0].clone();
+    c.drain(&node, Availability::Drain);
+    c.rest();
+    assert_ne!(c.nodes_of("web"), [node], "replaced without time passing");
+    // A service that wants no wait, and one without virtual addresses.
+    let no_time: fn(&mut skein_api::ServiceSpec) = |s| s.drain_ms = Some(0);
+    for change in [no_time, |s| s.endpoint_mode = EndpointMode::Dnsrr] {
+        let mut c = two_tasks(change);
+        c.drain("n2", Availability::Drain);
+        c.rest();
+        assert_eq!(c.nodes_of("web"), ["n1", "n1"]);
+    }
+    // The end of the service.
+    let mut c = two_tasks(|_| ());
+    c.down(false);
+    c.rest();
+    assert!(c.model().tasks.is_empty());
+    // A master that starts anew.
+    let mut c = two_tasks(|_| ());
+    c.drain("n2", Availability::Drain);
+    c.rest();
+    assert_eq!(c.nodes_of("web").len(), 1);
+    c.restart_master();
+    c.pass(1_000);
+    assert_eq!(c.nodes_of("web"), ["n1", "n1"]);
 }
