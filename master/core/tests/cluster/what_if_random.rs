@@ -182,6 +182,10 @@ fn check(
             _ => drop(foretold.insert(task.name.clone(), task.to.clone())),
         }
     }
+    if answer.rooms.len() > 1 {
+        // Several stop for others: which place is free first is up to their hosts.
+        return Ok(());
+    }
     match question {
         Question::Drain(node) => c.drain(&format!("n{node}"), Availability::Drain),
         Question::Down(node) => c.lose(&format!("n{node}")),
