@@ -10,7 +10,7 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{Namespaces, NetworkId, NodeId, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus};
+use crate::{Namespaces, NetworkId, NodeId, Protocol, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus};
 
 /// One document of an agent's desired state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +158,9 @@ pub struct EndpointAssignment {
     pub v4: Option<Ipv4Addr>,
     /// IPv6 address.
     pub v6: Option<Ipv6Addr>,
+    /// Ports that it listens on, as far as its specification says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<(Protocol, u16)>,
     /// Runs and is healthy: shared names answer with it, and virtual addresses lead to it.
     pub healthy: bool,
     /// Runs and is about to stop: it gets no new connections and keeps those that it has.

@@ -9,13 +9,13 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, PTR},
+        rdata::{A, AAAA, PTR, SRV},
     },
     serialize::binary::{BinEncodable, BinEncoder},
 };
 use skein_api::NetworkId;
 
-use super::zone::{AddressAnswer, Family, NameAnswer, Zone};
+use super::zone::{AddressAnswer, Family, NameAnswer, ServerAnswer, Zone};
 
 /// Life of our answers, seconds: short, since containers move; not 0, which some resolvers treat as an error.
 pub const TTL_S: u32 = 2;
@@ -157,6 +157,24 @@ fn find(zone: &Zone, asker: Asker<'_>, query: &Query, rotation: usize) -> Found 
             },
             AddressAnswer::Unknown => Found::Nobody,
             AddressAnswer::Forward => Found::Elsewhere,
+        };
+    }
+    if query.query_type() == RecordType::SRV {
+        return match zone.servers(asker.network, asker.client, &plain(name)) {
+            ServerAnswer::Known(mut servers) => {
+                if !servers.is_empty() {
+                    let turn = rotation % servers.len();
+                    servers.rotate_left(turn);
+                }
+                // A name that does not fit the wire's rules is as good as none. All have the same chance (RFC 2782).
+                let named = servers.into_iter().filter_map(|(port, target)| {
+                    let target = Name::from_ascii(target + ".").ok()?;
+                    Some(RData::SRV(SRV::new(0, 0, port, target)))
+                });
+                Found::Records(named.map(record).collect())
+            }
+            ServerAnswer::Unknown => Found::Nobody,
+            ServerAnswer::Forward => Found::Elsewhere,
         };
     }
     let family = match query.query_type() {
@@ -304,6 +322,19 @@ mod tests {
         check("99.1.1.10.in-addr.arpa.", RecordType::PTR, 0, NXDomain, &[]);
         check("11.1.1.10.in-addr.arpa.", RecordType::PTR, 0, NoError, &["web.2.shop_default."]);
         assert!(answer(&zone, &ask("example.org.", RecordType::A), 0, false).is_none());
+    }
+
+    #[test]
+    fn servers_of_a_service() {
+        let mut one = endpoint(1, 10, &["web.1"], &["web"], true);
+        one.ports = vec![(skein_api::Protocol::Tcp, 80)];
+        let zone = Zone::build(&[network(1, "shop_default", false)], &[], &[one], []);
+        let got = answer(&zone, &ask("_80._tcp.web.", RecordType::SRV), 0, false).unwrap();
+        let data: Vec<String> = got.answers.iter().map(|r| r.data.to_string()).collect();
+        assert_eq!(data, ["0 0 80 web.1.shop_default."]);
+        let got = answer(&zone, &ask("_81._tcp.web.", RecordType::SRV), 0, false).unwrap();
+        assert_eq!((got.metadata.response_code, got.answers.len()), (ResponseCode::NoError, 0));
+        assert!(answer(&zone, &ask("_xmpp._tcp.example.org.", RecordType::SRV), 0, false).is_none(), "forwarded");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, ServiceAssignment};
+use skein_api::{EndpointAssignment, NetworkAssignment, NetworkId, Protocol, ServiceAssignment, ServiceId};
 
 /// Families of addresses that a question is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,20 @@ pub enum AddressAnswer {
     Unknown,
 }
 
+/// What a look-up of the servers behind a name gives (`SRV`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerAnswer {
+    /// The name is ours: ports, with the names of those that listen on them.
+    Known(Vec<(u16, String)>),
+    /// Not ours, but it may be somebody else's.
+    Forward,
+    /// Nobody's.
+    Unknown,
+}
+
+/// Who listens where: protocol, port, name with the network's behind it.
+type Servers = BTreeSet<(Protocol, u16, String)>;
+
 /// The endpoints that bear a name, by address.
 type Members = BTreeSet<(Option<Ipv4Addr>, Option<Ipv6Addr>)>;
 
@@ -66,11 +80,23 @@ struct NetworkZone {
     /// Names shared by endpoints: only the healthy ones are listed, but the name stays known.
     shared: BTreeMap<String, Members>,
     reverse: BTreeMap<IpAddr, String>,
+    /// By every name of an endpoint and of its service: the healthy ones whose ports are known.
+    servers: BTreeMap<String, Servers>,
 }
 
 impl NetworkZone {
     fn find(&self, name: &str) -> Option<&Members> {
         self.own.get(name).or_else(|| self.shared.get(name))
+    }
+
+    /// Adds where an endpoint listens, under all its names and those of its service.
+    fn add_servers(&mut self, e: &EndpointAssignment, of_service: &[String]) {
+        let Some(first) = e.names.first().filter(|_| e.healthy && !e.ports.is_empty()) else { return };
+        let target = format!("{}.{}", canonical(first), self.name);
+        for name in e.names.iter().chain(&e.shared_names).chain(of_service) {
+            let servers = self.servers.entry(canonical(name)).or_default();
+            servers.extend(e.ports.iter().map(|(protocol, port)| (*protocol, *port, target.clone())));
+        }
     }
 
     fn contains(&self, address: IpAddr) -> bool {
@@ -112,7 +138,9 @@ impl Zone {
             entry.reverse.insert(IpAddr::V4(n.gateway4), gateway.clone());
             entry.reverse.insert(IpAddr::V6(n.gateway6), gateway);
         }
+        let mut service_names: BTreeMap<(&NetworkId, &ServiceId), &[String]> = BTreeMap::new();
         for s in services {
+            service_names.insert((&s.network, &s.service), &s.names);
             let Some(entry) = zone.networks.get_mut(&s.network) else {
                 continue;
             };
@@ -137,6 +165,8 @@ impl Zone {
                     members.insert((e.v4, e.v6));
                 }
             }
+            let service = e.service.as_ref().and_then(|service| service_names.get(&(&e.network, service)));
+            entry.add_servers(e, service.copied().unwrap_or_default());
             if let Some(first) = e.names.first().or(e.shared_names.first()) {
                 let name = format!("{}.{}", canonical(first), entry.name);
                 let addresses = e.v4.map(IpAddr::V4).into_iter().chain(e.v6.map(IpAddr::V6));
@@ -179,7 +209,7 @@ impl Zone {
         if let Some(members) = found {
             return NameAnswer::Known(of_family(members, family));
         }
-        // RFC 2782: a service name of ours exists as far as its host does, but we do not know ports.
+        // RFC 2782: a service name of ours exists as far as its host does, and has no addresses.
         if let Some(host) = srv_host(&name)
             && matches!(self.name(network, client, host, Family::Neither), NameAnswer::Known(_))
         {
@@ -187,6 +217,30 @@ impl Zone {
         }
         let single = !name.contains('.');
         if single || seen.iter().all(|n| n.internal) { NameAnswer::Unknown } else { NameAnswer::Forward }
+    }
+
+    /// Looks up who listens behind a name: `_<port>._<tcp|udp>.<name>` (RFC 2782, with the port's number as the
+    /// service's name), or a name alone for every port of it.
+    pub fn servers(&self, network: &NetworkId, client: IpAddr, name: &str) -> ServerAnswer {
+        let name = canonical(name);
+        match self.name(network, client, &name, Family::Neither) {
+            NameAnswer::Forward => return ServerAnswer::Forward,
+            NameAnswer::Unknown => return ServerAnswer::Unknown,
+            NameAnswer::Known(_) => {}
+        }
+        let host = srv_host(&name).unwrap_or(&name);
+        let asked = name.strip_suffix(host).filter(|prefix| !prefix.is_empty()).map(srv_port);
+        let seen = self.seen_by(network, client);
+        let servers = seen
+            .iter()
+            .find_map(|n| n.servers.get(host))
+            .or_else(|| seen.iter().find_map(|n| n.servers.get(host.strip_suffix(&n.name)?.strip_suffix('.')?)));
+        let fits = |(protocol, port, _): &&(Protocol, u16, String)| match asked {
+            None => true,
+            Some(asked) => asked == Some((*protocol, *port)),
+        };
+        let found = servers.into_iter().flatten().filter(fits);
+        ServerAnswer::Known(found.map(|(_, port, target)| (*port, target.clone())).collect())
     }
 
     /// Looks up the name of an address for a client that asks through `network`.
@@ -215,6 +269,17 @@ fn srv_host(name: &str) -> Option<&str> {
     let (service, rest) = name.split_once('.')?;
     let (proto, host) = rest.split_once('.')?;
     (service.starts_with('_') && proto.starts_with('_') && !host.starts_with('_')).then_some(host)
+}
+
+/// 80 and TCP of `_80._tcp.`.
+fn srv_port(prefix: &str) -> Option<(Protocol, u16)> {
+    let mut labels = prefix.split('.');
+    let port = labels.next()?.strip_prefix('_')?.parse().ok()?;
+    match labels.next()? {
+        "_tcp" => Some((Protocol::Tcp, port)),
+        "_udp" => Some((Protocol::Udp, port)),
+        _ => None,
+    }
 }
 
 fn of_family(members: &Members, family: Family) -> Vec<IpAddr> {
@@ -260,6 +325,7 @@ pub(crate) mod tests {
             shared_names: shared.iter().map(|s| s.to_string()).collect(),
             v4: Some(Ipv4Addr::new(10, n, 1, last)),
             v6: Some(format!("fd00:0:0:{n:x}::1{last:02x}").parse().unwrap()),
+            ports: Vec::new(),
             healthy,
             draining: false,
         }
@@ -269,7 +335,7 @@ pub(crate) mod tests {
     pub(crate) fn service(n: u8, name: &str, last: u8) -> ServiceAssignment {
         ServiceAssignment {
             network: NetworkId::new(format!("net{n}")),
-            service: skein_api::ServiceId::new(name),
+            service: ServiceId::new(name),
             names: vec![name.into(), format!("stack_{name}")],
             v4: Ipv4Addr::new(10, n, 250, last),
             v6: format!("fd00:0:0:{n:x}::fa{last:02x}").parse().unwrap(),
@@ -333,6 +399,39 @@ pub(crate) mod tests {
         check("net2", "10.2.1.31", "example.org", V4, NameAnswer::Forward);
         check("net2", "10.2.1.30", "example.org", V4, NameAnswer::Unknown);
         check("net9", "10.9.1.30", "example.org", V4, NameAnswer::Unknown);
+    }
+
+    #[test]
+    fn servers() {
+        use Protocol::{Tcp, Udp};
+        let with = |ports: &[(Protocol, u16)], service: Option<&str>, e: EndpointAssignment| EndpointAssignment {
+            ports: ports.to_vec(),
+            service: service.map(ServiceId::new),
+            ..e
+        };
+        let endpoints = [
+            with(&[(Tcp, 80), (Udp, 53)], Some("api"), endpoint(1, 21, &["api.1"], &["tasks.api"], true)),
+            with(&[(Tcp, 80)], Some("api"), endpoint(1, 22, &["api.2"], &["tasks.api"], true)),
+            with(&[(Tcp, 80)], Some("api"), endpoint(1, 23, &["api.3"], &["tasks.api"], false)),
+            with(&[], None, endpoint(1, 24, &["quiet"], &[], true)),
+        ];
+        let zone = Zone::build(&[network(1, "shop", false)], &[service(1, "api", 7)], &endpoints, []);
+        let check = |name: &str, want: &[(u16, &str)]| {
+            let got = zone.servers(&NetworkId::new("net1"), "10.1.1.11".parse().unwrap(), name);
+            assert_eq!(got, ServerAnswer::Known(want.iter().map(|(p, t)| (*p, t.to_string())).collect()), "{name}");
+        };
+        check("_80._tcp.api", &[(80, "api.1.shop"), (80, "api.2.shop")]);
+        check("_80._TCP.stack_api.shop.", &[(80, "api.1.shop"), (80, "api.2.shop")]);
+        check("_53._udp.tasks.api", &[(53, "api.1.shop")]);
+        check("api", &[(80, "api.1.shop"), (80, "api.2.shop"), (53, "api.1.shop")]);
+        check("_80._tcp.api.2", &[(80, "api.2.shop")]);
+        check("_53._tcp.api", &[]);
+        check("_http._tcp.api", &[]);
+        check("_80._tcp.quiet", &[]);
+        let other = |name: &str| zone.servers(&NetworkId::new("net1"), "10.1.1.11".parse().unwrap(), name);
+        assert_eq!(other("nobody"), ServerAnswer::Unknown);
+        assert_eq!(other("_80._tcp.nobody"), ServerAnswer::Forward);
+        assert_eq!(other("_xmpp._tcp.example.org"), ServerAnswer::Forward);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skein_api::{
-    Assignment, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, NodeId, PeerAssignment, Service,
-    ServiceAssignment, ServiceId, ServiceSpec, Task, TaskAssignment, TaskId, TaskState, Vip,
+    Assignment, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, NodeId, PeerAssignment, Protocol,
+    Service, ServiceAssignment, ServiceId, ServiceSpec, Task, TaskAssignment, TaskId, TaskSpec, TaskState, Vip,
 };
 
 use crate::{
@@ -25,6 +25,10 @@ const OVERHEAD6: u32 = 70;
 const MTU_DEFAULT: u32 = 1_500;
 /// IPv6 does not work below (RFC 8200, section 5).
 const MTU_MIN: u32 = 1_280;
+
+/// Ports of one task that the name server knows: more than that nobody looks up, and they stand in every host's
+/// documents.
+const KNOWN_PORTS_MAX: usize = 64;
 
 /// What changed for one node since it was last told.
 #[derive(Clone, Debug, Default)]
@@ -292,6 +296,28 @@ fn service_document(service: &Service, vip: &Vip) -> ServiceAssignment {
     ServiceAssignment { network: vip.network.clone(), service: service.id.clone(), names, v4: vip.v4, v6: vip.v6 }
 }
 
+/// Ports that a task listens on as its specification says: the first [`KNOWN_PORTS_MAX`] of those that it publishes and
+/// those that it exposes.
+fn known_ports(spec: &TaskSpec) -> Vec<(Protocol, u16)> {
+    let published = spec.ports.iter().map(|port| (port.protocol, port.container_port));
+    let exposed = spec.container.expose.iter().flat_map(|text| exposed(text));
+    let ports: BTreeSet<_> = published.chain(exposed).take(KNOWN_PORTS_MAX).collect();
+    ports.into_iter().collect()
+}
+
+/// The ports of `80`, `53/udp` or `8000-8003`; none of anything else.
+fn exposed(text: &str) -> impl Iterator<Item = (Protocol, u16)> + use<> {
+    let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = match protocol {
+        "tcp" => Some(Protocol::Tcp),
+        "udp" => Some(Protocol::Udp),
+        _ => None,
+    };
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let ports = protocol.zip(first.parse::<u16>().ok().zip(last.parse::<u16>().ok()));
+    ports.into_iter().flat_map(|(protocol, (first, last))| (first..=last).map(move |port| (protocol, port)))
+}
+
 /// The name of a service within its stack.
 fn short_name(service: &Service) -> &str {
     let ServiceSpec { short_name, name, .. } = &service.spec;
@@ -506,8 +532,33 @@ impl Core {
             shared_names,
             v4: address.v4,
             v6: address.v6,
+            ports: known_ports(&task.spec),
             healthy: is_served(task),
             draining: is_draining(task),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exposed_ports() {
+        let check = |text: &str, want: &[(Protocol, u16)]| {
+            assert_eq!(exposed(text).collect::<Vec<_>>(), want, "{text}");
+        };
+        check("80", &[(Protocol::Tcp, 80)]);
+        check("53/udp", &[(Protocol::Udp, 53)]);
+        check("8000-8002/tcp", &[8000, 8001, 8002].map(|port| (Protocol::Tcp, port)));
+        check("1/sctp", &[]);
+        check("9-8", &[]);
+        check("x", &[]);
+        check("70000", &[]);
+        let mut spec = TaskSpec::default();
+        spec.container.expose = vec!["80".into(), "1-65535/udp".into()];
+        spec.ports =
+            vec![skein_api::PortPublish { protocol: Protocol::Tcp, container_port: 80, host_port: 0, host_ip: None }];
+        assert_eq!(known_ports(&spec).len(), KNOWN_PORTS_MAX - 1, "one of them stands twice");
     }
 }

@@ -70,6 +70,8 @@ fn virtual_address(cluster: &Cluster<'_>, b: &Value) -> Result<()> {
         let found = cluster.skein(&["exec", "s_a.1", "--", "dig", "+short", name, "A"])?;
         ensure!(found.trim() == expected, "{name} is {expected}: {found}");
     }
+    let servers = cluster.skein(&["exec", "s_a.1", "--", "dig", "+short", "_80._tcp.b", "SRV"])?;
+    ensure!(servers.trim() == "0 0 80 s_b.1.s_default.", "{servers}");
     cluster.skein(&["exec", "s_a.1", "--", "ping", "-c", "1", "-W", "2", "b"])?;
     Ok(())
 }
