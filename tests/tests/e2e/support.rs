@@ -198,7 +198,10 @@ pub(crate) fn containers(host: &Host) -> Result<String> {
         return Ok(String::new());
     }
     ids.sort_unstable();
-    host.docker(
-        &[&["inspect", "-f", "{{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.RestartCount}}"], &ids[..]].concat(),
-    )
+    inspect(host, &ids)
+}
+
+/// What tells whether these containers were touched: id, state, start, restarts. An error when one is not there.
+pub(crate) fn inspect(host: &Host, ids: &[&str]) -> Result<String> {
+    host.docker(&[&["inspect", "-f", "{{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.RestartCount}}"], ids].concat())
 }

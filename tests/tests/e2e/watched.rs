@@ -16,7 +16,7 @@ use xtask::{
     },
 };
 
-use super::support::{Checks, container, containers};
+use super::support::{Checks, container, inspect};
 
 /// The published port of `b`, on h2.
 const PORT: u16 = 8080;
@@ -101,11 +101,9 @@ impl Watched {
     }
 }
 
-/// What tells whether a container was touched.
+/// What tells whether a container was touched. Of this one alone: others may be on their way out.
 fn seen(host: &Host, id: &str) -> Result<String> {
-    let all = containers(host)?;
-    let line = all.lines().find(|line| line.starts_with(id));
-    line.map(str::to_owned).with_context(|| format!("container {id} is gone from {}:\n{all}", host.name()))
+    inspect(host, &[id]).with_context(|| format!("container {id} is gone from {}", host.name()))
 }
 
 /// Its address in the overlay, which is its only network.
