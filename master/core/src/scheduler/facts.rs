@@ -351,6 +351,13 @@ pub(super) fn image_names(image: &str) -> Vec<&str> {
     if repository == image { vec![image] } else { vec![image, repository] }
 }
 
+/// Whether two published ports cannot be bound on one host: one port and protocol, at addresses that overlap.
+pub(super) fn ports_conflict(a: &PortPublish, b: &PortPublish) -> bool {
+    a.host_port != 0
+        && (a.protocol, a.host_port) == (b.protocol, b.host_port)
+        && HostAddr::of(a).overlaps(HostAddr::of(b))
+}
+
 /// The address part of a published port, with its wildcards told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum HostAddr {

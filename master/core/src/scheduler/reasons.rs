@@ -10,7 +10,7 @@ use super::{
     bits::{Bits, NodeIdx},
     eval::Evaluation,
     expr::{NodeKey, Pattern},
-    facts::{Dimension, HostAddr, NodeAttr},
+    facts::{Dimension, NodeAttr, ports_conflict},
     rank::millionths,
     request::{Amount, Filter, Request},
 };
@@ -157,10 +157,7 @@ impl Scheduler {
 
     /// Who has a port of a node, at any address that overlaps: names of tasks.
     fn holders(&self, wanted: &PortPublish, idx: NodeIdx) -> String {
-        let claims = |port: &PortPublish| {
-            (port.protocol, port.host_port) == (wanted.protocol, wanted.host_port)
-                && HostAddr::of(port).overlaps(HostAddr::of(wanted))
-        };
+        let claims = |port: &PortPublish| ports_conflict(port, wanted);
         let tasks = self.by_node.get(self.id_at(idx)).into_iter().flatten();
         let tasks = tasks.filter_map(|task| self.task(task));
         let names: Vec<String> = tasks.filter(|task| task.ports.iter().any(claims)).map(named).collect();

@@ -24,7 +24,7 @@ use super::{
 use crate::scheduler::{
     bits::{Bits, NodeIdx},
     expr::{Affinity, Constraint, NodeKey},
-    facts::{Dimension, HostAddr, NodeAttr, NodeFacts, Placed},
+    facts::{Dimension, NodeAttr, NodeFacts, Placed, ports_conflict},
     rank::{emptiest, fullest, level, packed},
     request::{Filter, Request, Soft},
 };
@@ -237,7 +237,7 @@ impl Class {
     /// Enters what a profile means for the class; true when it means anything.
     pub(super) fn meet(&mut self, id: ProfileId, profile: &Placed) -> bool {
         let request = &self.request;
-        let mut blocks = profile.ports.iter().any(|taken| request.ports.iter().any(|port| conflicts(taken, port)));
+        let mut blocks = profile.ports.iter().any(|taken| request.ports.iter().any(|port| ports_conflict(taken, port)));
         let mut wanted = self.wanted.iter_mut();
         let mut matters = false;
         for affinity in &request.affinities {
@@ -508,12 +508,6 @@ fn insert(list: &mut Vec<ProfileId>, id: ProfileId) {
 
 fn matches(affinity: &Affinity, profile: &Placed) -> bool {
     profile.attributes().into_iter().any(|(attr, value)| attr == affinity.key && affinity.pattern.matches(value))
-}
-
-fn conflicts(taken: &skein_api::PortPublish, wanted: &skein_api::PortPublish) -> bool {
-    taken.host_port != 0
-        && (taken.protocol, taken.host_port) == (wanted.protocol, wanted.host_port)
-        && HostAddr::of(taken).overlaps(HostAddr::of(wanted))
 }
 
 /// What follows from what a node is; every other filter passes here.

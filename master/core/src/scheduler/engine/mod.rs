@@ -46,6 +46,7 @@ pub use self::{class::ClassId, profile::ProfileId, work::Work};
 use self::{
     class::{Class, Classes, Hot, has_room, key},
     columns::Columns,
+    front::Standing,
     interner::Services,
     order::Order,
     profile::Profiles,
@@ -231,9 +232,13 @@ impl Engine {
 
     /// One task of a service more or less on a node.
     fn count_own(&mut self, service: usize, idx: NodeIdx, by: i64) {
-        let Some(classes) = self.of_service.get_mut(service).map(std::mem::take) else { return };
+        let classes = self.of_service.get(service).map_or(0, Vec::len);
+        if classes == 0 {
+            return;
+        }
         let now = self.columns.replicas(idx.index(), service as u32);
-        for id in classes.iter().copied() {
+        for number in 0..classes {
+            let id = self.of_service[service][number];
             let class = &mut self.classes[id];
             if !class.request.preferences.is_empty() && self.keeping.contains(idx) {
                 class.count_own(idx.index(), by);
@@ -241,10 +246,11 @@ impl Engine {
             if class.row.contains(idx) {
                 let before = if by > 0 { now - 1 } else { now + 1 };
                 class.set_own(idx.index(), before, now, self.columns.len());
-                self.offer(id, idx.index());
+                if let Some(standing) = self.news(id, idx.index()) {
+                    self.offer(id, now, standing);
+                }
             }
         }
-        self.of_service[service] = classes;
     }
 
     /// The classes for which this profile is more than an amount look at the node anew.
@@ -285,7 +291,7 @@ impl Engine {
         let hot = &self.hot[id.index()];
         let (waits, spreads) = (hot.waiting, !hot.binpack && !hot.lanes);
         if spreads && !waits {
-            return self.offer(id, at);
+            return self.offer_admitted(id, at);
         }
         let key = self.key(id, at, 0);
         if key == NONE {
@@ -297,19 +303,34 @@ impl Engine {
             self.listen(id, !self.hot[id.index()].shared);
         }
         if spreads {
-            return self.offer(id, at);
+            return self.offer_admitted(id, at);
         }
         let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
         let lane = if hot.lanes { class.lane(at, self.columns.len().div_ceil(1 << hot.shift)) } else { 0 };
         class.lanes[lane].tree.lower(at >> hot.shift, key);
     }
 
-    /// Tells a class that spreads where one of its nodes stands now. Seldom news to it, which its hot line knows.
+    /// Where a node of a class that spreads stands now, when a front of the class may miss it there. Seldom, as its hot
+    /// line knows.
     #[inline]
-    fn offer(&mut self, id: ClassId, at: usize) {
+    fn news(&self, id: ClassId, at: usize) -> Option<Standing> {
         let hot = &self.hot[id.index()];
         let standing = (self.columns.records[at].level(hot.reserves), at as u32);
-        if standing < hot.bound && self.classes[id].offer(self.columns.replicas(at, hot.service), standing) {
+        (standing < hot.bound).then_some(standing)
+    }
+
+    /// Tells a class that spreads where one of its nodes stands now.
+    #[inline]
+    fn offer_admitted(&mut self, id: ClassId, at: usize) {
+        if let Some(standing) = self.news(id, at) {
+            self.offer(id, self.columns.replicas(at, self.hot[id.index()].service), standing);
+        }
+    }
+
+    /// Tells a class of a node with so many own tasks.
+    #[inline]
+    fn offer(&mut self, id: ClassId, own: u32, standing: Standing) {
+        if self.classes[id].offer(own, standing) {
             self.hot[id.index()].bound = self.classes[id].bound();
         }
     }
@@ -546,26 +567,22 @@ impl Engine {
         } else if self.hot[id.index()].lanes {
             self.select_by_lane(id)
         } else if self.hot[id.index()].binpack {
-            self.select_in(id, 0).0.map(|(_, idx)| idx)
+            self.select_in(id, 0).map(|(_, idx)| idx)
         } else {
             self.select_fronted(id)
         }
     }
 
-    /// The best node of a lane with its key, and how many bounds were corrected.
-    fn select_in(&mut self, id: ClassId, lane: usize) -> (Option<(u64, NodeIdx)>, i64) {
-        let mut corrected = 0;
+    /// The best node of a lane with its key.
+    fn select_in(&mut self, id: ClassId, lane: usize) -> Option<(u64, NodeIdx)> {
         loop {
-            let class = &self.classes[id];
-            let Some((block, bound)) = class.lanes[lane].tree.first() else { return (None, corrected) };
+            let (block, bound) = self.classes[id].lanes[lane].tree.first()?;
             self.work.entries += 1;
             let (key, at) = self.scan(id, lane, block);
             if key == bound {
-                return (Some((key, NodeIdx::from_index(at))), corrected);
+                return Some((key, NodeIdx::from_index(at)));
             }
-            let class = &mut self.classes[id];
-            class.lanes[lane].tree.set(block, key);
-            corrected += 1;
+            self.classes[id].lanes[lane].tree.set(block, key);
         }
     }
 
@@ -602,7 +619,7 @@ impl Engine {
             if !better(class, bound, first) {
                 continue;
             }
-            let (Some((key, idx)), _) = self.select_in(id, lane) else { continue };
+            let Some((key, idx)) = self.select_in(id, lane) else { continue };
             let class = &self.classes[id];
             if better(class, key, idx) {
                 best = Some((lane, key, idx));
