@@ -57,6 +57,9 @@ enum Standing {
     Open,
 }
 
+/// What a task does for which room is made, and to whom.
+const WAITS: [&str; 2] = ["waits", "stops"];
+
 /// What a hold is called in the scheduler.
 pub(crate) fn hold_id(task: &TaskId) -> TaskId {
     TaskId::new(format!("hold:{task}"))
@@ -81,7 +84,7 @@ impl Core {
                 image: String::new(),
                 ..taken
             });
-            let words = self.words_of(&hold);
+            let words = self.words_of(&hold, WAITS);
             self.explain_waiting(id, &words);
             self.made_room.push(format!("{name} {words}"));
             for victim in &hold.victims {
@@ -91,35 +94,40 @@ impl Core {
         }
     }
 
-    /// `waits for room on h1, stops log.1 and log.2`
-    pub(crate) fn words_of(&self, hold: &Hold) -> String {
+    /// `waits for room on h1, stops log.1 and log.2`; with other verbs for a plan that nobody follows yet.
+    fn words_of(&self, hold: &Hold, [waits, stops]: [&str; 2]) -> String {
         let node = self.model.nodes.get(&hold.node).map_or(hold.node.short(), |node| &node.name);
         let names: Vec<&str> =
             hold.victims.iter().filter_map(|id| Some(self.model.tasks.get(id)?.name.as_str())).collect();
         match names.is_empty() {
-            true => format!("waits for room on {node}"),
-            false => format!("waits for room on {node}, stops {}", names.join(" and ")),
+            true => format!("{waits} for room on {node}"),
+            false => format!("{waits} for room on {node}, {stops} {}", names.join(" and ")),
         }
     }
 
     /// Where room can be made for a task, and what has to go for it: none when there is no such place.
-    pub(crate) fn plan_preemption(&self, task: &Task, request: &Request) -> Option<Hold> {
-        if !task.spec.placement.preempt {
-            return None;
-        }
-        let held = self.held_nodes();
-        let nodes = self.scheduler.allowed(request).into_iter().filter_map(|id| self.model.nodes.get(&id));
-        let nodes = nodes.filter(|node| self.standing(node, task, request, &held) == Standing::Open).take(NODES_MAX);
-        let (_, hold) = nodes.filter_map(|node| self.plan_on(task, request, node)).min_by(|(a, _), (b, _)| a.cmp(b))?;
-        Some(hold)
+    fn plan_preemption(&self, task: &Task, request: &Request) -> Option<Hold> {
+        let open = self.standings(task, request).filter(|(_, standing)| *standing == Standing::Open);
+        self.best_plan(task, request, open.map(|(node, _)| node))
     }
 
-    fn held_nodes(&self) -> BTreeSet<&NodeId> {
-        self.holds.values().map(|hold| &hold.node).collect()
+    /// The cheapest plan on the first of some nodes that are worth one.
+    fn best_plan<'a>(&self, task: &Task, request: &Request, open: impl Iterator<Item = &'a Node>) -> Option<Hold> {
+        let plans = open.take(NODES_MAX).filter_map(|node| self.plan_on(task, request, node));
+        plans.min_by(|(a, _), (b, _)| a.cmp(b)).map(|(_, hold)| hold)
+    }
+
+    /// The nodes that can have a task by what they are, with what room may be made there; each is looked at when it is
+    /// asked for.
+    fn standings(&self, task: &Task, request: &Request) -> impl Iterator<Item = (&Node, Standing)> {
+        let held: BTreeSet<&NodeId> = self.holds.values().map(|hold| &hold.node).collect();
+        let nodes = self.scheduler.allowed(request).into_iter().filter_map(|id| self.model.nodes.get(&id));
+        let (priority, asks) = (task.spec.placement.priority, request.reservations());
+        nodes.map(move |node| (node, self.standing(node, priority, asks, &held)))
     }
 
     /// A look at a node before the detailed plan: O(its tasks).
-    fn standing(&self, node: &Node, task: &Task, request: &Request, held: &BTreeSet<&NodeId>) -> Standing {
+    fn standing(&self, node: &Node, priority: i32, asks: Resources, held: &BTreeSet<&NodeId>) -> Standing {
         if !self.liveness.is_ready(&node.id) || node.spec.availability != Availability::Active {
             return Standing::Away;
         }
@@ -127,7 +135,6 @@ impl Core {
             return Standing::Held;
         }
         let Some(offered) = self.scheduler.node(&node.id).map(|facts| facts.offered) else { return Standing::Away };
-        let (priority, asks) = (task.spec.placement.priority, request.reservations());
         let stays = self.model.node_tasks(&node.id).filter(|task| holds(task) && !is_free(task, priority));
         let (mut cpus, mut memory) = (u128::from(asks.nano_cpus), u128::from(asks.mem_bytes));
         for task in stays {
@@ -143,32 +150,36 @@ impl Core {
     /// What preemption does for a task that no node fits: the room that is being made for it, the plan that it would
     /// follow, or why there is none.
     pub(crate) fn preemption(&self, task: &Task, request: &Request) -> Preemption {
-        let (hold, message) = match (self.holds.get(&task.id), self.plan_preemption(task, request)) {
-            (Some(hold), _) => (hold.clone(), self.words_of(hold)),
-            (None, Some(hold)) => {
-                let words = self.words_of(&hold).replacen("waits", "would wait", 1).replacen("stops", "would stop", 1);
-                (hold, words)
-            }
-            (None, None) => {
-                return Preemption { message: self.why_no_room(task, request), ..Preemption::default() };
-            }
-        };
-        let node = self.model.nodes.get(&hold.node).map(|node| node.name.clone());
+        if let Some(hold) = self.holds.get(&task.id) {
+            return self.told(hold, WAITS);
+        }
+        let standings: Vec<(&Node, Standing)> = self.standings(task, request).collect();
+        let open = standings.iter().filter(|(_, standing)| *standing == Standing::Open).map(|(node, _)| *node);
+        match self.best_plan(task, request, open) {
+            Some(hold) => self.told(&hold, ["would wait", "would stop"]),
+            None => Preemption { message: self.why_no_room(&standings), ..Preemption::default() },
+        }
+    }
+
+    fn told(&self, hold: &Hold, verbs: [&str; 2]) -> Preemption {
         let victims = hold.victims.iter().filter_map(|id| Some(self.model.tasks.get(id)?.name.clone()));
-        Preemption { message, node, victims: victims.collect() }
+        Preemption {
+            message: self.words_of(hold, verbs),
+            node: self.model.nodes.get(&hold.node).map(|node| node.name.clone()),
+            victims: victims.collect(),
+        }
     }
 
     /// `no room can be made: 4 nodes; 1 not ready, paused or drained; on 3 what stays takes too much CPU or memory`
-    fn why_no_room(&self, task: &Task, request: &Request) -> String {
-        let (held, allowed) = (self.held_nodes(), self.scheduler.allowed(request));
+    fn why_no_room(&self, standings: &[(&Node, Standing)]) -> String {
         let all = self.model.nodes.len();
         let mut counts: BTreeMap<Standing, usize> = BTreeMap::new();
-        for node in allowed.iter().filter_map(|id| self.model.nodes.get(id)) {
-            *counts.entry(self.standing(node, task, request, &held)).or_default() += 1;
+        for (_, standing) in standings {
+            *counts.entry(*standing).or_default() += 1;
         }
         let of = |standing| counts.get(&standing).copied().unwrap_or(0);
         let parts = [
-            (all - allowed.len(), "{} ruled out by what they are"),
+            (all - standings.len(), "{} ruled out by what they are"),
             (of(Standing::Away), "{} not ready, paused or drained"),
             (of(Standing::Held), "on {} room is made for other tasks"),
             (of(Standing::Full), "on {} what stays takes too much CPU or memory"),
