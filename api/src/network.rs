@@ -53,6 +53,28 @@ impl Network {
     pub fn gateway4(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.subnet4.network()) + 1)
     }
+    /// Number of its blocks.
+    pub fn blocks(&self) -> u32 {
+        1 << (self.block_prefix4 - self.subnet4.prefix_len())
+    }
+    /// Addresses of a block.
+    pub fn block_len(&self) -> u32 {
+        1 << (32 - self.block_prefix4)
+    }
+    /// The addresses of the block at a position.
+    pub fn block4(&self, index: u32) -> Ipv4Net {
+        let base = u32::from(self.subnet4.network()) + index * self.block_len();
+        Ipv4Net::new(base.into(), self.block_prefix4).expect("a prefix of at most 31")
+    }
+    /// The position of the block that an address is in; none for one before the subnet.
+    pub fn block_index(&self, address: Ipv4Addr) -> Option<u32> {
+        let offset = u32::from(address).checked_sub(u32::from(self.subnet4.network()))?;
+        Some(offset / self.block_len())
+    }
+    /// Whether nobody is given this address: the subnet's first and last, and the gateway.
+    pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
+        [self.subnet4.network(), self.subnet4.broadcast(), self.gateway4()].contains(&address)
+    }
     /// The IPv6 gateway: `::1` of the subnet.
     pub fn gateway6(&self) -> Ipv6Addr {
         address6(self.subnet6, self.subnet4, self.gateway4())

@@ -171,8 +171,7 @@ fn service_vips(core: &Core, service: &Service, broken: &mut Vec<String>) {
         if !networks.insert(&network.id) {
             broken.push(format!("service {name} has two virtual addresses in network {}", network.spec.name));
         }
-        let ends = [network.subnet4.network(), network.subnet4.broadcast(), network.gateway4()];
-        if !network.subnet4.contains(v4) || ends.contains(v4) {
+        if !network.subnet4.contains(v4) || network.is_reserved(*v4) {
             broken.push(format!("virtual address {v4} of service {name} cannot be one of {}", network.subnet4));
         }
         if *v6 != address6(network.subnet6, network.subnet4, *v4) {

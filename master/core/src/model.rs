@@ -690,8 +690,7 @@ impl Model {
 
     /// The block that an address of a network is in, if that has an owner.
     pub fn block_of(&self, network: &Network, address: Ipv4Addr) -> Option<&Block> {
-        let offset = u32::from(address).checked_sub(u32::from(network.subnet4.network()))?;
-        self.blocks.get(&(network.id.clone(), offset >> (32 - network.block_prefix4)))
+        self.blocks.get(&(network.id.clone(), network.block_index(address)?))
     }
 
     /// Positions of the blocks of a network that have an owner.

@@ -192,31 +192,38 @@ impl Core {
         ctx: &Context,
     ) -> Result<Option<Block>, String> {
         let reserved = |index: u32| usize::from(index == 0) * 2;
-        let per_block = 1_usize << (32 - network.block_prefix4);
+        let per_block = network.block_len() as usize;
         let owned: usize =
             self.model.node_blocks(&network.id, node).map(|b| per_block.saturating_sub(reserved(b.index))).sum();
         if owned >= tasks + BLOCK_SLACK.min(per_block / 4) && owned > 0 {
             return Ok(None);
         }
-        let count = 1_u32 << (network.block_prefix4 - network.subnet4.prefix_len());
-        let free = self.free_block(&network.id, count, |index| per_block > reserved(index));
+        let free = self.free_block(network, |index| per_block > reserved(index));
         let Some(index) = free else {
             if owned >= tasks {
                 return Ok(None);
             }
             return Err(format!("network {} has no free block of addresses in {}", network.spec.name, network.subnet4));
         };
-        let base = u32::from(network.subnet4.network()) + index * (1 << (32 - network.block_prefix4));
-        let block4 = Ipv4Net::new(base.into(), network.block_prefix4).expect("a prefix of at most 31");
+        let block4 = network.block4(index);
         Ok(Some(Block { network: network.id.clone(), index, node: node.clone(), meta: meta::created(ctx), block4 }))
     }
 
     /// The lowest block that nobody owns, those of removed hosts last and of these the one that was freed first: a
     /// host that was cut off may still run containers with its addresses.
-    fn free_block(&self, network: &NetworkId, count: u32, usable: impl Fn(u32) -> bool) -> Option<u32> {
-        let mut owned = self.model.owned_blocks(network);
+    fn free_block(&self, network: &Network, usable: impl Fn(u32) -> bool) -> Option<u32> {
+        let count = network.blocks();
+        let mut owned = self.model.owned_blocks(&network.id);
         owned.extend(self.vip_blocks(network));
         let owned = if skein_api::mutant!("block-twice") { Default::default() } else { owned };
+        let freed = self.freed_blocks(&network.id);
+        let free = |index: &u32| *index < count && usable(*index) && !owned.contains(index);
+        let never_used = (0..count).find(|index| free(index) && !freed.contains_key(index));
+        never_used.or_else(|| freed.iter().filter(|(i, _)| free(i)).min_by_key(|(i, at)| (**at, **i)).map(|(i, _)| *i))
+    }
+
+    /// Positions of the blocks of a network that removed hosts had, with the last removal of one that had it.
+    pub(crate) fn freed_blocks(&self, network: &NetworkId) -> BTreeMap<u32, UnixMillis> {
         let mut freed: BTreeMap<u32, UnixMillis> = BTreeMap::new();
         for node in self.model.removed_nodes.values() {
             for (_, index) in node.blocks.iter().filter(|(n, _)| n == network) {
@@ -224,9 +231,7 @@ impl Core {
                 *at = node.removed_at.max(*at);
             }
         }
-        let free = |index: &u32| *index < count && usable(*index) && !owned.contains(index);
-        let never_used = (0..count).find(|index| free(index) && !freed.contains_key(index));
-        never_used.or_else(|| freed.iter().filter(|(i, _)| free(i)).min_by_key(|(i, at)| (**at, **i)).map(|(i, _)| *i))
+        freed
     }
 }
 

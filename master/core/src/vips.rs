@@ -40,46 +40,32 @@ impl Core {
     }
 
     /// Positions of the blocks of a network that have virtual addresses in them.
-    pub(crate) fn vip_blocks(&self, network: &NetworkId) -> BTreeSet<u32> {
-        let Some(network) = self.model.networks.get(network) else { return BTreeSet::new() };
-        let base = u32::from(network.subnet4.network());
-        let index = |vip: &Ipv4Addr| (u32::from(*vip) - base) >> (32 - network.block_prefix4);
-        self.model.vips(&network.id).map(|(vip, _)| index(vip)).collect()
+    pub(crate) fn vip_blocks(&self, network: &Network) -> BTreeSet<u32> {
+        self.model.vips(&network.id).filter_map(|(vip, _)| network.block_index(*vip)).collect()
     }
 
     /// An address for a service: in a block that has others already, else in the last one that is nobody's. Where in the
     /// block the search begins follows from the service's id, so that an address that was just given up, and that
     /// clients may still remember, seldom goes to the next service.
     fn free_vip(&self, network: &Network, service: &ServiceId) -> Option<Ipv4Addr> {
-        let per_block = 1_u32 << (32 - network.block_prefix4);
-        let base = u32::from(network.subnet4.network());
-        let unusable = [network.subnet4.network(), network.subnet4.broadcast(), network.gateway4()];
         let taken: BTreeSet<&Ipv4Addr> = self.model.vips(&network.id).map(|(vip, _)| vip).collect();
         let begin = service.as_str().bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let free_in = |block: u32| {
-            let addresses = (0..per_block).map(|nth| begin.wrapping_add(nth) % per_block);
-            let mut addresses = addresses.map(|offset| Ipv4Addr::from(base + block * per_block + offset));
-            addresses.find(|address| !taken.contains(address) && !unusable.contains(address))
+            let (base, len) = (u32::from(network.block4(block).network()), network.block_len());
+            let mut addresses = (0..len).map(|nth| Ipv4Addr::from(base + begin.wrapping_add(nth) % len));
+            addresses.find(|address| !taken.contains(address) && !network.is_reserved(*address))
         };
-        let ours = self.vip_blocks(&network.id);
+        let ours = self.vip_blocks(network);
         if let Some(found) = ours.iter().rev().find_map(|block| free_in(*block)) {
             return Some(found);
         }
-        let count = 1_u32 << (network.block_prefix4 - network.subnet4.prefix_len());
-        if ours.len() >= (count / 4) as usize {
+        if ours.len() >= (network.blocks() / 4) as usize {
             return None;
         }
         let owned = self.model.owned_blocks(&network.id);
-        let freed: BTreeSet<u32> = self
-            .model
-            .removed_nodes
-            .values()
-            .flat_map(|node| &node.blocks)
-            .filter(|(of, _)| *of == network.id)
-            .map(|(_, index)| *index)
-            .collect();
-        let nobodys = |block: &u32| !owned.contains(block) && !ours.contains(block) && !freed.contains(block);
-        let mut left = (0..count).rev().filter(nobodys).filter(|block| free_in(*block).is_some());
+        let freed = self.freed_blocks(&network.id);
+        let nobodys = |block: &u32| !owned.contains(block) && !ours.contains(block) && !freed.contains_key(block);
+        let mut left = (0..network.blocks()).rev().filter(nobodys).filter(|block| free_in(*block).is_some());
         let block = left.next()?;
         // A service can do without a virtual address, a host cannot do without addresses.
         left.next()?;
