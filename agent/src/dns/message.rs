@@ -15,7 +15,7 @@ use hickory_proto::{
 };
 use skein_api::NetworkId;
 
-use super::zone::{AddressAnswer, Family, NameAnswer, ServerAnswer, Zone};
+use super::zone::{Answer, Family, Zone};
 
 /// Life of our answers, seconds: short, since containers move; not 0, which some resolvers treat as an error.
 pub const TTL_S: u32 = 2;
@@ -149,33 +149,23 @@ fn find(zone: &Zone, asker: Asker<'_>, query: &Query, rotation: usize) -> Found 
     if query.query_type() == RecordType::PTR
         && let Some(address) = host_address(name)
     {
-        return match zone.address(asker.network, asker.client, address) {
+        return found(zone.address(asker.network, asker.client, address), |known| {
             // A name that does not fit the wire's rules (too long) is as good as none.
-            AddressAnswer::Known(found) => match Name::from_ascii(found + ".") {
-                Ok(found) => Found::Records(vec![record(RData::PTR(PTR(found)))]),
+            match Name::from_ascii(known + ".") {
+                Ok(known) => Found::Records(vec![record(RData::PTR(PTR(known)))]),
                 Err(_) => Found::Nobody,
-            },
-            AddressAnswer::Unknown => Found::Nobody,
-            AddressAnswer::Forward => Found::Elsewhere,
-        };
+            }
+        });
     }
     if query.query_type() == RecordType::SRV {
-        return match zone.servers(asker.network, asker.client, &plain(name)) {
-            ServerAnswer::Known(mut servers) => {
-                if !servers.is_empty() {
-                    let turn = rotation % servers.len();
-                    servers.rotate_left(turn);
-                }
-                // A name that does not fit the wire's rules is as good as none. All have the same chance (RFC 2782).
-                let named = servers.into_iter().filter_map(|(port, target)| {
-                    let target = Name::from_ascii(target + ".").ok()?;
-                    Some(RData::SRV(SRV::new(0, 0, port, target)))
-                });
-                Found::Records(named.map(record).collect())
-            }
-            ServerAnswer::Unknown => Found::Nobody,
-            ServerAnswer::Forward => Found::Elsewhere,
-        };
+        return found(zone.servers(asker.network, asker.client, &plain(name)), |servers| {
+            // A name that does not fit the wire's rules is as good as none. All have the same chance (RFC 2782).
+            let named = rotated(servers, rotation).filter_map(|(port, target)| {
+                let target = Name::from_ascii(target + ".").ok()?;
+                Some(RData::SRV(SRV::new(0, 0, port, target)))
+            });
+            Found::Records(named.map(record).collect())
+        });
     }
     let family = match query.query_type() {
         RecordType::A => Family::V4,
@@ -183,21 +173,30 @@ fn find(zone: &Zone, asker: Asker<'_>, query: &Query, rotation: usize) -> Found 
         RecordType::ANY => Family::Both,
         _ => Family::Neither,
     };
-    match zone.name(asker.network, asker.client, &plain(name), family) {
-        NameAnswer::Known(mut addresses) => {
-            if !addresses.is_empty() {
-                let turn = rotation % addresses.len();
-                addresses.rotate_left(turn);
-            }
-            let data = addresses.into_iter().map(|a| match a {
-                IpAddr::V4(a) => RData::A(A(a)),
-                IpAddr::V6(a) => RData::AAAA(AAAA(a)),
-            });
-            Found::Records(data.map(record).collect())
-        }
-        NameAnswer::Unknown => Found::Nobody,
-        NameAnswer::Forward => Found::Elsewhere,
+    found(zone.name(asker.network, asker.client, &plain(name), family), |addresses| {
+        let data = rotated(addresses, rotation).map(|a| match a {
+            IpAddr::V4(a) => RData::A(A(a)),
+            IpAddr::V6(a) => RData::AAAA(AAAA(a)),
+        });
+        Found::Records(data.map(record).collect())
+    })
+}
+
+fn found<T>(answer: Answer<T>, known: impl FnOnce(T) -> Found) -> Found {
+    match answer {
+        Answer::Known(what) => known(what),
+        Answer::Unknown => Found::Nobody,
+        Answer::Forward => Found::Elsewhere,
     }
+}
+
+/// All of them, from another one on at each question.
+fn rotated<T>(mut all: Vec<T>, rotation: usize) -> impl Iterator<Item = T> {
+    if !all.is_empty() {
+        let turn = rotation % all.len();
+        all.rotate_left(turn);
+    }
+    all.into_iter()
 }
 
 /// The labels with dots between them and nothing escaped: what the table's keys look like. Bytes that are not UTF-8

@@ -28,38 +28,25 @@ pub enum Family {
     Neither,
 }
 
-/// What a look-up of a name gives.
+/// What a look-up gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NameAnswer {
-    /// The name is ours. No address means NODATA: of the asked family there is none, or nobody healthy bears the name.
-    Known(Vec<IpAddr>),
+pub enum Answer<T> {
+    /// It is ours.
+    Known(T),
     /// Not ours, but it may be somebody else's: ask the host's resolvers.
     Forward,
-    /// Nobody's: single label, or asked from where nothing may leave.
+    /// Nobody's: a single label, an address in a subnet of ours, or asked from where nothing may leave.
     Unknown,
 }
 
-/// What a look-up of an address gives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AddressAnswer {
-    /// Its first name, with the network's name behind it.
-    Known(String),
-    /// Not in any subnet of ours: ask the host's resolvers.
-    Forward,
-    /// In a subnet of ours, or asked from where nothing may leave, and without a name.
-    Unknown,
-}
+/// The addresses of a name. None means NODATA: of the asked family there is none, or nobody healthy bears the name.
+pub type NameAnswer = Answer<Vec<IpAddr>>;
 
-/// What a look-up of the servers behind a name gives (`SRV`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerAnswer {
-    /// The name is ours: ports, with the names of those that listen on them.
-    Known(Vec<(u16, String)>),
-    /// Not ours, but it may be somebody else's.
-    Forward,
-    /// Nobody's.
-    Unknown,
-}
+/// The first name of an address, with the network's name behind it.
+pub type AddressAnswer = Answer<String>;
+
+/// The servers behind a name (`SRV`): ports, with the names of those that listen on them.
+pub type ServerAnswer = Answer<Vec<(u16, String)>>;
 
 /// Who listens where: protocol, port, name with the network's behind it.
 type Servers = BTreeSet<(Protocol, u16, String)>;
@@ -118,9 +105,9 @@ pub struct Zone {
 impl Zone {
     /// Builds the table.
     ///
-    /// The names of `services` answer with their virtual addresses, whether anybody is behind them or not: who connects
-    /// is told at once. `sandboxes` lists for each local container the networks it is attached to with its addresses there: such a
-    /// container gets answers from all its networks.
+    /// The names of `services` answer with their virtual addresses, whether anybody is behind them or not: who connects is
+    /// told at once. `sandboxes` lists for each local container the networks it is attached to with its addresses there:
+    /// such a container gets answers from all its networks.
     pub fn build<'a>(
         networks: impl IntoIterator<Item = &'a NetworkAssignment>,
         services: impl IntoIterator<Item = &'a ServiceAssignment>,
@@ -202,11 +189,7 @@ impl Zone {
     pub fn name(&self, network: &NetworkId, client: IpAddr, name: &str, family: Family) -> NameAnswer {
         let name = canonical(name);
         let seen = self.seen_by(network, client);
-        let found = seen
-            .iter()
-            .find_map(|n| n.find(&name))
-            .or_else(|| seen.iter().find_map(|n| n.find(name.strip_suffix(&n.name)?.strip_suffix('.')?)));
-        if let Some(members) = found {
+        if let Some(members) = first_of(&seen, &name, NetworkZone::find) {
             return NameAnswer::Known(of_family(members, family));
         }
         // RFC 2782: a service name of ours exists as far as its host does, and has no addresses.
@@ -231,10 +214,7 @@ impl Zone {
         let host = srv_host(&name).unwrap_or(&name);
         let asked = name.strip_suffix(host).filter(|prefix| !prefix.is_empty()).map(srv_port);
         let seen = self.seen_by(network, client);
-        let servers = seen
-            .iter()
-            .find_map(|n| n.servers.get(host))
-            .or_else(|| seen.iter().find_map(|n| n.servers.get(host.strip_suffix(&n.name)?.strip_suffix('.')?)));
+        let servers = first_of(&seen, host, |n, name| n.servers.get(name));
         let fits = |(protocol, port, _): &&(Protocol, u16, String)| match asked {
             None => true,
             Some(asked) => asked == Some((*protocol, *port)),
@@ -280,6 +260,16 @@ fn srv_port(prefix: &str) -> Option<(Protocol, u16)> {
         "_udp" => Some((Protocol::Udp, port)),
         _ => None,
     }
+}
+
+/// What the first of some networks has under a name as it stands, or else under `<name>.<network>`.
+fn first_of<'z, T>(
+    seen: &[&'z NetworkZone],
+    name: &str,
+    get: impl Fn(&'z NetworkZone, &str) -> Option<&'z T>,
+) -> Option<&'z T> {
+    let within = |n: &'z NetworkZone| get(n, name.strip_suffix(&n.name)?.strip_suffix('.')?);
+    seen.iter().find_map(|n| get(n, name)).or_else(|| seen.iter().find_map(|n| within(n)))
 }
 
 fn of_family(members: &Members, family: Family) -> Vec<IpAddr> {

@@ -418,12 +418,17 @@ impl Actor {
         let netlib = self.netlib().await?;
         let (state, _) = self.network_state(id, netlib.config().vtep)?;
         let what = format!("network {}", self.known[id].name);
-        let report = netlib.ensure_rules(&state).await.map_err(|source| {
-            OverlayCounters::add(&self.shared.counters.failures_total, 1);
-            OverlayError::Kernel { what: what.clone(), source }
-        })?;
+        let report = netlib.ensure_rules(&state).await.map_err(self.failed(&what))?;
         self.tell(&what, Cause::Request, &report);
         Ok(())
+    }
+
+    /// Counts a failure of the kernel and says of what.
+    fn failed(&self, what: &str) -> impl FnOnce(netlib::Error) -> OverlayError {
+        move |source| {
+            OverlayCounters::add(&self.shared.counters.failures_total, 1);
+            OverlayError::Kernel { what: what.to_owned(), source }
+        }
     }
 
     /// What a network shall be, and which of its hosts cannot be reached.
@@ -445,12 +450,9 @@ impl Actor {
         let netlib = self.netlib().await?;
         let vtep = netlib.config().vtep;
         let (state, unreachable) = self.network_state(id, vtep)?;
-        let name = self.known[id].name.clone();
-        let report = netlib.ensure_network(&state).await.map_err(|source| {
-            OverlayCounters::add(&self.shared.counters.failures_total, 1);
-            OverlayError::Kernel { what: format!("network {name}"), source }
-        })?;
-        self.tell(&format!("network {name}"), cause, &report);
+        let what = format!("network {}", self.known[id].name);
+        let report = netlib.ensure_network(&state).await.map_err(self.failed(&what))?;
+        self.tell(&what, cause, &report);
         self.serve_names(&netlib, id, &state).await?;
         match unreachable.into_iter().next() {
             Some(desired::Unreachable { network, node }) => Err(OverlayError::Unreachable { network, node, vtep }),
@@ -469,12 +471,9 @@ impl Actor {
         let netlib = self.netlib().await?;
         let peers = self.peers.values().flatten();
         let state = desired::host(self.known.values(), peers, &self.plugin, netlib.config().vtep);
-        let what = || "the host's namespace".to_owned();
-        let report = netlib.ensure_host(&state).await.map_err(|source| {
-            OverlayCounters::add(&self.shared.counters.failures_total, 1);
-            OverlayError::Kernel { what: what(), source }
-        })?;
-        self.tell(&what(), cause, &report);
+        let what = "the host's namespace";
+        let report = netlib.ensure_host(&state).await.map_err(self.failed(what))?;
+        self.tell(what, cause, &report);
         Ok(report.conflicts)
     }
 
