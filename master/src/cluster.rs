@@ -24,7 +24,7 @@ use master_core::{
     Command, Context, Core, Now, Reply, Settings,
     leader::{self, Leader},
     liveness::HEARTBEAT_MS,
-    model::{Change, Kind, Object},
+    model::{Change, Key, Kind, Object},
 };
 use skein_api::{ApiError, Assignment, NodeId, Origin, TaskReport, UnixMillis, grpc};
 use tokio::{
@@ -314,11 +314,10 @@ async fn load(store: &dyn Store, settings: &Settings, now: Now) -> anyhow::Resul
             .map_err(|e| anyhow::anyhow!("failed to read record {} of the store: {e}", record.key))?;
         objects.push((object, record.revision.0));
     }
-    let revisions: Vec<(Change, u64)> = objects.iter().map(|(o, r)| (Change::Upsert(o.clone()), *r)).collect();
+    // Keys, not objects: what nobody else has is changed in place.
+    let revisions: Vec<(Key, u64)> = objects.iter().map(|(object, revision)| (object.key(), *revision)).collect();
     let mut core = Core::load(settings.clone(), objects.into_iter().map(|(o, _)| o).collect(), now);
-    for (change, revision) in revisions {
-        core.committed(vec![change], revision);
-    }
+    revisions.iter().for_each(|(key, revision)| core.loaded(key, *revision));
     Ok((core, revision))
 }
 

@@ -186,6 +186,11 @@ impl Core {
         self.reap = self.model.tasks.keys().cloned().collect();
     }
 
+    /// Enters where in the store an object was that [`Core::load`] was given.
+    pub fn loaded(&mut self, key: &Key, revision: u64) {
+        self.model.set_revision(key, revision);
+    }
+
     /// The state, to read.
     pub fn model(&self) -> &Model {
         &self.model
