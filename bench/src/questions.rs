@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, hint::black_box, sync::Arc, time::Duration};
 
-use master_core::{Core, Now, Settings, model::Object};
+use master_core::{Core, Now, Settings, model::Object, rng::Rng};
 use skein_api::{
     ExplainQuery, Meta, Node, NodeDescription, NodeId, Resources, Service, ServiceId, ServiceMode, ServiceSpec, Task,
     TaskId, TaskSpec, TaskState, TaskStatus, UnixMillis, WhatIf,
@@ -85,8 +85,11 @@ fn cluster(nodes: u32) -> Core {
     let zones = |i: u32| {
         BTreeMap::from([("zone".to_owned(), format!("z{}", i % 8)), ("rack".to_owned(), format!("r{}", i % 512))])
     };
+    // As a master makes them: comparing ids is a good part of every question.
+    let mut rng = Rng::new(11);
+    let ids: Vec<NodeId> = (0..nodes).map(|_| NodeId::new(rng.id())).collect();
     let mut objects = Vec::new();
-    for i in 0..nodes {
+    for (i, id) in (0..).zip(ids.iter().cloned()) {
         let description = NodeDescription {
             hostname: format!("node-{i}"),
             offered: share(TASKS_PER_NODE.into()),
@@ -95,23 +98,23 @@ fn cluster(nodes: u32) -> Core {
             labels: zones(i),
             ..NodeDescription::default()
         };
-        let (id, name) = (NodeId::new(format!("{i:032x}")), format!("node-{i}"));
+        let name = format!("node-{i}");
         objects.push(Object::Node(Box::new(Node { id, name, host_index: index(i), description, ..Node::default() })));
     }
     let mut add = |name: String, replicas: u32, spec: TaskSpec, place: &dyn Fn(u32) -> Option<u32>| {
-        let id = ServiceId::new(format!("{:032x}", objects.len()));
+        let id = ServiceId::new(rng.id());
         let task_spec = Arc::new(spec.clone());
         for slot in 1..=replicas {
             let node = place(slot);
             let state = if node.is_some() { TaskState::Running } else { TaskState::Pending };
             objects.push(Object::Task(Arc::new(Task {
-                id: TaskId::new(format!("{:032x}", objects.len())),
+                id: TaskId::new(rng.id()),
                 name: format!("{name}.{slot}"),
                 service: Some(id.clone()),
                 slot,
                 spec_generation: 1,
                 spec: task_spec.clone(),
-                node: node.map(|node| NodeId::new(format!("{node:032x}"))),
+                node: node.map(|node| ids[node as usize].clone()),
                 desired_state: TaskState::Running,
                 status: TaskStatus { state, ..TaskStatus::default() },
                 ..Task::default()
@@ -146,9 +149,7 @@ fn cluster(nodes: u32) -> Core {
         add(name.to_owned(), 1, spec, &|_| None);
     }
     let mut core = Core::load(Settings::default(), objects, now);
-    for i in 0..nodes {
-        core.heartbeat(&NodeId::new(format!("{i:032x}")), now);
-    }
+    ids.iter().for_each(|id| core.heartbeat(id, now));
     core.settle(now, 1);
     drop(core.take_staged());
     core

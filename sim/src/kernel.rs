@@ -494,8 +494,7 @@ impl World {
                     Protocol::Tcp => Proto::Tcp,
                     Protocol::Udp => Proto::Udp,
                 };
-                let targets = [Some(IpAddr::V4(endpoint.addr4)), endpoint.addr6.map(IpAddr::V6)];
-                targets.into_iter().flatten().map(move |target| PublishedPort {
+                endpoint.addrs().map(move |target| PublishedPort {
                     proto,
                     host_ip: None,
                     host_port: port.host_port,
@@ -691,7 +690,7 @@ fn walk(
     let side = owner.kernel.as_ref().ok_or("it has no kernel")?;
     let mut places = side.places.values().flatten().filter(|place| place.network == *network);
     let wanted = places.find_map(|Place { attached: Attached { endpoint, .. }, .. }| {
-        (IpAddr::V4(endpoint.addr4) == to || endpoint.addr6.map(IpAddr::V6) == Some(to)).then_some(endpoint.mac)
+        endpoint.addrs().any(|address| address == to).then_some(endpoint.mac)
     });
     if wanted != Some(last) { Err(format!("it is given to {last}, the container has {wanted:?}")) } else { Ok(()) }
 }
