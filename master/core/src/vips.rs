@@ -2,8 +2,9 @@
 //!
 //! They come from blocks of the subnet that no host owns, the last ones first, while hosts get the first ones: so neither
 //! grows into the other before the subnet is full. That a block is for virtual addresses follows from those in it and is
-//! written nowhere else. At most a quarter of the blocks is used so, and the last free one is left to hosts. A service for which no address is left has none there, its name then finds its tasks; it is
-//! looked at again with each change of it.
+//! written nowhere else. At most a quarter of the blocks is used so, and the last free one is left to hosts. A service
+//! for which no address is left has none there, its name then finds its tasks; it is looked at again with each change of
+//! it.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
