@@ -153,8 +153,7 @@ impl Host {
                 };
                 let error = match looked {
                     Ok(Ok(new)) => {
-                        let troubles = sources.words(None);
-                        tell(&description, NodeDescription { troubles, ..new });
+                        tell(&description, sources.complete(new, None));
                         None
                     }
                     Ok(Err(error)) => Some(chain(error.as_ref())),
@@ -166,7 +165,7 @@ impl Host {
                 failed = error.map(|e| format!("this host cannot be described, its figures may be old: {e}"));
             }
             let old = description.borrow().clone();
-            tell(&description, NodeDescription { troubles: sources.words(failed.clone()), ..old });
+            tell(&description, sources.complete(old, failed.clone()));
             // Cancel-safe: a token, watches and a timer.
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -187,6 +186,8 @@ fn tell(description: &watch::Sender<NodeDescription>, new: NodeDescription) {
 
 #[cfg(test)]
 mod tests {
+    use skein_api::AttachedContainer;
+
     use super::*;
     use crate::{
         engine::{EngineConfig, EngineState},
@@ -205,7 +206,9 @@ mod tests {
         let (engine_tx, engine_rx) = watch::channel(EngineState::Ready);
         let (overlay_tx, overlay) = watch::channel(Vec::new());
         let (_executor_tx, executor) = watch::channel(ExecutorStatus::default());
-        let sources = Sources { standing: vec!["standing".into()], ledger, engine: engine_rx, overlay, executor };
+        let (attached_tx, attached) = watch::channel(Vec::new());
+        let standing = vec!["standing".into()];
+        let sources = Sources { standing, ledger, engine: engine_rx, overlay, executor, attached };
         let host = Host {
             config: Config::default(),
             name: "h1".into(),
@@ -234,6 +237,9 @@ mod tests {
         wait("engine does not answer", 2).await;
         overlay_tx.send_replace((0..40).map(|n| format!("{n}")).collect());
         assert_eq!(wait("and 27 more", 16).await.len(), 16);
+        attached_tx.send_replace(vec![AttachedContainer::default()]);
+        let told = description.wait_for(|d| d.attached.len() == 1);
+        timeout(AT_ONCE, told).await.expect("at once").expect("it runs");
         shutdown.cancel();
         timeout(AT_ONCE, follow).await.expect("it ends").expect("without a panic");
     }

@@ -8,6 +8,7 @@
 //! The network side: `overlay` brings assignments to kernel and names, `plugin` answers the engine's network requests,
 //! `dns` serves names, `fdstore` keeps their sockets over restarts.
 
+pub mod attached;
 pub mod config;
 pub mod dns;
 pub mod engine;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use netlib::{Kernel as _, linux::LinuxKernel};
 use skein_agent::{
+    attached,
     config::{Config, Overrides},
     dns::UpstreamSource,
     engine::{Engine, EngineConfig},
@@ -270,12 +271,15 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     description_tx.send_replace(first_description(&host, &shutdown).await?);
     let enforced = host::cgroup::enforce(&config, &engine).await.context("failed to enforce `offer`")?;
     engine.set_cgroup_parent(enforced.parent);
+    let (attached_tx, attached) = watch::channel(Vec::new());
+    let names = tokio::spawn(attached::follow(engine.clone(), network.overlay.clone(), attached_tx));
     let sources = host::Sources {
         standing: enforced.warnings,
         ledger: ledger.state(),
         engine: engine.state(),
         overlay: network.overlay.troubles(),
         executor: handle.status(),
+        attached,
     };
     let executor = tokio::spawn(executor.run(shutdown.clone()));
     let follow = tokio::spawn(host.follow(sources, description_tx, shutdown.clone()));
@@ -297,6 +301,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     shutdown.cancel();
     executor.await?;
     follow.await?;
+    names.abort();
     Ok(match ended {
         Ended::Shutdown => ExitCode::SUCCESS,
         Ended::Removed(_) => ExitCode::from(EXIT_REMOVED),

@@ -163,6 +163,9 @@ pub struct EndpointAssignment {
     pub ports: Vec<(Protocol, u16)>,
     /// Runs and is healthy: shared names answer with it, and virtual addresses lead to it.
     pub healthy: bool,
+    /// Started by hand on its host: it has only those names that nobody in the cluster has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
     /// Runs and is about to stop: it gets no new connections and keeps those that it has.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Meta, NodeId, UnixMillis};
+use crate::{Meta, NetworkId, NodeId, TaskId, UnixMillis};
 
 /// A host of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +137,32 @@ pub struct NodeDescription {
     /// What does not work on this host now, in words for its operator; empty when all is well. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<String>,
+    /// Containers in networks of the cluster that were started here by hand; at most [`ATTACHED_MAX`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attached: Vec<AttachedContainer>,
+}
+
+/// Most containers of one host that were started by hand and have names in the cluster.
+pub const ATTACHED_MAX: usize = 256;
+
+/// Most names of one such container in one network.
+pub const ATTACHED_NAMES_MAX: usize = 16;
+
+/// A container that somebody started with the host's own engine, in a network of the cluster
+/// (`docker run --network`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AttachedContainer {
+    /// The first digits of the engine's id: it stands where tasks have theirs.
+    pub id: TaskId,
+    /// The network.
+    pub network: NetworkId,
+    /// The container's name first, then its aliases in the network.
+    pub names: Vec<String>,
+    /// IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 address.
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// An amount of CPU and memory.

@@ -139,7 +139,8 @@ impl Zone {
                 entry.reverse.extend([IpAddr::V4(s.v4), IpAddr::V6(s.v6)].map(|a| (a, name.clone())));
             }
         }
-        for e in endpoints {
+        let (plain, ours): (Vec<_>, Vec<_>) = endpoints.into_iter().partition(|e| e.plain);
+        for e in ours {
             let Some(entry) = zone.networks.get_mut(&e.network) else {
                 continue;
             };
@@ -160,6 +161,7 @@ impl Zone {
                 entry.reverse.extend(addresses.map(|a| (a, name.clone())));
             }
         }
+        zone.add_plain(&plain);
         for attached in sandboxes {
             let ids: Vec<NetworkId> = attached.iter().map(|(id, _)| id.clone()).collect();
             if ids.len() < 2 {
@@ -172,6 +174,28 @@ impl Zone {
             }
         }
         zone
+    }
+
+    /// Containers that were started by hand: nobody takes a name of the cluster by calling a container so. Several of
+    /// one name share it.
+    fn add_plain(&mut self, endpoints: &[&EndpointAssignment]) {
+        let free = |zone: &Self, e: &EndpointAssignment, name: &str| {
+            zone.networks.get(&e.network).is_some_and(|entry| entry.find(name).is_none())
+        };
+        let of = |e: &EndpointAssignment| e.names.iter().map(|name| canonical(name)).collect::<Vec<_>>();
+        let named: Vec<(&EndpointAssignment, Vec<String>)> =
+            endpoints.iter().map(|e| (*e, of(e).into_iter().filter(|name| free(self, e, name)).collect())).collect();
+        for (e, names) in named {
+            let Some(entry) = self.networks.get_mut(&e.network) else { continue };
+            if let Some(first) = names.first() {
+                let name = format!("{first}.{}", entry.name);
+                let addresses = e.v4.map(IpAddr::V4).into_iter().chain(e.v6.map(IpAddr::V6));
+                entry.reverse.extend(addresses.map(|address| (address, name.clone())));
+            }
+            for name in names {
+                entry.own.entry(name).or_default().insert((e.v4, e.v6));
+            }
+        }
     }
 
     /// The networks whose names a client sees: the one it asked through first.
@@ -317,6 +341,7 @@ pub(crate) mod tests {
             v6: Some(format!("fd00:0:0:{n:x}::1{last:02x}").parse().unwrap()),
             ports: Vec::new(),
             healthy,
+            plain: false,
             draining: false,
         }
     }
@@ -389,6 +414,26 @@ pub(crate) mod tests {
         check("net2", "10.2.1.31", "example.org", V4, NameAnswer::Forward);
         check("net2", "10.2.1.30", "example.org", V4, NameAnswer::Unknown);
         check("net9", "10.9.1.30", "example.org", V4, NameAnswer::Unknown);
+    }
+
+    #[test]
+    fn containers_that_were_started_by_hand_take_no_name_of_others() {
+        let plain = |last, names: &[&str]| EndpointAssignment { plain: true, ..endpoint(1, last, names, &[], true) };
+        let endpoints = [
+            plain(40, &["web", "debug"]),
+            endpoint(1, 10, &["web.1"], &["web"], true),
+            plain(41, &["api", "web.1", "Debug"]),
+            plain(42, &["web"]),
+        ];
+        let zone = Zone::build(&[network(1, "shop", false)], &[service(1, "api", 7)], &endpoints, []);
+        let name = |name: &str| zone.name(&NetworkId::new("net1"), "10.1.1.11".parse().unwrap(), name, Family::V4);
+        assert_eq!(name("web"), v4(&[(1, 10)]));
+        assert_eq!(name("web.1"), v4(&[(1, 10)]));
+        assert_eq!(name("api"), NameAnswer::Known(vec!["10.1.250.7".parse().unwrap()]));
+        assert_eq!(name("debug"), v4(&[(1, 40), (1, 41)]));
+        let of = |last| zone.address(&NetworkId::new("net1"), "10.1.1.11".parse().unwrap(), [10, 1, 1, last].into());
+        assert_eq!(of(41), AddressAnswer::Known("debug.shop".into()));
+        assert_eq!(of(42), AddressAnswer::Unknown);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! is answered ends that state. The API version is negotiated at the first call after each loss, since an engine may
 //! be upgraded while we run.
 
+mod attached;
 mod containers;
 pub mod create;
 mod error;
@@ -30,6 +31,7 @@ use skein_api::NodeDescription;
 use tokio::sync::watch;
 
 pub use self::{
+    attached::Named,
     containers::Inspected,
     error::EngineError,
     events::EngineEvent,

@@ -1,9 +1,10 @@
-//! What does not work on this host, gathered from the parts that know.
+//! What does not work on this host, and who was started on it by hand, gathered from the parts that know.
 //!
-//! Owns: the list that goes to the master. Must not know: how the parts work. No tasks; it reads a `watch` of each part.
+//! Owns: the lists that go to the master. Must not know: how the parts work. No tasks; it reads a `watch` of each part.
 
 use std::future::pending;
 
+use skein_api::{AttachedContainer, NodeDescription};
 use tokio::sync::watch;
 
 use crate::{engine::EngineState, executor::ExecutorStatus, ledger::LedgerState};
@@ -13,7 +14,7 @@ const TROUBLES_MAX: usize = 16;
 /// Longest text of one, characters: a path and two causes.
 const TROUBLE_CHARS_MAX: usize = 400;
 
-/// Where troubles come from.
+/// The parts that have something to say of the host.
 pub struct Sources {
     /// Known since the start, for as long as the agent runs.
     pub standing: Vec<String>,
@@ -25,6 +26,8 @@ pub struct Sources {
     pub overlay: watch::Receiver<Vec<String>>,
     /// Containers.
     pub executor: watch::Receiver<ExecutorStatus>,
+    /// Containers in our networks that were started by hand. No trouble, and told as soon.
+    pub attached: watch::Receiver<Vec<AttachedContainer>>,
 }
 
 impl Sources {
@@ -35,7 +38,14 @@ impl Sources {
             () = moved(&mut self.engine) => {}
             () = moved(&mut self.overlay) => {}
             () = moved(&mut self.executor) => {}
+            () = moved(&mut self.attached) => {}
         }
+    }
+
+    /// The description with what the parts say now.
+    pub fn complete(&self, description: NodeDescription, more: Option<String>) -> NodeDescription {
+        let attached = self.attached.borrow().clone();
+        NodeDescription { troubles: self.words(more), attached, ..description }
     }
 
     /// Whether the engine answers, by the last call.
@@ -44,7 +54,7 @@ impl Sources {
     }
 
     /// All troubles now, with `more`, in a fixed order.
-    pub fn words(&self, more: Option<String>) -> Vec<String> {
+    fn words(&self, more: Option<String>) -> Vec<String> {
         let mut all = self.standing.clone();
         if let LedgerState::Failing { error } = &*self.ledger.borrow() {
             all.push(format!("the ledger cannot be written, this host goes on from memory: {error}"));

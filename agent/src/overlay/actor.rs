@@ -32,7 +32,7 @@ use tokio::{
 
 use self::disk::Topic;
 use super::{
-    Message, OverlayConfig, OverlayCounters, OverlayError, Shared, Wanted,
+    ByHand, Message, OverlayConfig, OverlayCounters, OverlayError, Shared, Wanted,
     claims::Claims,
     desired::{self, Services},
     store::{Change, LocalStore, StoreError},
@@ -40,7 +40,7 @@ use super::{
 use crate::{
     dns::{DnsServer, Serving, Zone},
     fdstore::{FdStore, Protocol, SocketName},
-    plugin::{PluginState, wire::PortBinding},
+    plugin::{PluginEndpoint, PluginState, wire::PortBinding},
 };
 
 /// Keys of the networks that this host had last, so that the plugin knows them before the first `apply`.
@@ -183,6 +183,7 @@ impl Actor {
         // The first tick comes at once; the first apply audits anyway.
         full.tick().await;
         self.write_behind().await;
+        self.tell_by_hand();
         // Ports are held again before anybody can take them; a failure shows at the next start of the container.
         self.hold_ports();
         loop {
@@ -585,6 +586,20 @@ impl Actor {
         self.sandboxes = self.in_several_networks();
         self.dns.publish(Zone::build(self.known.values(), &self.services, &self.endpoints, self.sandboxes.clone()));
         self.shared.zones.send_modify(|count| *count += 1);
+    }
+
+    /// Tells who follows them which endpoints are of containers that are nobody's task.
+    fn tell_by_hand(&self) {
+        let joined = self.plugin.endpoints().iter().filter(|(_, e)| e.task.is_none() && e.sandbox.is_some());
+        let of = |(id, e): (&String, &PluginEndpoint)| {
+            (id.clone(), ByHand { network: e.network.clone(), v4: e.v4, v6: e.v6 })
+        };
+        let now: BTreeMap<String, ByHand> = joined.map(of).collect();
+        self.shared.by_hand.send_if_modified(|told| {
+            let changed = *told != now;
+            *told = now;
+            changed
+        });
     }
 
     fn in_several_networks(&self) -> Vec<Vec<(NetworkId, Vec<IpAddr>)>> {

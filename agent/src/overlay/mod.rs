@@ -244,6 +244,18 @@ struct Shared {
     zones: watch::Sender<u64>,
     counters: OverlayCounters,
     troubles: watch::Sender<Vec<String>>,
+    by_hand: watch::Sender<BTreeMap<String, ByHand>>,
+}
+
+/// Where a container is that somebody started with the host's own engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByHand {
+    /// The network.
+    pub network: NetworkId,
+    /// IPv4 address.
+    pub v4: Ipv4Addr,
+    /// IPv6 address.
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// The way to the overlay; cheap to clone.
@@ -374,6 +386,11 @@ impl OverlayHandle {
     /// What does not work now, in words; empty when all is well.
     pub fn troubles(&self) -> watch::Receiver<Vec<String>> {
         self.shared.troubles.subscribe()
+    }
+
+    /// Endpoints of containers that somebody started by hand, by the engine's ids.
+    pub fn by_hand(&self) -> watch::Receiver<BTreeMap<String, ByHand>> {
+        self.shared.by_hand.subscribe()
     }
 
     /// What was counted.

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use skein_api::{
-    ApiError, GENERIC_IDS_MAX, GENERIC_KINDS_MAX, GenericOffer, LABELS_MAX, Node, NodeDescription, NodeId, NodeSpec,
-    NodeUpdate, OVERCOMMIT_PERCENT, Task, TaskState, TaskStatus, Token, TokenCreate, TokenId, UnixMillis,
-    check_node_label, is_label_key,
+    ATTACHED_MAX, ATTACHED_NAMES_MAX, ApiError, AttachedContainer, GENERIC_IDS_MAX, GENERIC_KINDS_MAX, GenericOffer,
+    LABELS_MAX, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, OVERCOMMIT_PERCENT, Task, TaskState, TaskStatus,
+    Token, TokenCreate, TokenId, UnixMillis, check_node_label, is_label_key,
 };
 
 use crate::{
@@ -154,6 +154,7 @@ impl Core {
         let mut description = said.clone();
         description.routes.retain(|r| r.prefix_len() >= ROUTE_PREFIX_MIN);
         description.routes.truncate(ROUTES_MAX);
+        admit_attached(&mut description.attached);
         admit_labels(&mut description.labels);
         admit_labels(&mut description.engine_labels);
         admit_generic(&mut description.generic);
@@ -301,6 +302,18 @@ fn task_without_node(task: &Task, ctx: &Context) -> Option<Task> {
 
 /// Longest name: a DNS label.
 const NAME_MAX: usize = 63;
+
+/// Keeps of containers that were started by hand what can be names, within the bounds.
+fn admit_attached(attached: &mut Vec<AttachedContainer>) {
+    attached.truncate(ATTACHED_MAX);
+    for container in attached.iter_mut() {
+        container.names.retain(|name| check_name("container", name).is_ok());
+        container.names.truncate(ATTACHED_NAMES_MAX);
+    }
+    attached.retain(|container| !container.names.is_empty());
+    attached.sort();
+    attached.dedup_by(|a, b| (&a.id, &a.network) == (&b.id, &b.network));
+}
 
 /// Refuses names that DNS, the engine or a shell would trip over: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`.
 pub(crate) fn check_name(kind: &str, name: &str) -> Result<(), ApiError> {

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skein_api::{
-    Assignment, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, NodeId, PeerAssignment, Protocol,
-    Service, ServiceAssignment, ServiceId, ServiceSpec, Task, TaskAssignment, TaskId, TaskSpec, TaskState, Vip,
+    Assignment, AttachedContainer, EndpointAssignment, Health, Network, NetworkAssignment, NetworkId, Node,
+    NodeDescription, NodeId, PeerAssignment, Protocol, Service, ServiceAssignment, ServiceId, ServiceSpec, Task,
+    TaskAssignment, TaskId, TaskSpec, TaskState, Vip, address6,
 };
 
 use crate::{
@@ -117,6 +118,7 @@ impl Dispatch {
             (Kind::Network, _) => {
                 let id = NetworkId::new(&key.id);
                 self.mark_members(model, &id, &format!("network/{id}"), None);
+                self.mark_attached(model, &id);
             }
             (Kind::Node, _) => self.note_node(model, &NodeId::new(&key.id), before),
             (Kind::Service, before) => {
@@ -212,6 +214,7 @@ impl Dispatch {
         };
         let new = model.blocks.get(&(network.clone(), index)).map(|b| b.node.clone());
         let same_owner = old == new;
+        self.mark_attached(model, &network);
         for node in old.iter().chain(new.iter().filter(|_| !same_owner)) {
             let blocks = model.node_blocks(&network, node).count();
             self.mark(node, format!("network/{network}"));
@@ -225,13 +228,15 @@ impl Dispatch {
     }
 
     fn note_node(&mut self, model: &Model, id: &NodeId, before: Option<&Object>) {
-        let Some(node) = model.nodes.get(id) else { return };
-        self.add_node(id);
         let old = match before {
-            Some(Object::Node(old)) => &old.description,
-            _ => return,
+            Some(Object::Node(old)) => Some(&old.description),
+            _ => None,
         };
-        let new = &node.description;
+        let new = model.nodes.get(id).map(|node| &node.description);
+        self.note_attached(model, old, new);
+        let Some(new) = new else { return };
+        self.add_node(id);
+        let Some(old) = old else { return };
         if (old.underlay4, old.underlay6, old.underlay_mtu) == (new.underlay4, new.underlay6, new.underlay_mtu) {
             return;
         }
@@ -239,6 +244,24 @@ impl Dispatch {
         for network in &networks {
             self.mark_members(model, network, &format!("peer/{network}/{id}"), Some(id));
             self.mark_members(model, network, &format!("network/{network}"), None);
+        }
+    }
+
+    /// What is told of containers that were started by hand follows from their hosts' blocks, and from the network.
+    fn mark_attached(&mut self, model: &Model, network: &NetworkId) {
+        for id in model.attached(network) {
+            self.mark_members(model, network, &format!("endpoint/{network}/{id}"), None);
+        }
+    }
+
+    /// Containers that were started by hand are others than before.
+    fn note_attached(&mut self, model: &Model, old: Option<&NodeDescription>, new: Option<&NodeDescription>) {
+        let of = |description: Option<&NodeDescription>| -> BTreeSet<AttachedContainer> {
+            description.into_iter().flat_map(|d| d.attached.iter().cloned()).collect()
+        };
+        for container in of(old).symmetric_difference(&of(new)) {
+            let key = format!("endpoint/{}/{}", container.network, container.id);
+            self.mark_members(model, &container.network, &key, None);
         }
     }
 }
@@ -282,7 +305,8 @@ fn network_keys(model: &Model, network: &NetworkId, node: &NodeId) -> BTreeSet<S
     let mut keys = BTreeSet::from([format!("network/{network}")]);
     keys.extend(model.members(network).filter(|n| *n != node).map(|n| format!("peer/{network}/{n}")));
     keys.extend(model.vips(network).map(|(_, service)| format!("service/{network}/{service}")));
-    keys.extend(model.network_tasks(network).map(|t| format!("endpoint/{network}/{}", t.id)));
+    let tasks = model.network_tasks(network).map(|t| &t.id);
+    keys.extend(tasks.chain(model.attached(network)).map(|id| format!("endpoint/{network}/{id}")));
     keys
 }
 
@@ -421,7 +445,11 @@ impl Core {
                 Some(Assignment::Service(service_document(service, vip)))
             }
             ("endpoint", Some(task)) => {
-                let task = self.model.tasks.get(&TaskId::new(task))?;
+                let task = TaskId::new(task);
+                let Some(task) = self.model.tasks.get(&task) else {
+                    let (host, container) = self.model.find_attached(&id, &task)?;
+                    return Some(Assignment::Endpoint(self.attached_document(network, host, container)?));
+                };
                 task.spec.networks.iter().find(|a| a.network == id.as_str())?;
                 if task.node.as_ref() == Some(node) && self.readiness.holds(&task.id, &id) {
                     return None;
@@ -534,8 +562,36 @@ impl Core {
             v6: address.v6,
             ports: known_ports(&task.spec),
             healthy: is_served(task),
+            plain: false,
             draining: is_draining(task),
         })
+    }
+
+    /// A container that was started by hand, as far as its host may say it: with an address of the host's blocks.
+    fn attached_document(
+        &self,
+        network: &Network,
+        host: &Node,
+        container: &AttachedContainer,
+    ) -> Option<EndpointAssignment> {
+        let v4 =
+            container.v4.filter(|v4| self.model.node_blocks(&network.id, &host.id).any(|b| b.block4.contains(v4)))?;
+        let own6 = address6(network.subnet6, network.subnet4, v4);
+        Some(EndpointAssignment {
+            network: network.id.clone(),
+            task: container.id.clone(),
+            service: None,
+            node: host.id.clone(),
+            names: container.names.clone(),
+            shared_names: Vec::new(),
+            v4: Some(v4),
+            v6: container.v6.filter(|v6| *v6 == own6),
+            ports: Vec::new(),
+            healthy: true,
+            plain: true,
+            draining: false,
+        })
+        .filter(|_| network.spec.attachable)
     }
 }
 

@@ -11,8 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use skein_api::{
-    Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId, TaskState, Token,
-    TokenId, Volume, VolumeId,
+    AttachedContainer, Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId,
+    TaskState, Token, TokenId, Volume, VolumeId,
 };
 
 /// Settings of the whole cluster, made once.
@@ -295,6 +295,8 @@ struct Hosts {
     indexes: BTreeSet<u16>,
     /// By address of the underlay, either family.
     underlays: BTreeMap<IpAddr, BTreeSet<NodeId>>,
+    /// By network: containers that somebody started there by hand, and where.
+    attached: BTreeMap<NetworkId, BTreeSet<(TaskId, NodeId)>>,
 }
 
 fn underlays(node: &Node) -> impl Iterator<Item = IpAddr> {
@@ -310,6 +312,10 @@ impl Hosts {
         for address in underlays(node) {
             self.underlays.entry(address).or_default().insert(node.id.clone());
         }
+        for container in &node.description.attached {
+            let place = (container.id.clone(), node.id.clone());
+            self.attached.entry(container.network.clone()).or_default().insert(place);
+        }
     }
 
     fn remove(&mut self, node: &Node) {
@@ -318,6 +324,10 @@ impl Hosts {
         self.indexes.remove(&node.host_index);
         for address in underlays(node) {
             drop_from(&mut self.underlays, &address, &node.id);
+        }
+        for container in &node.description.attached {
+            let place = (container.id.clone(), node.id.clone());
+            drop_from(&mut self.attached, &container.network, &place);
         }
     }
 }
@@ -686,6 +696,18 @@ impl Model {
             .into_iter()
             .flatten()
             .map(|index| &self.blocks[&(network.clone(), *index)])
+    }
+
+    /// Ids of the containers in a network that were started by hand.
+    pub(crate) fn attached(&self, network: &NetworkId) -> impl Iterator<Item = &TaskId> {
+        self.hosts.attached.get(network).into_iter().flatten().map(|(id, _)| id)
+    }
+
+    /// Such a container, and its host.
+    pub(crate) fn find_attached(&self, network: &NetworkId, id: &TaskId) -> Option<(&Node, &AttachedContainer)> {
+        let (found, node) = self.hosts.attached.get(network)?.range((id.clone(), NodeId::default())..).next()?;
+        let node = self.nodes.get(node).filter(|_| found == id)?;
+        node.description.attached.iter().find(|c| c.id == *id && c.network == *network).map(|c| (node, c))
     }
 
     /// The block that an address of a network is in, if that has an owner.

@@ -435,7 +435,8 @@ fn networks_that_users_make() -> Result<()> {
         .with_context(|| lab.logs(20))?;
     }
     let (h1, h2) = (lab.host("h1"), lab.host("h2"));
-    h1.docker(&["run", "-d", "--name", "plain", "--network", "shared", "busybox", "sleep", "1000"])?;
+    let by_hand = ["run", "-d", "--name", "plain", "--network-alias", "alias", "--network", "shared"];
+    h1.docker(&[&by_hand[..], &["busybox", "sleep", "1000"]].concat())?;
     let address =
         h1.docker(&["inspect", "-f", "{{(index .NetworkSettings.Networks \"shared\").IPAddress}}", "plain"])?;
     for host in [h1, h2] {
@@ -473,6 +474,11 @@ fn tasks_in_networks(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>, plai
     says(checks, cluster, "o1", &reach("o2"), "there");
     says(checks, cluster, "o2", &reach("o1"), "there");
     says(checks, cluster, "o2", &reach(plain), "there");
+    // The names of the container that was started by hand, on both hosts.
+    for (from, name) in [("o1", "plain"), ("o2", "plain"), ("o2", "alias"), ("o2", "plain.shared")] {
+        says(checks, cluster, from, &reach(name), "there");
+    }
+    fails(checks, cluster, "c2", &reach("plain"));
     says(checks, cluster, "o1", &reach(&outside), "there");
     says(checks, cluster, "c1", &reach("c2"), "there");
     says(checks, cluster, "c2", &reach("c1"), "there");

@@ -71,6 +71,7 @@ impl Actor {
             self.chosen.remove(&task);
         }
         self.retain_troubles();
+        self.tell_by_hand();
         if self.sandboxes != self.in_several_networks() {
             self.publish_zone();
         }

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use master_core::{Command, Reply};
-use skein_api::{Assignment, Availability, EndpointMode, NetworkSpec, NodeUpdate, ServiceAssignment, TaskState, Vip};
+use skein_api::{
+    Assignment, AttachedContainer, Availability, EndpointMode, NetworkId, NetworkSpec, NodeDescription, NodeUpdate,
+    ServiceAssignment, TaskId, TaskState, Vip,
+};
 
 use crate::harness::{Cluster, With, constraint, network, replicas, service, stack};
 
@@ -133,6 +136,59 @@ fn an_attachable_network_is_on_every_host() {
     let Reply::Network(id) = c.ok(Command::NetworkCreate(spec)) else { panic!("a network") };
     c.join("n3");
     assert_eq!(c.model().members(&id).count(), 3);
+}
+
+#[test]
+fn a_container_that_was_started_by_hand_has_its_names_on_every_host() {
+    let mut c = Cluster::with_nodes(2);
+    let spec = |name: &str, attachable| NetworkSpec { name: name.into(), attachable, ..NetworkSpec::default() };
+    let Reply::Network(plain) = c.ok(Command::NetworkCreate(spec("plain", true))) else { panic!("a network") };
+    c.up(vec![service("web").with(|s| network(s, "s_net"))]);
+    c.rest();
+    let services = c.model().network("s_net").unwrap().id.clone();
+    let own = c.model().node_blocks(&plain, &c.node("n1")).next().unwrap().block4.hosts().nth(2);
+    let container = |id: &str, network: &NetworkId, v4, names: &[&str]| AttachedContainer {
+        id: TaskId::new(id),
+        network: network.clone(),
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        v4,
+        v6: Some("fd00::bad".parse().unwrap()),
+    };
+    let describe = |c: &mut Cluster, node: &str, attached: Vec<AttachedContainer>| {
+        let description = NodeDescription { attached, ..Cluster::description(node) };
+        c.ok(Command::Describe { node: c.node(node), description: Box::new(description) });
+    };
+    let shown = |c: &Cluster| {
+        let docs = &c.agents[&c.node("n2")].docs;
+        let plain = docs.values().filter_map(|d| match d {
+            Assignment::Endpoint(e) if e.plain => Some((e.task.to_string(), e.names.clone(), e.v4, e.v6)),
+            _ => None,
+        });
+        plain.collect::<Vec<_>>()
+    };
+    let others = c.model().node_blocks(&plain, &c.node("n2")).next().unwrap().block4.hosts().nth(2);
+    let attached = vec![
+        container("c1", &plain, own, &["debug", "no name!", "d"]),
+        // Not the host's to give, in a network that is for services alone, and without a name that can be one.
+        container("c2", &plain, others, &["stolen"]),
+        container("c3", &services, own, &["inside"]),
+        container("c4", &plain, own, &["-"]),
+    ];
+    describe(&mut c, "n1", attached.clone());
+    // The IPv6 address was not the one that belongs to the other.
+    assert_eq!(shown(&c), [("c1".to_owned(), vec!["debug".to_owned(), "d".into()], own, None)]);
+    assert_eq!(c.core.check(), Vec::<String>::new());
+    let renamed = container("c1", &plain, own, &["other"]);
+    describe(&mut c, "n1", vec![renamed]);
+    assert_eq!(shown(&c)[0].1, ["other"]);
+    describe(&mut c, "n1", Vec::new());
+    assert_eq!(shown(&c), []);
+    // Who joins later, or comes back, is told too; and of a host that was removed nothing stays.
+    describe(&mut c, "n1", attached);
+    c.join("n3");
+    assert!(c.agents[&c.node("n3")].docs.contains_key(&format!("endpoint/{plain}/c1")));
+    c.ok(Command::NodeRemove { node: "n1".into(), force: true });
+    assert_eq!(shown(&c), []);
 }
 
 #[test]

@@ -11,9 +11,9 @@ use master_core::{
 };
 use proptest::prelude::*;
 use skein_api::{
-    Availability, DependencyCondition, GenericOffer, NetworkSpec, NodeDescription, NodeId, NodeUpdate, PlanAction,
-    Preference, RestartCondition, ServiceMode, ServiceSpec, StackApply, Task, TaskId, TaskState, TaskStatus,
-    VolumesFrom,
+    AttachedContainer, Availability, DependencyCondition, GenericOffer, NetworkId, NetworkSpec, NodeDescription,
+    NodeId, NodeUpdate, PlanAction, Preference, RestartCondition, ServiceMode, ServiceSpec, StackApply, Task, TaskId,
+    TaskState, TaskStatus, VolumesFrom,
 };
 
 use crate::harness::{
@@ -170,6 +170,20 @@ impl Run {
         Some(self.c.model().nodes[id].name.clone())
     }
 
+    /// What a host says that was started there by hand: one in each of its networks, as far as it knows.
+    fn attached(&self, node: &NodeId) -> Vec<AttachedContainer> {
+        let model = self.c.model();
+        let address = |network: &NetworkId| model.node_blocks(network, node).next()?.block4.hosts().nth(3);
+        let container = |network: &NetworkId| AttachedContainer {
+            id: TaskId::new("by-hand"),
+            network: network.clone(),
+            names: vec!["debug".into()],
+            v4: address(network),
+            v6: None,
+        };
+        model.node_networks(node).map(container).collect()
+    }
+
     /// A command that may be refused; then nothing changes.
     fn maybe(&mut self, command: Command) {
         let before = self.c.model().clone();
@@ -212,6 +226,7 @@ impl Run {
                 let mut description = description(&name);
                 description.underlay_mtu = if *small { 1_400 } else { 1_500 };
                 description.underlay4 = description.underlay4.filter(|_| !small);
+                description.attached = if *small { self.attached(&id) } else { Vec::new() };
                 self.maybe(Command::Describe { node: id, description: Box::new(description) });
             }
             Op::RemoveNode(_) => self.maybe(Command::NodeRemove { node: name, force: true }),
