@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use master_core::{
     Command, Context, Core, Now, Reply, Settings,
     leader::{self, Leader},
-    liveness::HEARTBEAT_MS,
+    liveness::heartbeat_ms,
     model::{Change, Key, Kind, Object},
 };
 use skein_api::{ApiError, Assignment, NodeId, Origin, TaskReport, UnixMillis, grpc};
@@ -120,12 +120,17 @@ struct Beats {
     waiting: Mutex<BTreeMap<NodeId, Beat>>,
     /// When the loop last took them, milliseconds since `started`.
     taken_ms: AtomicU64,
+    /// How often agents shall send them.
+    period_ms: AtomicU32,
     started: Instant,
 }
 
 impl Beats {
     fn new(started: Instant) -> Self {
-        Self { waiting: Mutex::default(), taken_ms: AtomicU64::new(0), started }
+        let beats =
+            Self { waiting: Mutex::default(), taken_ms: AtomicU64::new(0), period_ms: AtomicU32::default(), started };
+        beats.suit(0);
+        beats
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Beat>> {
@@ -134,6 +139,18 @@ impl Beats {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Asks for them as often as suits a cluster of so many nodes.
+    fn suit(&self, nodes: usize) {
+        let period_ms = u32::try_from(heartbeat_ms(nodes)).expect("some seconds");
+        self.period_ms.store(period_ms, Ordering::Relaxed);
+    }
+
+    fn acknowledge(&self, tx: &SessionTx, seq: u64) {
+        let ack = grpc::HeartbeatAck { seq, period_ms: self.period_ms.load(Ordering::Relaxed) };
+        // A session that takes nothing is slow or dead; the next acknowledgement or its end tells.
+        let _ = tx.try_send(message(grpc::master_message::Body::HeartbeatAck(ack)));
     }
 
     fn take(&self) -> BTreeMap<NodeId, Beat> {
@@ -252,7 +269,7 @@ impl Handle {
     pub fn heartbeat(&self, node: NodeId, session: u64, seq: u64, tx: &SessionTx) {
         let at_once = self.beats.are_taken();
         if at_once {
-            acknowledge(tx, seq);
+            self.beats.acknowledge(tx, seq);
         }
         self.beats.lock().insert(node, Beat { session, seq: (!at_once).then_some(seq) });
     }
@@ -507,9 +524,10 @@ impl Cluster {
         for (node, Beat { session, seq }) in self.beats.take() {
             let Some(link) = self.leader.heartbeat(&node, session, now) else { continue };
             if let Some(seq) = seq {
-                acknowledge(&link.tx, seq);
+                self.beats.acknowledge(&link.tx, seq);
             }
         }
+        self.beats.suit(self.leader.core().model().nodes.len());
     }
 
     /// Serves reads that wait, for a while: what changes the state comes first.
@@ -605,13 +623,6 @@ impl Cluster {
 
 fn message(body: grpc::master_message::Body) -> Box<SessionItem> {
     Box::new(Ok(grpc::MasterMessage { body: Some(body) }))
-}
-
-fn acknowledge(tx: &SessionTx, seq: u64) {
-    let period_ms = u32::try_from(HEARTBEAT_MS).expect("five seconds");
-    let ack = grpc::HeartbeatAck { seq, period_ms };
-    // A session that takes nothing is slow or dead; the next acknowledgement or its end tells.
-    let _ = tx.try_send(message(grpc::master_message::Body::HeartbeatAck(ack)));
 }
 
 fn document(assignment: &Assignment) -> grpc::Document {
