@@ -28,7 +28,8 @@ const ABOVE_BOUND: f64 = 1.4;
 /// Arguments of `bench packing`.
 #[derive(Clone, Debug, Args)]
 pub struct PackingArgs {
-    /// Arrivals, `arrival_s,cpu_cores,mem_gib,duration_s,batch_id` below a line of names; or that with .gz, which needs gzip
+    /// Arrivals, `arrival_s,cpu_cores,mem_gib,duration_s,batch_id` below a line of names; or that with .gz, which needs
+    /// gzip; or a folder with such an `arrivals.csv.gz`
     trace: PathBuf,
 }
 
@@ -71,6 +72,8 @@ const NOTES: &[&str] = &[
 ];
 
 fn replay(program: &Path, trace: &Path) -> Result<Vec<Figure>> {
+    let within = trace.join("arrivals.csv.gz");
+    let trace = if trace.is_dir() { &within } else { trace };
     let file = File::open(trace).with_context(|| format!("failed to open {}", trace.display()))?;
     let zipped = trace.extension().is_some_and(|extension| extension == "gz");
     let mut unzip = None;
