@@ -25,14 +25,15 @@ pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), Failure> {
     }
     let names = node_names(&client).await?;
     let now = now();
-    app.out.list(&tasks, &["ID", "NAME", "IMAGE", "NODE", "STATE", "PORTS"], |t| {
+    app.out.list(&tasks, &["ID", "NAME", "IMAGE", "NODE", "PORTS", "STATE"], |t| {
         vec![
             t.id.short().to_owned(),
             t.name.clone(),
             t.spec.container.image.clone(),
             node_of(t, &names).unwrap_or("-").to_owned(),
-            state(t, now),
             ports(&t.status.ports),
+            // Last: why something does not run may be long.
+            state(t, now),
         ]
     })
 }

@@ -9,6 +9,7 @@ mod verify;
 use std::{
     path::PathBuf,
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -57,10 +58,20 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
     ui::heading("programs");
     test::build_programs(&crate::cli::repository_root())?;
     take_down_on_signal()?;
-    let began = Instant::now();
     // What an earlier demo left is in the way.
     lab::down(LAB)?;
-    let mut lab = up()?;
+    let told = tell(args);
+    if INTERRUPTED.load(Ordering::Acquire) {
+        wait_for_the_end();
+    }
+    lab::down(LAB)?;
+    Ok(if told? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The story; whether all of it was verified. The lab stays, for whoever ends it.
+fn tell(args: &DemoArgs) -> Result<bool> {
+    let began = Instant::now();
+    let lab = up()?;
     let cluster = cluster(&lab)?;
     let file = deploy(&cluster)?;
     let results = verify::all(&lab, &cluster);
@@ -68,14 +79,19 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
     let verified = report(&results, began.elapsed());
     if !args.once {
         invite(&cluster, &file);
-        // Until Ctrl-C: the signal's thread takes the lab down and ends the process.
-        loop {
-            std::thread::park();
-        }
+        wait_for_the_end();
     }
-    lab.keep();
-    lab.down()?;
-    Ok(if verified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(verified)
+}
+
+/// Set before the signal's thread takes the lab down: whoever fails for that says nothing, and leaves the rest to it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The signal's thread takes the lab down and ends the process.
+fn wait_for_the_end() -> ! {
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Ctrl-C takes the lab down, whatever is being done.
@@ -83,6 +99,7 @@ fn take_down_on_signal() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("failed to watch for signals")?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
+            INTERRUPTED.store(true, Ordering::Release);
             ui::heading("taking the lab down");
             if let Err(error) = lab::down(LAB) {
                 ui::error(&error);
@@ -95,7 +112,8 @@ fn take_down_on_signal() -> Result<()> {
 
 fn up() -> Result<Lab> {
     ui::heading("a lab: three hosts with an engine each, and one for the master");
-    let lab = Lab::up(LabSpec::new(LAB, 3))?;
+    let mut lab = Lab::up(LabSpec::new(LAB, 3))?;
+    lab.keep();
     for host in lab.hosts() {
         ui::note(&format!("{:8} {:12} {}", host.name(), host.ipv4(), host.ipv6()));
     }
