@@ -120,7 +120,8 @@ impl Ledger {
     /// Opens the ledger in `dir`, which is made if it is absent (mode 0700).
     ///
     /// What a crash tore is cut off. A damaged file is set aside, what is good of it is kept, and the head is empty, so
-    /// that the master sends everything; [`Ledger::damage`] tells. Waits up to two seconds for another agent to end.
+    /// that the master sends everything; [`Ledger::damage`] tells. When the disk does not take the mended file, or that of
+    /// an earlier format anew, memory goes on as after any failed write. Waits up to two seconds for another agent to end.
     pub fn open(dir: &Path) -> Result<Self, LedgerError> {
         let path = dir.join(FILE);
         let open_error = |source| LedgerError::Open { path: path.clone(), source };
@@ -129,15 +130,16 @@ impl Ledger {
         if !skein_daemon::lock_soon(&lock).map_err(open_error)? {
             return Err(LedgerError::Locked { path: dir.to_owned() });
         }
-        let Loaded { log, records, damage } = Log::open(&path).map_err(open_error)?;
+        let Loaded { log, records, damage, refused } = Log::open(&path).map_err(open_error)?;
         let Replayed { assignments, locals, damage } = replay_all(&records, damage);
         let live_bytes = log.len();
+        let state = refused.map_or(LedgerState::Durable, |error| failing(&log, &error));
         let inner = Inner { log, assignments, full_sets: 0, locals, live_bytes, damage };
         Ok(Self {
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
                 changed: watch::Sender::new(0),
-                state: watch::Sender::new(LedgerState::Durable),
+                state: watch::Sender::new(state),
                 confirmed: watch::Sender::new(false),
                 _lock: lock,
             }),
@@ -302,7 +304,7 @@ impl Ledger {
     fn said(&self, inner: &Inner, written: io::Result<()>) -> Result<(), LedgerError> {
         let state = match &written {
             Ok(()) => LedgerState::Durable,
-            Err(error) => LedgerState::Failing { error: format!("{}: {error}", inner.log.path().display()) },
+            Err(error) => failing(&inner.log, error),
         };
         self.shared.state.send_if_modified(|s| {
             let new = *s != state;
@@ -317,6 +319,10 @@ impl Ledger {
         });
         written.map_err(|source| LedgerError::Write { path: inner.log.path().to_owned(), source })
     }
+}
+
+fn failing(log: &Log, error: &io::Error) -> LedgerState {
+    LedgerState::Failing { error: format!("{}: {error}", log.path().display()) }
 }
 
 /// What the records of a file come to.

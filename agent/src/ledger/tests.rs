@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use serde_json::json;
 use skein_api::{TaskAssignment, TaskId};
 
-use super::*;
+use super::{
+    log::{HEADER, PREAMBLE, parse},
+    *,
+};
 
 fn task(id: &str, name: &str) -> Assignment {
     Assignment::Task(Box::new(TaskAssignment { id: TaskId::new(id), name: name.into(), ..Default::default() }))
@@ -123,6 +126,135 @@ fn a_file_of_another_format_is_set_aside() {
     let ledger = Ledger::open(dir.path()).expect("opens");
     assert!(ledger.damage().is_some());
     assert_eq!(fs::read(dir.path().join("ledger.log.damaged")).expect("kept"), b"SKLEDGR9 something new");
+}
+
+#[test]
+fn a_ledger_of_format_1_is_taken_over_and_written_anew() {
+    let usual = fs::read("testdata/fuzz/ledger_files/usual").expect("a file of an earlier release");
+    let torn = [usual.as_slice(), &[200, 0, 0, 0, 1, 2, 3, 4, b'{']].concat();
+    for (file, refused) in [(&usual, false), (&torn, false), (&usual, true)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(FILE);
+        fs::write(&path, file).expect("written");
+        if refused {
+            // Nothing can be made where a directory is.
+            fs::create_dir(dir.path().join("ledger.log.new")).expect("made");
+        }
+        let ledger = Ledger::open(dir.path()).expect("opens");
+        let seen = (ledger.head(), ledger.assignments(), ledger.locals(""), ledger.damage());
+        assert_eq!(seen.0, Head { chain: "c1".into(), generation: 2 });
+        assert!(!seen.1.is_empty() && !seen.2.is_empty() && seen.3.is_none(), "{seen:?}");
+        assert_eq!(*ledger.state().borrow() == LedgerState::Durable, !refused);
+        if refused {
+            assert_eq!(&fs::read(&path).expect("is there"), file, "it is good until there is a better one");
+            assert!(matches!(ledger.put_local("a", Some(json!(1))), Err(LedgerError::Write { .. })));
+            fs::remove_dir(dir.path().join("ledger.log.new")).expect("removed");
+            ledger.repair().expect("the disk takes it again");
+            assert_eq!(*ledger.state().borrow(), LedgerState::Durable);
+        }
+        ledger.put_local("a", Some(json!(2))).expect("goes on");
+        drop(ledger);
+        assert!(fs::read(&path).expect("is there").starts_with(b"SKLEDGR2"));
+        let ledger = Ledger::open(dir.path()).expect("opens again");
+        ledger.put_local("a", None).expect("goes on");
+        assert_eq!((ledger.head(), ledger.assignments(), ledger.locals(""), ledger.damage()), seen);
+    }
+}
+
+/// The payloads of a log, of equal and of different lengths, and where each record begins.
+fn sample_log(dir: &Path) -> (Vec<Vec<u8>>, Vec<u8>, Vec<usize>) {
+    let path = dir.join(FILE);
+    let payloads: Vec<Vec<u8>> =
+        (0..12).map(|i| format!(r#"{{"n":"{i:02}{}"}}"#, "x".repeat(i % 3 * 300)).into_bytes()).collect();
+    let mut log = Log::rewrite(&path, payloads[..4].iter().map(Vec::as_slice)).expect("made");
+    payloads[4..].iter().for_each(|p| log.append(p).expect("appended"));
+    let starts = payloads.iter().scan(PREAMBLE, |at, payload| {
+        let start = *at;
+        *at += HEADER + payload.len();
+        Some(start)
+    });
+    let starts = starts.collect();
+    (payloads, fs::read(&path).expect("is there"), starts)
+}
+
+/// What is read of a file of which the bytes from `from` on are not as they were written.
+fn check_misplaced(payloads: &[Vec<u8>], starts: &[usize], bytes: &[u8], from: usize, what: &str) {
+    let parsed = parse(bytes);
+    let good = starts.iter().skip(1).take_while(|start| **start <= from).count();
+    assert_eq!(parsed.records, payloads[..good], "{what}: what was before it, and nothing else");
+    // In the last record's place some of it looks like a write that was torn.
+    assert!(parsed.damage.is_some() || good + 1 == payloads.len(), "{what}: nothing is told");
+}
+
+/// A disk that writes something good in a wrong place, or not at all, or that brings back what was there before.
+#[test]
+fn every_misplaced_record_is_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (payloads, file, starts) = sample_log(dir.path());
+    let (_, earlier, _) = sample_log(dir.path());
+    let whole = parse(&file);
+    assert_eq!((whole.records.as_slice(), whole.damage), (payloads.as_slice(), None));
+    let record = |i: usize| starts[i]..starts[i] + HEADER + payloads[i].len();
+    for i in 0..payloads.len() {
+        let mut stale = file.clone();
+        stale[record(i)].copy_from_slice(&earlier[record(i)]);
+        check_misplaced(&payloads, &starts, &stale, starts[i], &format!("{i} of an earlier file"));
+        let mut lost = file.clone();
+        lost[record(i)].fill(0);
+        check_misplaced(&payloads, &starts, &lost, starts[i], &format!("{i} never written"));
+        for j in (0..payloads.len()).filter(|j| *j != i) {
+            let mut over = file.clone();
+            let end = (starts[i] + record(j).len()).min(file.len());
+            over[starts[i]..end].copy_from_slice(&file[record(j)][..end - starts[i]]);
+            check_misplaced(&payloads, &starts, &over, starts[i], &format!("{j} over {i}"));
+            over[record(j)].fill(0);
+            check_misplaced(
+                &payloads,
+                &starts,
+                &over,
+                starts[i.min(j)],
+                &format!("{j} over {i}, not in its own place"),
+            );
+            let mut order: Vec<usize> = (0..payloads.len()).collect();
+            order.swap(i, j);
+            let pieces = order.iter().flat_map(|n| &file[record(*n)]);
+            let swapped: Vec<u8> = file[..PREAMBLE].iter().chain(pieces).copied().collect();
+            check_misplaced(&payloads, &starts, &swapped, starts[i.min(j)], &format!("{i} and {j} exchanged"));
+            order.swap(i, j);
+            order.remove(i);
+            let pieces = order.iter().flat_map(|n| &file[record(*n)]);
+            let without: Vec<u8> = file[..PREAMBLE].iter().chain(pieces).copied().collect();
+            let read = parse(&without).records;
+            assert_eq!(read, payloads[..i], "without {i}");
+        }
+    }
+}
+
+/// The same in pieces of a disk, of which a record has several or a piece several records.
+#[test]
+fn every_misplaced_piece_of_a_disk_is_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (payloads, file, starts) = sample_log(dir.path());
+    let (_, earlier, _) = sample_log(dir.path());
+    for size in [64, 512] {
+        let pieces: Vec<usize> = (0..file.len() / size).map(|i| i * size).collect();
+        for &to in &pieces {
+            for from in
+                pieces.iter().map(|from| &file[*from..from + size]).chain([&earlier[to..to + size], &[0; 512][..size]])
+            {
+                let mut bytes = file.clone();
+                bytes[to..to + size].copy_from_slice(from);
+                let Some(first) = file.iter().zip(&bytes).position(|(was, is)| was != is) else { continue };
+                let parsed = parse(&bytes);
+                if first < PREAMBLE {
+                    // Where the earlier file's beginning is whole, its first records are: what follows is damage.
+                    assert!(payloads.starts_with(&parsed.records) && parsed.damage.is_some());
+                    continue;
+                }
+                check_misplaced(&payloads, &starts, &bytes, first, &format!("{size} bytes at {to}"));
+            }
+        }
+    }
 }
 
 proptest! {
