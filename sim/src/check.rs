@@ -179,10 +179,6 @@ impl Checker {
         self.restored_at.is_some_and(|at| now_ms - at < RESTORE_GRACE_MS)
     }
 
-    pub(crate) fn was_restored(&self) -> bool {
-        self.restored_at.is_some()
-    }
-
     pub(crate) fn disconnect_begins(&mut self) {
         self.disconnect_from.get_or_insert(self.orphaned);
     }

@@ -609,14 +609,6 @@ impl World {
                     continue;
                 }
                 let Some(found) = core.model().networks.get(network) else { continue };
-                let owner = self.hosts[*at as usize].disk.node.as_ref();
-                let owned = owner.is_some_and(|owner| {
-                    core.model().node_blocks(network, owner).any(|block| block.block4.contains(address))
-                });
-                if !owned && self.checker.was_restored() {
-                    // A known limit: the backup does not know the block, so other hosts have no route to it.
-                    continue;
-                }
                 let v6 = address6(found.subnet6, found.subnet4, *address);
                 for to in [IpAddr::V4(*address), IpAddr::V6(v6)] {
                     let owner = &self.hosts[*at as usize];

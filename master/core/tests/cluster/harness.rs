@@ -431,6 +431,18 @@ impl Cluster {
         }
     }
 
+    /// The store goes back to an earlier state; agents learn of it as they connect again, and then say everything anew.
+    pub(crate) fn restore(&mut self, backup: BTreeMap<Key, Vec<u8>>) {
+        (self.store, self.reached) = (backup, BTreeMap::new());
+        for agent in self.agents.values_mut() {
+            let again = |(id, local): (&TaskId, &Local)| {
+                (id.clone(), TaskReport { task: id.clone(), run: local.run, status: local.status.clone() })
+            };
+            agent.unconfirmed = agent.tasks.iter().map(again).collect();
+        }
+        self.restart_master();
+    }
+
     /// A core read from the store.
     pub(crate) fn loaded(&self) -> Core {
         let decode = |(key, bytes): (&Key, &Vec<u8>)| Object::decode(key.kind, bytes).expect("what was encoded");

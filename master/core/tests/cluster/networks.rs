@@ -1,6 +1,6 @@
 //! Networks: numbers, subnets, blocks, their beginning and end.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use master_core::{Command, Reply};
 use skein_api::{
@@ -277,6 +277,103 @@ fn a_task_starts_when_every_host_of_its_network_knows_its_address() {
     c.up(vec![on("a", "n1"), on("c", "n3"), on("d", "n1"), on("e", "n3"), on("f", "n1")]);
     c.rest();
     assert_eq!(c.task("s_f.1").status.state, TaskState::Running, "without any time passing");
+}
+
+/// Two hosts with a task each, as a backup of the moment before they had addresses knows them. Since then one of `a`'s
+/// host has got more blocks, and `a` an address of the last one.
+fn backup_before_addresses() -> (Cluster, std::collections::BTreeMap<master_core::model::Key, Vec<u8>>, Ipv4Addr) {
+    let mut c = Cluster::with_nodes(2);
+    let on = |name: &str, node: &str, n: u32| {
+        let spec = service(name).with(|s| network(s, "s_net")).with(|s| replicas(s, n));
+        spec.with(|s| constraint(s, &format!("node.name=={node}")))
+    };
+    c.apply(stack(vec![on("a", "n1", 1), on("b", "n2", 1)]));
+    let backup = c.store.clone();
+    c.rest();
+    c.up(vec![on("a", "n1", 1), on("b", "n2", 1), on("later", "n1", 30)]);
+    let (n1, a) = (c.node("n1"), c.task("s_a.1"));
+    let found = c.model().network("s_net").unwrap().clone();
+    let last = c.model().node_blocks(&found.id, &n1).last().unwrap().clone();
+    let mut taken = c.live("later").into_iter().filter(|t| last.block4.contains(&t.status.addresses[0].v4.unwrap()));
+    let address = taken.next().expect("the last block is in use").status.addresses[0].clone();
+    let agent = c.agents.get_mut(&n1).expect("joined");
+    // The agent makes containers as it likes: what came later was faster.
+    let mut local = agent.tasks[&a.id].clone();
+    local.status.addresses = vec![address.clone()];
+    agent.tasks.insert(a.id.clone(), local);
+    (c, backup, address.v4.unwrap())
+}
+
+#[test]
+fn an_address_that_a_restored_backup_does_not_know_is_its_hosts_again() {
+    let (mut c, backup, address) = backup_before_addresses();
+    let (n1, n2) = (c.node("n1"), c.node("n2"));
+    c.restore(backup);
+    let found = c.model().network("s_net").unwrap().clone();
+    assert!(c.model().block_of(&found, address).is_none(), "the backup does not know");
+    c.rest();
+    assert_eq!(c.model().block_of(&found, address).map(|b| &b.node), Some(&n1));
+    let a = c.task("s_a.1");
+    assert_eq!((a.status.state, a.status.addresses[0].v4), (TaskState::Running, Some(address)));
+    assert_eq!(c.live("a")[0].id, a.id, "and it was not replaced");
+    let Some(Assignment::Peer(peer)) = c.agents[&n2].docs.get(&format!("peer/{}/{n1}", found.id)) else {
+        panic!("n2 knows n1")
+    };
+    assert!(peer.blocks.iter().any(|block| block.contains(&address)), "n2 has the way there: {peer:?}");
+}
+
+#[test]
+fn a_task_makes_room_whose_address_is_another_hosts_since_a_restore() {
+    let (mut c, backup, address) = backup_before_addresses();
+    let (n1, n2) = (c.node("n1"), c.node("n2"));
+    c.cut("n1");
+    c.restore(backup);
+    c.rest();
+    // n2 takes what is free, the lost block too.
+    let more = service("more").with(|s| network(s, "s_net")).with(|s| replicas(s, 60));
+    let mut spec = stack(vec![more.with(|s| constraint(s, "node.name==n2"))]);
+    (spec.name, spec.services[0].stack) = ("more".into(), Some("more".into()));
+    (spec.external_networks, spec.networks) = (vec!["s_net".into()], Vec::new());
+    c.apply(spec);
+    c.rest();
+    let found = c.model().network("s_net").unwrap().clone();
+    assert_eq!(c.model().block_of(&found, address).map(|b| &b.node), Some(&n2));
+    let old = c.task("s_a.1").id;
+    c.connect(&n1);
+    c.agents_step();
+    let words = format!(
+        "address {address} of network s_net on n1 is one of n2's too: a backup was restored that is older than it"
+    );
+    let task = c.model().tasks[&old].clone();
+    assert_eq!((task.status.err.clone(), task.desired_state), (Some(words), TaskState::Shutdown));
+    c.rest();
+    let new = &c.live("a")[0];
+    assert_eq!((new.status.state, new.id != old), (TaskState::Running, true));
+    assert_eq!(c.model().block_of(&found, new.status.addresses[0].v4.unwrap()).map(|b| &b.node), Some(&n1));
+}
+
+#[test]
+fn a_host_that_lies_gets_no_more_blocks_than_it_has_tasks() {
+    let (mut c, _, address) = backup_before_addresses();
+    let (n2, b) = (c.node("n2"), c.task("s_b.1"));
+    let found = c.model().network("s_net").unwrap().clone();
+    let mut say = |v4: Ipv4Addr, v6| {
+        let claimed = skein_api::TaskAddress { network: found.id.clone(), v4: Some(v4), v6 };
+        let status = skein_api::TaskStatus { addresses: vec![claimed], ..b.status.clone() };
+        let report = skein_api::TaskReport { task: b.id.clone(), run: b.run, status };
+        c.ok(Command::Reports { node: n2.clone(), reports: vec![report] });
+        (c.model().node_blocks(&found.id, &n2).count(), c.task("s_b.1").desired_state)
+    };
+    let block = |index| Ipv4Addr::from(u32::from(found.block4(index).network()) + 3);
+    assert_eq!(say("10.1.1.1".parse().unwrap(), None), (1, TaskState::Running), "of another network");
+    assert_eq!(say(block(100), Some("fd00::1".parse().unwrap())), (1, TaskState::Running), "two that do not fit");
+    assert_eq!(say(found.gateway4(), None), (1, TaskState::Running), "the gateway's");
+    assert_eq!(say(block(100), None), (2, TaskState::Running), "it may be true");
+    for index in 101..110 {
+        assert_eq!(say(block(index), None), (2, TaskState::Running), "it cannot be true");
+    }
+    assert_eq!(say(address, None), (2, TaskState::Shutdown), "one of n1's: its own task ends, and nobody else's");
+    assert_eq!(c.live("later").len(), 30);
 }
 
 fn vips(c: &Cluster, name: &str) -> Vec<Vip> {
