@@ -66,6 +66,7 @@ fn measure(rounds: u16, dir: &std::path::Path) -> Result<(), Error> {
         endpoints: BTreeMap::new(),
         published: Default::default(),
         services: BTreeMap::new(),
+        ingress: None,
     };
     driver::ensure_network(&kernel, &config, &state)?;
     let mut timed = |services: BTreeMap<IpAddr, Service>| -> Result<f64, Error> {

@@ -24,7 +24,7 @@ use crate::{
     names,
     nft::{Chain, Hook, Set, Table},
     state::{Desired, LinkMake, LinkSpec, Nexthop, Owned, Route, RouteKey, SysctlIf, Target, VethPeer, Vxlan},
-    types::{Endpoint, HostConfig, HostState, InvalidState, NetworkState, PublishedPort},
+    types::{Endpoint, HostConfig, HostState, Ingress, InvalidState, NetworkState, PublishedPort},
 };
 
 /// Sysctls of a fabric. `rp_filter` of a link is the larger of `all` and its own, which it inherits from `default` when
@@ -176,15 +176,23 @@ fn fabric_table(config: &HostConfig, state: &NetworkState, host_addrs: &BTreeSet
     table.chains.insert("inject", chain("filter", "forward", 0, vec![inject]));
     // Without published ports and services no rule here touches conntrack, and connections are not tracked.
     let mut targets = BTreeSet::new();
-    if !state.internal && !state.published.is_empty() {
+    let publishes = !state.internal && !state.published.is_empty();
+    let ingress = state.ingress.as_ref().filter(|ingress| !state.internal && !ingress.ports.is_empty());
+    if publishes || ingress.is_some() {
+        add_host_addrs(&mut table, host_addrs);
+    }
+    if publishes {
         add_publish_sets(&mut table, &state.published);
-        add_hairpin(&mut table, host_addrs);
+        add_hairpin(&mut table);
         targets.extend(state.published.iter().map(|port| port.target));
     }
+    let local: BTreeSet<IpAddr> = state.endpoints.values().flat_map(Endpoint::addrs).collect();
     if !state.services.is_empty() {
         add_services(&mut table, state);
-        let local: BTreeSet<IpAddr> = state.endpoints.values().flat_map(Endpoint::addrs).collect();
         targets.extend(state.services.values().flat_map(|service| service.backends.intersection(&local)));
+    }
+    if let Some(ingress) = ingress {
+        add_ingress(&mut table, state, ingress, &local);
     }
     if !state.services.is_empty() || table.chains.contains_key("publish") {
         add_own(&mut table, state, &targets);
@@ -238,14 +246,71 @@ fn first_number(count: usize) -> usize {
     (count & 0xffff) << 16
 }
 
-fn add_hairpin(table: &mut Table, host_addrs: &BTreeSet<IpAddr>) {
-    let container = names::ENDPOINT_PREFIX;
+/// Ports of every host. What comes from outside was led by the host's own rules to this host's address in the network,
+/// with the number of the port; a container here asks for an address of the host. Both are led to a backend, one on this
+/// host if there is any: then the client's address is seen. To a backend elsewhere goes this host's address in the
+/// network as the source, since the answers must come back by here. The map is like that of the services, from protocol,
+/// port and a number.
+fn add_ingress(table: &mut Table, state: &NetworkState, ingress: &Ingress, local: &BTreeSet<IpAddr>) {
+    let (container, uplink, vxlan) = (names::ENDPOINT_PREFIX, names::UPLINK_IFNAME, names::VXLAN_IFNAME);
+    let mut ports = Set::plain("inet_proto . inet_service");
+    ports.elements.extend(ingress.ports.keys().map(|(proto, port)| (format!("{proto} . {port}"), String::new())));
+    let (mut lead, mut refuse, mut back) = (Vec::new(), Vec::new(), Vec::new());
+    for addr in ingress.addrs() {
+        let six = addr.is_ipv6();
+        let (ip, v) = if six { ("ip6", 6) } else { ("ip", 4) };
+        let mut map = Set::numbered_ports(six);
+        let mut counts = BTreeSet::new();
+        for ((proto, number), port) in &ingress.ports {
+            let service = port.vip(six).and_then(|vip| state.services.get(&vip));
+            let backends: Vec<IpAddr> = service.map(|service| preferred(&service.backends, local)).unwrap_or_default();
+            counts.extend(Some(backends.len()).filter(|count| *count > 0));
+            for (nth, backend) in backends.iter().enumerate() {
+                let key = format!("{proto} . {number} . {}", first_number(backends.len()) + nth);
+                map.elements.insert(key, format!("{backend} . {}", port.target_port));
+            }
+        }
+        table.sets.insert(if six { "ingress6" } else { "ingress4" }, map);
+        let from = [
+            format!("iifname \"{uplink}\" {ip} daddr {addr}"),
+            format!("iifname \"{container}*\" {ip} daddr @host{v}"),
+        ];
+        for from in &from {
+            lead.extend(counts.iter().map(|count| {
+                let number = format!("numgen random mod {count} offset {}", first_number(*count));
+                let key = format!("meta l4proto . th dport . {number}");
+                format!("{from} meta l4proto {{ tcp, udp }} dnat {ip} to {key} map @ingress{v}")
+            }));
+            // After translation: what still asks for the port has nowhere to go.
+            let asks = format!("{from} meta l4proto . th dport @ports");
+            refuse.push(format!("{asks} meta l4proto tcp reject with tcp reset"));
+            refuse.push(format!("{asks} reject with icmpx port-unreachable"));
+        }
+        back.push(format!("oifname \"{vxlan}\" ct status dnat ct original {ip} daddr {addr} snat {ip} to {addr}"));
+    }
+    table.sets.insert("ports", ports);
+    table.chains.insert("ingress", chain("nat", "prerouting", -104, lead));
+    table.chains.insert("refuse_ingress", chain("filter", "prerouting", -94, refuse));
+    table.chains.insert("back", chain("nat", "postrouting", 94, back));
+}
+
+/// The backends on this host, or all of them where none is.
+fn preferred(backends: &BTreeSet<IpAddr>, local: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    let here: Vec<IpAddr> = backends.intersection(local).copied().collect();
+    if here.is_empty() { backends.iter().copied().collect() } else { here }
+}
+
+fn add_host_addrs(table: &mut Table, host_addrs: &BTreeSet<IpAddr>) {
     let mut sets = [Set::plain("ipv4_addr"), Set::plain("ipv6_addr")];
     for addr in host_addrs {
         sets[usize::from(addr.is_ipv6())].elements.insert(addr.to_string(), String::new());
     }
     let [host4, host6] = sets;
     table.sets.extend([("host4", host4), ("host6", host6)]);
+}
+
+fn add_hairpin(table: &mut Table) {
+    let container = names::ENDPOINT_PREFIX;
     let mut publish = Vec::new();
     for (ip, six) in [("ip", false), ("ip6", true)] {
         let host = if six { "host6" } else { "host4" };
@@ -285,7 +350,8 @@ fn add_publish_sets(table: &mut Table, ports: &BTreeSet<PublishedPort>) {
     let mut one6 = Set::map("ipv6_addr . inet_proto . inet_service", "ipv6_addr . inet_service");
     let mut any4 = Set::map("inet_proto . inet_service", "ipv4_addr . inet_service");
     let mut any6 = Set::map("inet_proto . inet_service", "ipv6_addr . inet_service");
-    for PublishedPort { proto, host_ip, host_port, target, target_port } in ports {
+    // Those that drain stand in no map: open connections know their way.
+    for PublishedPort { proto, host_ip, host_port, target, target_port, .. } in ports.iter().filter(|p| !p.draining) {
         let value = format!("{target} . {target_port}");
         match (host_ip, target.is_ipv4()) {
             (None, v4) => {

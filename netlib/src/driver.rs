@@ -13,7 +13,7 @@ use crate::{
     names,
     plan::{Op, plan},
     state::{Desired, LinkMake, Query, VethPeer},
-    types::{Endpoint, HostConfig, HostState, NetworkId, NetworkState, Report},
+    types::{Endpoint, HostConfig, HostState, NetworkId, NetworkState, Report, Translated},
 };
 
 /// Brings a network's fabric and uplink to `state`. Idempotent; an empty report means nothing had to be done.
@@ -53,15 +53,28 @@ pub fn ensure_rules(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkSta
     Ok(report)
 }
 
-/// Forgets connections to virtual addresses that lead where they must not lead any more. After the rules: until then new
-/// ones may be made.
+/// Forgets connections to virtual addresses and ports of every host that lead where they must not lead any more
+/// ([`NetworkState::keeps`]). After the rules: until then new ones may be made.
 ///
 /// # Errors
 /// When there is no such fabric or connection tracking cannot be read.
 pub fn sweep_connections(kernel: &dyn Kernel, state: &NetworkState) -> Result<(), Error> {
-    let count = kernel.sweep_connections(state)?;
+    let scope = Scope::Fabric(state.id.clone());
+    let count = kernel.forget_connections(&scope, &|flow| !state.keeps(flow))?;
     if count > 0 {
         tracing::debug!(network = %state.id, count, "forgot connections to backends that are gone");
+    }
+    Ok(())
+}
+
+/// The same in the host's own namespace, for ports that lead into networks on every host ([`HostState::keeps`]).
+///
+/// # Errors
+/// When connection tracking cannot be read.
+pub fn sweep_host_connections(kernel: &dyn Kernel, state: &HostState) -> Result<(), Error> {
+    let count = kernel.forget_connections(&Scope::Host, &|flow| !state.keeps(flow))?;
+    if count > 0 {
+        tracing::debug!(count, "forgot connections to ports that are published no more");
     }
     Ok(())
 }
@@ -138,9 +151,9 @@ pub fn add_endpoint(
 pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint) -> Result<(), Error> {
     let fabric = Scope::Fabric(id.clone());
     kernel.apply(&fabric, &[Op::DeleteLink(endpoint.fabric_ifname())])?;
-    let addrs = endpoint.addrs().collect();
+    let gone = |flow: &Translated| endpoint.addrs().any(|addr| addr == flow.answers);
     for scope in [fabric, Scope::Host] {
-        match kernel.forget_connections(&scope, &addrs) {
+        match kernel.forget_connections(&scope, &gone) {
             Ok(0) => {}
             Ok(count) => tracing::debug!(%scope, count, "forgot connections of a removed endpoint"),
             // The endpoint is gone, which is what was asked for; its connections time out by themselves.
@@ -154,7 +167,7 @@ pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint)
 
 /// The host's own addresses, where the network's rules need them.
 fn host_addrs(kernel: &dyn Kernel, state: &NetworkState) -> Result<BTreeSet<IpAddr>, Error> {
-    if state.internal || state.published.is_empty() {
+    if state.internal || (state.published.is_empty() && state.ingress.is_none()) {
         return Ok(BTreeSet::new());
     }
     let query = Query { objects: true, only_our_routes: true, ..Query::default() };

@@ -19,7 +19,7 @@ use crate::{
     nft::TableView,
     plan::Op,
     state::{Link, LinkKind, Nexthop, Observed, Query, Route, RouteKey, Target, Vxlan},
-    types::{Mac, NetworkId, NetworkState},
+    types::{Mac, NetworkId, Translated},
 };
 
 /// A simulated host's kernel.
@@ -37,23 +37,10 @@ pub struct FakeState {
     pub fabrics: BTreeMap<NetworkId, Observed>,
     /// The other end of each veth, both ways, by (namespace, name).
     pub veths: BTreeMap<(Scope, String), (Scope, String)>,
-    /// Translated connections.
-    pub connections: Vec<Connection>,
+    /// Translated connections, and where they are tracked.
+    pub connections: Vec<(Scope, Translated)>,
     /// Operations applied so far.
     pub applied: u64,
-}
-
-/// A connection whose destination was translated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Connection {
-    /// Where it is tracked.
-    pub scope: Scope,
-    /// The address that the client asked for.
-    pub asked: IpAddr,
-    /// The address that answers.
-    pub answers: IpAddr,
-    /// TCP, or anything else.
-    pub tcp: bool,
 }
 
 impl Default for FakeState {
@@ -382,20 +369,11 @@ impl Kernel for FakeKernel {
         Ok(found)
     }
 
-    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
+    fn forget_connections(&self, scope: &Scope, goes: &(dyn Fn(&Translated) -> bool + Sync)) -> Result<usize, Error> {
         let mut state = self.lock();
         state.ns(scope)?;
         let before = state.connections.len();
-        state.connections.retain(|one| one.scope != *scope || !targets.contains(&one.answers));
-        Ok(before - state.connections.len())
-    }
-
-    fn sweep_connections(&self, network: &NetworkState) -> Result<usize, Error> {
-        let mut state = self.lock();
-        let scope = Scope::Fabric(network.id.clone());
-        state.ns(&scope)?;
-        let before = state.connections.len();
-        state.connections.retain(|one| one.scope != scope || network.keeps(one.asked, one.answers, one.tcp));
+        state.connections.retain(|(at, flow)| at != scope || !goes(flow));
         Ok(before - state.connections.len())
     }
 

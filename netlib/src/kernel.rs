@@ -3,14 +3,14 @@
 //! The trait speaks the planner's words; the real kernel ([`crate::linux`]) and the simulated one ([`crate::fake`])
 //! implement it, below the path that ships. No tasks, no channels.
 
-use std::{collections::BTreeSet, fmt, io, net::IpAddr, path::PathBuf};
+use std::{fmt, io, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 
 use crate::{
     plan::Op,
     state::{Observed, Query},
-    types::{InvalidState, NetworkId, NetworkState},
+    types::{InvalidState, NetworkId, Translated},
 };
 
 /// One network namespace.
@@ -178,17 +178,10 @@ pub trait Kernel: Send + Sync {
     /// [`Error::Apply`] with all that failed.
     fn apply(&self, scope: &Scope, ops: &[Op]) -> Result<(), Error>;
 
-    /// Forgets every connection that was translated to one of `targets` (published ports of a container that is gone).
-    /// Answers how many there were.
+    /// Forgets every connection whose destination was translated and of which `goes` says so. Answers how many there
+    /// were.
     ///
     /// # Errors
     /// When there is no such fabric or connection tracking cannot be read.
-    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error>;
-
-    /// Forgets, in a network's fabric, every connection to a virtual address that leads where it must not lead any more
-    /// ([`NetworkState::keeps`]). Answers how many there were.
-    ///
-    /// # Errors
-    /// When there is no such fabric or connection tracking cannot be read.
-    fn sweep_connections(&self, state: &NetworkState) -> Result<usize, Error>;
+    fn forget_connections(&self, scope: &Scope, goes: &(dyn Fn(&Translated) -> bool + Sync)) -> Result<usize, Error>;
 }

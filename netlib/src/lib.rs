@@ -38,6 +38,6 @@ pub mod types;
 pub use kernel::{Error, HostRoute, Kernel, Scope};
 pub use overlay::{Overlay, Watch};
 pub use types::{
-    Endpoint, EndpointId, HostConfig, HostIndex, HostState, InvalidState, Mac, NetworkId, NetworkState, Peer, Proto,
-    PublishedPort, Report, Service,
+    Endpoint, EndpointId, HostConfig, HostIndex, HostState, Ingress, IngressPort, InvalidState, Mac, NetworkId,
+    NetworkState, Peer, Proto, PublishedPort, Report, Service, Translated,
 };

@@ -147,6 +147,19 @@ impl Set {
         Self { typeof_text: Some(typeof_text), ..Self::map(key, value) }
     }
 
+    /// An empty map from a protocol, a port and a number to an address of family `ip` or `ip6` and a port.
+    pub fn numbered_ports(six: bool) -> Self {
+        let (value, typeof_text) = match six {
+            false => {
+                ("ipv4_addr . inet_service", "meta l4proto . th dport . numgen random mod 2 : ip daddr . th dport")
+            }
+            true => {
+                ("ipv6_addr . inet_service", "meta l4proto . th dport . numgen random mod 2 : ip6 daddr . th dport")
+            }
+        };
+        Self { typeof_text: Some(typeof_text), ..Self::map("inet_proto . inet_service . integer", value) }
+    }
+
     fn type_text(&self) -> String {
         match self.value {
             Some(value) => format!("{} : {value}", self.key),

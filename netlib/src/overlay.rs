@@ -25,7 +25,7 @@ use crate::{
         LinuxKernel,
         watch::{Feed, follow},
     },
-    types::{Endpoint, HostConfig, HostState, NetworkId, NetworkState, Report, Service},
+    types::{Endpoint, HostConfig, HostState, Ingress, NetworkId, NetworkState, PublishedPort, Report, Service},
 };
 
 type Gate = Arc<tokio::sync::Mutex<()>>;
@@ -43,16 +43,21 @@ struct Inner {
     gates: Mutex<HashMap<Scope, Gate>>,
     /// Counts fabrics made and removed.
     fabrics_tx: watch::Sender<u64>,
-    /// The services for which each network's connections were swept last: reading all connections is dear, and those
-    /// that must go become so only by a change of the services.
-    swept: Mutex<HashMap<NetworkId, BTreeMap<IpAddr, Service>>>,
+    /// What each network's connections were swept for last: reading all connections is dear, and those that must go
+    /// become so only by a change of these.
+    swept: Mutex<HashMap<NetworkId, Leads>>,
+    /// The same for the host's own namespace: the ports that lead into networks on every host.
+    host_swept: Mutex<BTreeSet<PublishedPort>>,
 }
+
+/// Where connections of a network may be led: services, and ports of every host.
+type Leads = (BTreeMap<IpAddr, Service>, Option<Ingress>);
 
 impl Inner {
     /// After a network's rules were brought to `state`.
     fn sweep(&self, state: &NetworkState) -> Result<(), Error> {
         let same = match locked(&self.swept).get(&state.id) {
-            Some(services) => *services == state.services,
+            Some((services, ingress)) => *services == state.services && *ingress == state.ingress,
             // Nothing is translated where there are no services.
             None => state.services.is_empty(),
         };
@@ -60,7 +65,19 @@ impl Inner {
             return Ok(());
         }
         driver::sweep_connections(&self.kernel, state)?;
-        locked(&self.swept).insert(state.id.clone(), state.services.clone());
+        locked(&self.swept).insert(state.id.clone(), (state.services.clone(), state.ingress.clone()));
+        Ok(())
+    }
+
+    /// After the host's rules were brought to `state`. A fresh process sweeps once.
+    fn sweep_host(&self, state: &HostState) -> Result<(), Error> {
+        let leads: BTreeSet<_> =
+            state.published.iter().filter(|port| state.ingress.contains(&port.target)).cloned().collect();
+        if *locked(&self.host_swept) == leads {
+            return Ok(());
+        }
+        driver::sweep_host_connections(&self.kernel, state)?;
+        *locked(&self.host_swept) = leads;
         Ok(())
     }
 }
@@ -97,8 +114,8 @@ impl Overlay {
 
     fn with_kernel(config: HostConfig, kernel: LinuxKernel) -> Self {
         let (fabrics_tx, _) = watch::channel(0);
-        let (gates, swept) = (Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { config, kernel, gates, fabrics_tx, swept }) }
+        let (gates, swept, host_swept) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { config, kernel, gates, fabrics_tx, swept, host_swept }) }
     }
 
     /// The settings it was opened with.
@@ -207,6 +224,7 @@ impl Overlay {
             endpoints: BTreeMap::new(),
             published: BTreeSet::new(),
             services: BTreeMap::new(),
+            ingress: None,
             id: network.id.clone(),
             ..*network
         };
@@ -235,7 +253,9 @@ impl Overlay {
     pub async fn ensure_host(&self, state: &HostState) -> Result<Report, Error> {
         let state = state.clone();
         self.run(Scope::Host, "ensuring the host", move |inner| {
-            driver::ensure_host(&inner.kernel, &inner.config, &state)
+            let report = driver::ensure_host(&inner.kernel, &inner.config, &state)?;
+            inner.sweep_host(&state)?;
+            Ok(report)
         })
         .await
     }

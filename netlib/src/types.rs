@@ -271,6 +271,72 @@ pub struct PublishedPort {
     pub target: IpAddr,
     /// The container's port, 1 to 65535.
     pub target_port: u16,
+    /// The container is about to stop: new connections are not led to it, those that it has go on.
+    #[serde(default)]
+    pub draining: bool,
+}
+
+/// Ports that lead to services of a network on every host of it, whether a backend is on that host or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingress {
+    /// An address of this host in the network that no container has. The host's own rules lead a port here, with the
+    /// port's own number; and it is the source of what goes on to other hosts, so that the answers come back here.
+    pub addr4: Ipv4Addr,
+    /// The same in networks that have IPv6.
+    pub addr6: Option<Ipv6Addr>,
+    /// Where each port leads.
+    pub ports: BTreeMap<(Proto, u16), IngressPort>,
+}
+
+/// Where a port of every host leads: to the backends of a service that are on this host, and to all where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IngressPort {
+    /// The service, by its virtual IPv4 address in [`NetworkState::services`].
+    pub vip4: Ipv4Addr,
+    /// The service, by its virtual IPv6 address.
+    pub vip6: Option<Ipv6Addr>,
+    /// The backends' port, 1 to 65535.
+    pub target_port: u16,
+}
+
+impl Ingress {
+    /// The addresses of this host.
+    pub fn addrs(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [Some(IpAddr::V4(self.addr4)), self.addr6.map(IpAddr::V6)].into_iter().flatten()
+    }
+
+    /// What the host's own rules need: every port leads to this host's address in the network, an entry per family.
+    pub fn published(&self) -> impl Iterator<Item = PublishedPort> + '_ {
+        self.ports.keys().flat_map(move |(proto, port)| {
+            let to = |target| PublishedPort {
+                proto: *proto,
+                host_ip: None,
+                host_port: *port,
+                target,
+                target_port: *port,
+                draining: false,
+            };
+            self.addrs().map(to)
+        })
+    }
+}
+
+impl IngressPort {
+    /// The service's virtual address of a family.
+    pub fn vip(&self, six: bool) -> Option<IpAddr> {
+        if six { self.vip6.map(IpAddr::V6) } else { Some(IpAddr::V4(self.vip4)) }
+    }
+}
+
+/// A connection whose destination was translated, as connection tracking knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translated {
+    /// The address that the client asked for.
+    pub asked: IpAddr,
+    /// Protocol and port that it asked for; none of what has no ports.
+    pub port: Option<(Proto, u16)>,
+    /// The address that answers.
+    pub answers: IpAddr,
 }
 
 /// Most backends of one service: the number of one has 16 bits in the map of backends.
@@ -322,6 +388,9 @@ pub struct NetworkState {
     pub published: BTreeSet<PublishedPort>,
     /// Services by virtual address, of either family. Addresses of the subnets that no host hands out.
     pub services: BTreeMap<IpAddr, Service>,
+    /// Ports of every host that lead to some of these services. None of an internal network.
+    #[serde(default)]
+    pub ingress: Option<Ingress>,
 }
 
 /// What the host's own namespace shall have, besides each network's uplink.
@@ -330,8 +399,12 @@ pub struct HostState {
     /// The VTEPs of all other hosts; only they may send to the VXLAN port, and VXLAN to them is forwarded for none but
     /// them.
     pub vteps: BTreeSet<IpAddr>,
-    /// All published ports of this host.
+    /// All published ports of this host, those of [`Ingress::published`] too.
     pub published: BTreeSet<PublishedPort>,
+    /// This host's addresses in networks, [`Ingress::addrs`] of each: a connection that leads to one of them is forgotten
+    /// when its port is not published there any more.
+    #[serde(default)]
+    pub ingress: BTreeSet<IpAddr>,
     /// Whether any network that is not internal has IPv6: the host then forwards IPv6.
     pub ipv6: bool,
 }
@@ -397,6 +470,7 @@ impl NetworkState {
         self.validate_peers(config)?;
         let taken = self.validate_endpoints()?;
         self.validate_services(&taken)?;
+        self.validate_ingress(&taken)?;
         validate_ports(&self.published)
     }
 
@@ -454,15 +528,49 @@ impl NetworkState {
         Ok(())
     }
 
-    /// Whether a translated connection may go on that asked for `asked` and is answered by `answers`. One that did not
-    /// ask for an address of the network came by a published port and is not judged here.
-    pub fn keeps(&self, asked: IpAddr, answers: IpAddr, tcp: bool) -> bool {
-        if !self.holds(IpNet::from(asked)) {
-            return true;
+    fn validate_ingress(&self, taken: &BTreeSet<IpAddr>) -> Result<(), InvalidState> {
+        let Some(ingress) = &self.ingress else { return Ok(()) };
+        ensure(!self.internal, || format!("network {} is internal and has ports of every host", self.id))?;
+        for addr in ingress.addrs() {
+            let net = IpNet::from(addr);
+            let ours = self.local_blocks.iter().any(|block| block.contains(&net));
+            let free = !taken.contains(&addr) && !self.services.contains_key(&addr);
+            ensure(ours && free, || format!("address {addr} cannot be this host's own in network {}", self.id))?;
         }
-        let Some(service) = self.services.get(&asked) else { return false };
+        for ((proto, port), IngressPort { vip4, vip6, target_port }) in &ingress.ports {
+            let vips = [Some(IpAddr::V4(*vip4)), vip6.map(IpAddr::V6)];
+            let known = vips.iter().flatten().all(|vip| self.services.contains_key(vip));
+            ensure(known, || {
+                format!("port {port}/{proto} leads to {vip4}, which is no service of network {}", self.id)
+            })?;
+            ensure(*port != 0 && *target_port != 0, || format!("port 0 cannot be published (of {vip4})"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a translated connection may go on: where it leads, the service of the virtual address or the port that it
+    /// asked for still is. One that asked for another address came by a port of this host; it may go on to a container
+    /// that is here, with whose end it is forgotten.
+    pub fn keeps(&self, flow: &Translated) -> bool {
+        let Translated { asked, port, answers } = *flow;
+        let inside = self.holds(IpNet::from(asked));
+        let by_port = || {
+            let ingress = self.ingress.as_ref()?;
+            let asks = !inside || ingress.addrs().any(|addr| addr == asked);
+            let port = ingress.ports.get(&port.filter(|_| asks)?)?;
+            self.services.get(&port.vip(answers.is_ipv6())?)
+        };
+        let Some(service) = self.services.get(&asked).or_else(by_port) else {
+            return !inside && self.is_here(answers);
+        };
         let Service { backends, draining, unhealthy } = service;
+        let tcp = port.is_some_and(|(proto, _)| proto == Proto::Tcp);
         backends.contains(&answers) || draining.contains(&answers) || (tcp && unhealthy.contains(&answers))
+    }
+
+    /// Whether a container on this host has the address.
+    fn is_here(&self, addr: IpAddr) -> bool {
+        self.endpoints.values().any(|endpoint| endpoint.addrs().any(|own| own == addr))
     }
 
     /// Whether a prefix lies inside the network's subnets.
@@ -482,12 +590,22 @@ impl HostState {
     pub fn validate(&self) -> Result<(), InvalidState> {
         validate_ports(&self.published)
     }
+
+    /// Whether a translated connection of the host's own namespace may go on: it leads elsewhere than to this host's
+    /// addresses in networks, or its port is still published there.
+    pub fn keeps(&self, flow: &Translated) -> bool {
+        let published = |(proto, port)| {
+            let same = |p: &PublishedPort| (p.proto, p.host_port, p.target) == (proto, port, flow.answers);
+            self.published.iter().any(same)
+        };
+        !self.ingress.contains(&flow.answers) || flow.port.is_some_and(published)
+    }
 }
 
 fn validate_ports(ports: &BTreeSet<PublishedPort>) -> Result<(), InvalidState> {
     let mut seen = BTreeSet::new();
     for port in ports {
-        let PublishedPort { proto, host_ip, host_port, target, target_port } = port;
+        let PublishedPort { proto, host_ip, host_port, target, target_port, draining: _ } = port;
         ensure(*host_port != 0 && *target_port != 0, || format!("port 0 cannot be published (to {target})"))?;
         ensure(host_ip.is_none_or(|ip| ip.is_ipv4() == target.is_ipv4()), || {
             format!("port {host_port}/{proto}: host address and target {target} are of two families")

@@ -7,9 +7,9 @@ use std::{
 };
 
 use netlib::{
-    Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Kernel, NetworkId, NetworkState, Peer, Proto,
-    PublishedPort, Report, Scope, Service, driver,
-    fake::{Connection, FakeKernel, FakeState},
+    Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Ingress, IngressPort, Kernel, NetworkId,
+    NetworkState, Peer, Proto, PublishedPort, Report, Scope, Service, Translated, driver,
+    fake::{FakeKernel, FakeState},
     names,
     plan::Op,
     state::{Direction, Family, Link, LinkKind, Observed, Query, Route, RouteKey, Target},
@@ -50,6 +50,7 @@ fn state(peers: &BTreeSet<u8>, endpoints: &BTreeSet<u8>, six: bool, internal: bo
         host_port: 8000 + u16::from(*nth),
         target: IpAddr::V4(addr4(1, *nth)),
         target_port: 80,
+        draining: false,
     });
     NetworkState {
         id: "blue".parse().expect("id"),
@@ -65,10 +66,18 @@ fn state(peers: &BTreeSet<u8>, endpoints: &BTreeSet<u8>, six: bool, internal: bo
         endpoints: endpoints.iter().map(endpoint).collect(),
         published: published.collect(),
         services: endpoints.first().map(|nth| service(250, &[*nth], six)).into_iter().flatten().collect(),
+        ingress: endpoints.first().filter(|_| !internal).map(|_| ingress(six)),
     }
 }
 
 /// A service with these backends on this host, by its virtual addresses.
+/// Port 80 of every host leads to service 250, from .254 of this one.
+fn ingress(six: bool) -> Ingress {
+    let (vip4, vip6) = (addr4(250, 250), six.then(|| addr6(250, 250)));
+    let ports = [((Proto::Tcp, 80), IngressPort { vip4, vip6, target_port: 8080 })].into();
+    Ingress { addr4: addr4(1, 254), addr6: six.then(|| addr6(1, 254)), ports }
+}
+
 fn service(vip: u8, backends: &[u8], six: bool) -> BTreeMap<IpAddr, Service> {
     let of = |addr: fn(u8, u8) -> IpAddr| {
         let backends = backends.iter().map(|nth| addr(1, *nth)).collect();
@@ -264,8 +273,10 @@ fn the_host_is_brought_into_shape_once() {
         host_port: 53,
         target: IpAddr::V4(addr4(1, 2)),
         target_port: 53,
+        draining: false,
     };
-    let want = HostState { vteps: [IpAddr::from([192, 0, 2, 2])].into(), published: [port].into(), ipv6: true };
+    let vteps = [IpAddr::from([192, 0, 2, 2])].into();
+    let want = HostState { vteps, published: [port].into(), ipv6: true, ..HostState::default() };
     let report = driver::ensure_host(&kernel, &config(), &want).expect("ensures");
     let expected = [
         "host: set sysctl net.ipv6.conf.lo.accept_ra to 2",
@@ -323,12 +334,8 @@ impl Kernel for Vanishing {
         self.kernel.apply(scope, ops)
     }
 
-    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
-        self.kernel.forget_connections(scope, targets)
-    }
-
-    fn sweep_connections(&self, state: &NetworkState) -> Result<usize, Error> {
-        self.kernel.sweep_connections(state)
+    fn forget_connections(&self, scope: &Scope, goes: &(dyn Fn(&Translated) -> bool + Sync)) -> Result<usize, Error> {
+        self.kernel.forget_connections(scope, goes)
     }
 }
 
@@ -361,6 +368,8 @@ fn a_change_of_services_touches_the_rules_alone() {
     settle(&kernel, &want).expect("settles");
     // A route that is gone stays gone: the fast path does not look at it.
     kernel.with(|state| state.fabrics.get_mut(&want.id).expect("fabric").routes.clear());
+    want.ingress = None;
+    driver::ensure_rules(&kernel, &config(), &want).expect("ensures");
     let mut rules = |services: BTreeMap<IpAddr, Service>| {
         want.services = services;
         let report = driver::ensure_rules(&kernel, &config(), &want).expect("ensures");
@@ -389,19 +398,50 @@ fn only_connections_to_dead_backends_are_forgotten() {
     let at = |nth: u8| IpAddr::from(addr4(1, nth));
     let (vip, other): (IpAddr, IpAddr) = (addr4(250, 250).into(), addr4(250, 251).into());
     let fabric = Scope::Fabric(want.id.clone());
-    let one = |asked: IpAddr, nth: u8, tcp| Connection { scope: fabric.clone(), asked, answers: at(nth), tcp };
+    let one = |asked: IpAddr, nth: u8, tcp| {
+        let port = Some((if tcp { Proto::Tcp } else { Proto::Udp }, 80));
+        (fabric.clone(), Translated { asked, port, answers: at(nth) })
+    };
     // By a published port, and in the host's own namespace: neither is a service's.
-    let published = one([192, 0, 2, 1].into(), 9, false);
-    let elsewhere = Connection { scope: Scope::Host, ..one(vip, 9, true) };
+    let published = one([192, 0, 2, 1].into(), 7, false);
+    let elsewhere = (Scope::Host, one(vip, 9, true).1);
+    // By port 80 of every host, from outside (to this host's address in the network) and from a container here.
+    let (outside, inside) = (addr4(1, 254).into(), IpAddr::from([192, 0, 2, 1]));
+    let by_port = [outside, inside].map(|asked| one(asked, 3, true));
     let mut all = vec![published.clone(), elsewhere.clone(), one(other, 2, true)];
+    all.extend([one(outside, 2, false), one(outside, 5, true), one(inside, 5, true), one(inside, 5, false)]);
+    all.extend(by_port.clone());
     all.extend([true, false].into_iter().flat_map(|tcp| [2, 3, 4, 5].map(|nth| one(vip, nth, tcp))));
     kernel.with(|state| state.connections = all);
     let set = |nth| BTreeSet::from([at(nth)]);
     want.services = BTreeMap::from([(vip, Service { backends: set(2), draining: set(3), unhealthy: set(4) })]);
+    want.ingress = Some(ingress(false));
     driver::sweep_connections(&kernel, &want).expect("sweeps");
     let mut kept = vec![published, elsewhere];
+    kept.extend(by_port);
     kept.extend([one(vip, 2, true), one(vip, 3, true), one(vip, 4, true), one(vip, 2, false), one(vip, 3, false)]);
     assert_eq!(kernel.with(|state| state.connections.clone()), kept);
+}
+
+#[test]
+fn in_the_host_connections_end_with_their_port() {
+    let kernel = FakeKernel::new();
+    let (ours, container) = (IpAddr::from(addr4(1, 254)), IpAddr::from(addr4(1, 7)));
+    let one = |port, answers| {
+        (Scope::Host, Translated { asked: [192, 0, 2, 1].into(), port: Some((Proto::Udp, port)), answers })
+    };
+    kernel.with(|state| state.connections = vec![one(80, ours), one(81, ours), one(81, container)]);
+    let port = PublishedPort {
+        proto: Proto::Udp,
+        host_ip: None,
+        host_port: 80,
+        target: ours,
+        target_port: 80,
+        draining: false,
+    };
+    let want = HostState { published: [port].into(), ingress: [ours].into(), ..HostState::default() };
+    driver::sweep_host_connections(&kernel, &want).expect("sweeps");
+    assert_eq!(kernel.with(|state| state.connections.clone()), [one(80, ours), one(81, container)]);
 }
 
 #[test]
@@ -461,6 +501,11 @@ fn contradictions_are_refused_before_anything_changes() {
     check("virtual address 10.57.0.1 is taken", &|state| lead(state, addr4(0, 1).into(), addr4(1, 5).into()));
     check("cannot lead to fd57", &|state| lead(state, addr4(250, 9).into(), addr6(1, 5).into()));
     check("cannot lead to 10.57.250.250", &|state| lead(state, addr4(250, 9).into(), addr4(250, 250).into()));
+    let spoil = |state: &mut NetworkState, how: fn(&mut Ingress)| how(state.ingress.as_mut().expect("not internal"));
+    check("address 10.57.1.4 cannot be this host's own", &|state| spoil(state, |i| i.addr4 = addr4(1, 4)));
+    check("address 10.57.2.254 cannot be this host's own", &|state| spoil(state, |i| i.addr4 = addr4(2, 254)));
+    check("port 80/tcp leads to 10.57.250.250, which is no service", &|state| state.services.clear());
+    check("is internal and has ports", &|state| state.internal = true);
     check("is taken", &|state| {
         state.endpoints.insert(EndpointId("twin".into()), Endpoint::new(addr4(1, 4), None));
     });

@@ -158,12 +158,12 @@ impl Kernel for Moody<'_> {
         Err(Error::Apply { scope: scope.clone(), total: ops.len(), failures })
     }
 
-    fn sweep_connections(&self, state: &netlib::NetworkState) -> Result<usize, Error> {
-        if self.take() { self.kernel.sweep_connections(state) } else { Err(Self::dead()) }
-    }
-
-    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
-        if self.is_dead() { Err(Self::dead()) } else { self.kernel.forget_connections(scope, targets) }
+    fn forget_connections(
+        &self,
+        scope: &Scope,
+        goes: &(dyn Fn(&netlib::Translated) -> bool + Sync),
+    ) -> Result<usize, Error> {
+        if self.is_dead() { Err(Self::dead()) } else { self.kernel.forget_connections(scope, goes) }
     }
 }
 
@@ -500,6 +500,7 @@ impl World {
                     host_port: port.host_port,
                     target,
                     target_port: port.container_port,
+                    draining: false,
                 })
             });
             let attached = Attached { published: published.collect(), endpoint: endpoint.clone() };

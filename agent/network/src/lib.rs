@@ -49,6 +49,7 @@ pub fn bare_network(ours: &NetworkAssignment) -> Result<NetworkState, InvalidSta
         endpoints: BTreeMap::new(),
         published: BTreeSet::new(),
         services: BTreeMap::new(),
+        ingress: None,
     })
 }
 
@@ -94,7 +95,8 @@ pub fn host<'a>(
     if skein_api::mutant!("lost-vtep") && vteps.len() > 1 {
         vteps.pop_last();
     }
-    HostState { vteps, published: published.into_iter().collect(), ipv6: networks.into_iter().any(|n| !n.internal) }
+    let ipv6 = networks.into_iter().any(|n| !n.internal);
+    HostState { vteps, published: published.into_iter().collect(), ingress: BTreeSet::new(), ipv6 }
 }
 
 /// The peer's underlay address of the family that we use: IPv4 where this host has it, IPv6 otherwise.

@@ -168,6 +168,7 @@ impl PluginEndpoint {
                 host_port: port.host_port,
                 target,
                 target_port: port.port,
+                draining: false,
             })
         })
     }

@@ -3,7 +3,7 @@
 //!
 //! Written by hand over nfnetlink (linux/netfilter/nfnetlink_conntrack.h). No tasks, no channels.
 
-use std::{collections::BTreeSet, io, net::IpAddr};
+use std::{io, net::IpAddr};
 
 use netlink_packet_core::{NLM_F_DUMP, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -12,6 +12,7 @@ use super::{
     messages::ip,
     socket::{Request, Socket},
 };
+use crate::types::{Proto, Translated};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
 const CT_GET: u16 = 0x0101;
@@ -24,7 +25,9 @@ const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
 const CTA_IP_V6_SRC: u16 = 3;
@@ -35,7 +38,7 @@ const KIND_MASK: u16 = 0x3fff;
 const NESTED: u16 = 0x8000;
 
 /// The value of an attribute, and in it of another one.
-fn attribute(body: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn attribute(body: &[u8], kind: u16) -> Option<&[u8]> {
     let mut rest = body;
     while let Some(head) = rest.get(..4) {
         let len = usize::from(u16::from_ne_bytes([head[0], head[1]]));
@@ -62,22 +65,16 @@ fn addresses(tuple: &[u8]) -> Option<(IpAddr, IpAddr)> {
     src.zip(dst)
 }
 
-/// A connection whose destination was translated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Translated {
-    /// The address that the client asked for.
-    pub(super) asked: IpAddr,
-    /// The address that answers.
-    pub(super) answers: IpAddr,
-    /// TCP, or anything else.
-    pub(super) tcp: bool,
-}
-
-impl Translated {
-    /// Whether it leads to one of `targets`.
-    pub(super) fn leads_to(&self, targets: &BTreeSet<IpAddr>) -> bool {
-        targets.contains(&self.answers)
-    }
+/// Protocol and destination port of a tuple; none of what has no ports.
+fn port(tuple: &[u8]) -> Option<(Proto, u16)> {
+    let inner = attribute(tuple, CTA_TUPLE_PROTO)?;
+    let proto = match attribute(inner, CTA_PROTO_NUM)? {
+        [IPPROTO_TCP] => Proto::Tcp,
+        [IPPROTO_UDP] => Proto::Udp,
+        _ => return None,
+    };
+    let port = attribute(inner, CTA_PROTO_DST_PORT)?.try_into().ok()?;
+    Some((proto, u16::from_be_bytes(port)))
 }
 
 /// The request that removes an entry, if its destination was translated (the answers come from elsewhere than the
@@ -87,9 +84,7 @@ pub(super) fn removal(entry: &[u8], goes: impl Fn(&Translated) -> bool) -> Optio
     let (orig, reply) = (attribute(attrs, CTA_TUPLE_ORIG)?, attribute(attrs, CTA_TUPLE_REPLY)?);
     let (_, asked) = addresses(orig)?;
     let (answers, _) = addresses(reply)?;
-    let protocol = attribute(orig, CTA_TUPLE_PROTO).and_then(|proto| attribute(proto, CTA_PROTO_NUM));
-    let tcp = protocol.is_some_and(|number| number == [IPPROTO_TCP]);
-    if asked == answers || !goes(&Translated { asked, answers, tcp }) {
+    if asked == answers || !goes(&Translated { asked, port: port(orig), answers }) {
         return None;
     }
     let mut body = vec![head[0], 0, 0, 0];

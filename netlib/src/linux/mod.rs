@@ -16,7 +16,7 @@ mod tools;
 pub(crate) mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fs::{self, File},
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
@@ -38,7 +38,7 @@ use crate::{
     nft::{Forms, Table},
     plan::Op,
     state::{Direction, LinkKind, Observed, Query, Target, Vxlan},
-    types::{Mac, NetworkId, NetworkState},
+    types::{Mac, NetworkId, Translated},
 };
 
 /// An open namespace.
@@ -364,15 +364,8 @@ impl Kernel for LinuxKernel {
         Ok(found)
     }
 
-    fn forget_connections(&self, scope: &Scope, targets: &BTreeSet<IpAddr>) -> Result<usize, Error> {
-        self.run_in(scope, "forget connections", || conntrack::forget(|entry| entry.leads_to(targets)))
-    }
-
-    fn sweep_connections(&self, state: &NetworkState) -> Result<usize, Error> {
-        let scope = Scope::Fabric(state.id.clone());
-        self.run_in(&scope, "sweep connections", || {
-            conntrack::forget(|entry| !state.keeps(entry.asked, entry.answers, entry.tcp))
-        })
+    fn forget_connections(&self, scope: &Scope, goes: &(dyn Fn(&Translated) -> bool + Sync)) -> Result<usize, Error> {
+        self.run_in(scope, "forget connections", || conntrack::forget(goes))
     }
 
     fn apply(&self, scope: &Scope, ops: &[Op]) -> Result<(), Error> {

@@ -144,6 +144,7 @@ async fn a_rule_rewritten_under_its_comment_is_noticed() {
         host_port: 8080,
         target: "10.57.1.7".parse().expect("address"),
         target_port: 80,
+        draining: false,
     });
     let rules = HostState { published: state.published.clone(), ipv6: true, ..HostState::default() };
     host.overlay.ensure_host(&rules).await.expect("host");

@@ -220,6 +220,7 @@ pub(crate) fn network(name: &str, vni: u32, here: HostIndex, hosts: u16, six: bo
         endpoints: Default::default(),
         published: Default::default(),
         services: Default::default(),
+        ingress: None,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod connectivity;
 mod guards;
+mod ingress;
 mod lab;
 mod ports;
 mod repair;

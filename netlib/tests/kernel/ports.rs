@@ -1,10 +1,18 @@
 //! Published ports.
 
-use std::{collections::BTreeSet, net::UdpSocket, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::{TcpStream, UdpSocket},
+    time::Duration,
+};
 
-use netlib::{HostState, Proto, PublishedPort};
+use netlib::{HostState, NetworkState, Proto, PublishedPort};
 
-use crate::lab::{Lab, container, left_out, network};
+use crate::{
+    lab::{Lab, container, left_out, network},
+    services::WAIT,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_published_port_is_reached_from_everywhere_with_the_true_address() {
@@ -26,6 +34,7 @@ async fn a_published_port_is_reached_from_everywhere_with_the_true_address() {
         host_port,
         target: target.ip(),
         target_port: target.port(),
+        draining: false,
     };
     let published = BTreeSet::from([
         port(Proto::Tcp, web.addr4(80), None, 8080),
@@ -120,6 +129,7 @@ async fn a_client_that_keeps_sending_reaches_the_next_container() {
             host_port: 5353,
             target: container.addr4(0).ip(),
             target_port: 53,
+            draining: false,
         };
         let rules = HostState { published: [port].into(), ..HostState::default() };
         host.overlay.ensure_host(&rules).await.expect("host");
@@ -132,4 +142,53 @@ async fn a_client_that_keeps_sending_reaches_the_next_container() {
         host.overlay.remove_endpoint(&state.id, &container.endpoint).await.expect("removed");
         state.endpoints.clear();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_published_port_that_drains_keeps_what_is_open() {
+    if left_out() {
+        return;
+    }
+    let lab = Lab::new(1);
+    let (host, outside) = (&lab.hosts[0], lab.machine(100));
+    let mut state = network("blue", 57, host.index, 1, false);
+    host.overlay.ensure_network(&state).await.expect("network");
+    let web = container(host, &mut state, 7).await;
+    let near = container(host, &mut state, 8).await;
+    let mut port = PublishedPort {
+        proto: Proto::Tcp,
+        host_ip: None,
+        host_port: 8080,
+        target: web.addr4(0).ip(),
+        target_port: 80,
+        draining: false,
+    };
+    let mut set = async |state: &mut NetworkState, draining| {
+        port.draining = draining;
+        state.published = BTreeSet::from([port.clone()]);
+        let rules = HostState { published: state.published.clone(), ..HostState::default() };
+        host.overlay.ensure_network(state).await.expect("network");
+        host.overlay.ensure_host(&rules).await.expect("host");
+    };
+    set(&mut state, false).await;
+    let listener = web.ns.listen("0.0.0.0:80");
+    let to = "10.99.0.1:8080".parse().expect("address");
+    let mut open: Vec<_> = [&outside, &near.ns]
+        .into_iter()
+        .map(|from| {
+            let client = from.run(|| TcpStream::connect_timeout(&to, WAIT)).expect("connects");
+            (client, listener.accept().expect("accepts").0)
+        })
+        .collect();
+    set(&mut state, true).await;
+    for (client, server) in &mut open {
+        client.set_read_timeout(Some(WAIT)).expect("timeout");
+        server.set_read_timeout(Some(WAIT)).expect("timeout");
+        client.write_all(b"q").expect("write");
+        server.read_exact(&mut [0]).expect("an open connection goes on");
+        server.write_all(b"a").expect("write");
+        client.read_exact(&mut [0]).expect("in both directions");
+    }
+    // Nothing listens there here; where an agent runs, the socket with which it holds the port refuses.
+    assert!(outside.cut_off(to, &listener) && near.ns.cut_off(to, &listener), "no new ones");
 }

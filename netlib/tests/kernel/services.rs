@@ -12,20 +12,20 @@ use netlib::{NetworkState, Service};
 
 use crate::lab::{Container, Lab, Ns, container, left_out, network};
 
-const WAIT: Duration = Duration::from_secs(5);
+pub(crate) const WAIT: Duration = Duration::from_secs(5);
 /// Connections after which each of two backends was chosen, but for one time in 2^39.
 const MANY: usize = 40;
 
-fn vip4(state: &NetworkState, nth: u8) -> IpAddr {
+pub(crate) fn vip4(state: &NetworkState, nth: u8) -> IpAddr {
     format!("10.{}.250.{nth}", state.vni).parse().expect("address")
 }
 
-fn vip6(state: &NetworkState, nth: u8) -> IpAddr {
+pub(crate) fn vip6(state: &NetworkState, nth: u8) -> IpAddr {
     format!("fd57:{}:250::{nth}", state.vni).parse().expect("address")
 }
 
 /// Gives a service these backends in both families.
-fn lead(state: &mut NetworkState, nth: u8, backends: &[&Container]) {
+pub(crate) fn lead(state: &mut NetworkState, nth: u8, backends: &[&Container]) {
     let (vip4, vip6) = (vip4(state, nth), vip6(state, nth));
     let of = |addr: fn(&Container) -> SocketAddr| Service {
         backends: backends.iter().map(|backend| addr(backend).ip()).collect(),
@@ -34,7 +34,7 @@ fn lead(state: &mut NetworkState, nth: u8, backends: &[&Container]) {
     state.services.extend([(vip4, of(|c| c.addr4(0))), (vip6, of(|c| c.addr6(0)))]);
 }
 
-fn listen(on: &Container, port: u16) -> TcpListener {
+pub(crate) fn listen(on: &Container, port: u16) -> TcpListener {
     let listener = on.ns.listen(&format!("[::]:{port}"));
     listener.set_nonblocking(true).expect("nonblocking");
     listener
@@ -56,19 +56,19 @@ fn reach(from: &Ns, to: SocketAddr, listeners: &[&TcpListener]) -> io::Result<(u
 }
 
 /// Who was reached in many connections.
-fn reached(from: &Ns, to: SocketAddr, listeners: &[&TcpListener]) -> BTreeSet<(usize, String)> {
+pub(crate) fn reached(from: &Ns, to: SocketAddr, listeners: &[&TcpListener]) -> BTreeSet<(usize, String)> {
     let one = |_| reach(from, to, listeners).unwrap_or_else(|error| panic!("{to}: {error}"));
     (0..MANY).map(one).map(|(nth, seen)| (nth, seen.to_string())).collect()
 }
 
-fn refused(from: &Ns, to: SocketAddr) -> Option<io::ErrorKind> {
+pub(crate) fn refused(from: &Ns, to: SocketAddr) -> Option<io::ErrorKind> {
     let begun = Instant::now();
     let error = from.run(|| TcpStream::connect_timeout(&to, WAIT)).err()?;
     assert!(begun.elapsed() < WAIT, "{to}: a client must not have to wait for nothing");
     Some(error.kind())
 }
 
-fn seen(pairs: &[(usize, &str)]) -> BTreeSet<(usize, String)> {
+pub(crate) fn seen(pairs: &[(usize, &str)]) -> BTreeSet<(usize, String)> {
     pairs.iter().map(|(nth, seen)| (*nth, (*seen).to_owned())).collect()
 }
 
@@ -141,7 +141,7 @@ async fn a_virtual_address_leads_to_each_backend_from_each_host() {
 }
 
 /// Sends from one socket and answers which server got it.
-fn asked(asker: &UdpSocket, to: SocketAddr, servers: &[&UdpSocket]) -> usize {
+pub(crate) fn asked(asker: &UdpSocket, to: SocketAddr, servers: &[&UdpSocket]) -> usize {
     asker.send_to(b"q", to).expect("send");
     let deadline = Instant::now() + WAIT;
     while Instant::now() < deadline {
