@@ -10,7 +10,7 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{Namespaces, NetworkId, NodeId, Protocol, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus};
+use crate::{IngressPort, Namespaces, NetworkId, NodeId, Protocol, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus};
 
 /// One document of an agent's desired state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +136,9 @@ pub struct ServiceAssignment {
     pub v4: Ipv4Addr,
     /// IPv6 address.
     pub v6: Ipv6Addr,
+    /// Ports of every host that lead to it: each host that is told serves them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<IngressPort>,
 }
 
 /// A task's names and address in a network.

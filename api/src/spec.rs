@@ -329,6 +329,19 @@ pub struct PortPublish {
     pub host_ip: Option<IpAddr>,
 }
 
+/// A port of every host of the cluster that leads to the tasks of a service, here or elsewhere (Docker swarm mode's
+/// publishing mode `ingress`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct IngressPort {
+    /// Transport.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Port of the hosts, 1 to 65535; no other service and no container has it anywhere.
+    pub published: u16,
+    /// Port inside.
+    pub target: u16,
+}
+
 /// A network that a task is attached to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -444,6 +457,10 @@ pub struct ServiceSpec {
     /// the service go on; default [`DEFAULT_DRAIN_MS`], at most [`DRAIN_MS_MAX`], 0: none. A change replaces no task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_ms: Option<u64>,
+    /// Ports of every host that lead to its tasks, through its first network that is not internal. At most
+    /// [`PORTS_MAX`]. A change replaces no task.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ingress: Vec<IngressPort>,
 }
 
 impl ServiceSpec {

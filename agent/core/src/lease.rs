@@ -65,6 +65,8 @@ pub enum Holder {
         /// It has the IPv6 address.
         v6: bool,
     },
+    /// This host itself, as the source of what it leads into the network from outside. Until the network is gone.
+    Host,
     /// Nobody; `seq` counts releases, so that the oldest is reused first.
     Released {
         /// Position in the order of releases.
@@ -169,11 +171,28 @@ impl Leases {
         task: &TaskId,
     ) -> Result<(Ipv4Addr, Option<Change>), LeaseError> {
         let mine = |h: &Holder| matches!(h, Holder::Task { task: t, .. } if t == task);
+        self.hold(network, mine, || Holder::Task { task: task.clone(), mac: None })
+    }
+
+    /// This host's own address in a network: the one it has, or a new one.
+    ///
+    /// # Errors
+    /// [`LeaseError::Exhausted`].
+    pub fn reserve_host(&mut self, network: &NetworkAssignment) -> Result<(Ipv4Addr, Option<Change>), LeaseError> {
+        self.hold(network, |holder| *holder == Holder::Host, || Holder::Host)
+    }
+
+    fn hold(
+        &mut self,
+        network: &NetworkAssignment,
+        mine: impl Fn(&Holder) -> bool,
+        holder: impl FnOnce() -> Holder,
+    ) -> Result<(Ipv4Addr, Option<Change>), LeaseError> {
         if let Some(address) = self.find(&network.id, mine) {
             return Ok((address, None));
         }
         let address = self.free(network)?;
-        Ok((address, Some(self.set(&network.id, address, Holder::Task { task: task.clone(), mac: None }))))
+        Ok((address, Some(self.set(&network.id, address, holder()))))
     }
 
     /// Gives up every address of a task. One that the engine still uses stays until the engine releases it.
@@ -213,7 +232,7 @@ impl Leases {
     ) -> Result<(Ipv4Addr, Change), LeaseError> {
         let same = |h: &Holder| match h {
             Holder::Task { mac: m, .. } | Holder::Engine { mac: m, .. } => mac.is_some() && m.as_deref() == mac,
-            Holder::Released { .. } => false,
+            Holder::Host | Holder::Released { .. } => false,
         };
         let address = match preferred {
             Some(address) => self.check_preferred(network, family, address, mac)?,
@@ -252,6 +271,7 @@ impl Leases {
                     return Err(in_use(format!("a container with MAC {}", m.as_deref().unwrap_or("unknown"))));
                 }
             }
+            Some(Holder::Host) => return Err(in_use("this host itself".to_owned())),
             Some(Holder::Released { .. }) | None => {}
         }
         if !usable(network, address) {
@@ -307,7 +327,12 @@ impl Leases {
         Some(json(holder))
     }
 
-    /// How many addresses are held, by tasks or by the engine.
+    /// This host's own address in a network, if it has one.
+    pub fn host(&self, network: &NetworkId) -> Option<Ipv4Addr> {
+        self.find(network, |holder| *holder == Holder::Host)
+    }
+
+    /// How many addresses are held, by tasks, by the engine or by this host.
     pub fn held(&self, network: &NetworkId) -> usize {
         let addresses = self.networks.get(network).into_iter().flatten();
         addresses.filter(|(_, h)| !matches!(h, Holder::Released { .. })).count()
@@ -417,6 +442,13 @@ mod tests {
         for (i, want) in [(10, 5), (11, 3), (12, 6)] {
             assert_eq!(reserve(&mut leases, i), Ok(want));
         }
+        leases.release(&task(7), |_, _| false);
+        let (own, change) = leases.reserve_host(&n).map(|(a, change)| (last(a), change)).expect("one is free");
+        assert_eq!((own, change.is_some()), (7, true));
+        assert_eq!(leases.reserve_host(&n).map(|(a, change)| (last(a), change)), Ok((7, None)), "sticky");
+        let taken = leases.request(&n, AddressFamily::V4, "10.1.0.7".parse().ok(), Some("02:00:00:00:00:01"));
+        assert!(matches!(taken, Err(LeaseError::InUse { .. })), "{taken:?}");
+        assert_eq!(leases.host(&n.id).map(last), Some(7));
         // The last address of a subnet is never given.
         let mut end = small();
         end.blocks = vec!["10.1.255.252/30".parse().unwrap()];

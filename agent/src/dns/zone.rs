@@ -354,6 +354,7 @@ pub(crate) mod tests {
             names: vec![name.into(), format!("stack_{name}")],
             v4: Ipv4Addr::new(10, n, 250, last),
             v6: format!("fd00:0:0:{n:x}::fa{last:02x}").parse().unwrap(),
+            ports: Vec::new(),
         }
     }
 

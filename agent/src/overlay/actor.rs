@@ -4,11 +4,12 @@
 //! `fdstore`), and when the kernel is looked at. Must not know: the engine, the master. One task; it reads its requests from a bounded `mpsc`, netlib's watch, and two
 //! timers. Requests run one after another: each takes a few milliseconds, a whole `apply` as long as the kernel does.
 //!
-//! `requests`: what the engine asks for. `disk`: what is remembered, and what does not work.
+//! `requests`: what the engine asks for. `ports`: ports of the host. `disk`: what is remembered, and what does not work.
 //!
 //! The kernel is checked (*audit*): what changed according to netlink half a second later, everything once a minute.
 
 mod disk;
+mod ports;
 mod requests;
 
 use std::{
@@ -20,7 +21,7 @@ use std::{
 };
 
 use agent_core::lease::{LEASE_PREFIX, Leases};
-use netlib::{HostConfig, HostIndex, Report, Scope};
+use netlib::{HostConfig, HostIndex, Ingress, Report, Scope};
 use skein_api::{
     EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, ServiceAssignment, TaskAddress, TaskId, address6,
 };
@@ -93,6 +94,10 @@ pub(super) struct Actor {
     leases: Leases,
     plugin: PluginState,
     claims: Claims,
+    /// Ports of every host that lead into networks from this one.
+    ingress: BTreeMap<NetworkId, Ingress>,
+    /// Tasks of this host that are about to stop: their published ports take no new connections.
+    draining: BTreeSet<TaskId>,
     /// Host ports that were chosen for a task whose container has not published them yet. Bounded by the host's tasks.
     chosen: BTreeMap<TaskId, Vec<PortBinding>>,
     dns: Arc<DnsServer>,
@@ -163,6 +168,8 @@ impl Actor {
             leases,
             plugin,
             claims: Claims::default(),
+            ingress: BTreeMap::new(),
+            draining: BTreeSet::new(),
             chosen: BTreeMap::new(),
             dns,
             served: BTreeMap::new(),
@@ -255,22 +262,40 @@ impl Actor {
         // Most changes are of endpoints, which are the name server's and of the rules for services: the rest of the
         // kernel's state need not be read for them.
         let same = self.ensured && wanted == self.known && by_network == self.peers;
-        let differs = |id: &&NetworkId| backends.get(*id) != self.backends.get(*id);
-        let turned: Vec<NetworkId> = wanted.keys().filter(differs).cloned().collect();
-        let changes = self.set_known(wanted);
+        let mut changes = self.set_known(wanted);
         self.peers = by_network;
         self.services = services;
         self.endpoints = endpoints;
-        self.backends = backends;
+        let before = std::mem::replace(&mut self.backends, backends);
+        let (ingress, draining) = (self.ingress.clone(), self.draining.clone());
+        self.draining = desired::draining(&self.endpoints, &self.plugin);
+        changes.extend(self.reserve_own());
+        self.hold_ports();
         self.applied = true;
         self.publish_zone();
         let stored = self.persist(changes).await;
-        match same {
-            true => self.ensure_services(&turned).await?,
-            false => self.ensure_all(Cause::Request).await?,
+        if same {
+            let stops = |id: &NetworkId| self.publishes(id, &draining) != self.publishes(id, &self.draining);
+            let differs = |id: &&NetworkId| {
+                before.get(*id) != self.backends.get(*id) || ingress.get(*id) != self.ingress.get(*id) || stops(id)
+            };
+            let turned: Vec<NetworkId> = self.known.keys().filter(differs).cloned().collect();
+            let services = self.ensure_services(&turned).await;
+            if ingress != self.ingress || draining != self.draining {
+                self.ensure_host(Cause::Request).await?;
+            }
+            services?;
+        } else {
+            self.ensure_all(Cause::Request).await?;
         }
         stored?;
         Ok(())
+    }
+
+    /// Those of `tasks` that have a place in a network.
+    fn publishes<'a>(&self, network: &NetworkId, tasks: &'a BTreeSet<TaskId>) -> BTreeSet<&'a TaskId> {
+        let here = |task: &&TaskId| self.plugin.joined(network).any(|(_, e)| e.task.as_ref() == Some(*task));
+        tasks.iter().filter(here).collect()
     }
 
     /// Whether a container may be in this network.
@@ -440,9 +465,11 @@ impl Actor {
     ) -> Result<(netlib::NetworkState, Vec<desired::Unreachable>), OverlayError> {
         let ours = self.known.get(id).ok_or_else(|| OverlayError::UnknownNetwork(id.clone()))?;
         let peers = self.peers.get(id).map_or(&[][..], Vec::as_slice);
-        let (mut state, unreachable) = desired::network(ours, peers, &self.plugin, &self.leases, vtep)
+        let plugin = (&self.plugin, &self.draining);
+        let (mut state, unreachable) = desired::network(ours, peers, plugin, &self.leases, vtep)
             .map_err(|source| OverlayError::Invalid { network: id.clone(), source })?;
         state.services = self.backends.get(id).cloned().unwrap_or_default();
+        state.ingress = self.ingress.get(id).cloned();
         Ok((state, unreachable))
     }
 
@@ -471,7 +498,8 @@ impl Actor {
     async fn try_ensure_host(&mut self, cause: Cause) -> Result<Vec<String>, OverlayError> {
         let netlib = self.netlib().await?;
         let peers = self.peers.values().flatten();
-        let state = desired::host(self.known.values(), peers, &self.plugin, netlib.config().vtep);
+        let plugin = (&self.plugin, &self.draining);
+        let state = desired::host(self.known.values(), peers, plugin, &self.ingress, netlib.config().vtep);
         let what = "the host's namespace";
         let report = netlib.ensure_host(&state).await.map_err(self.failed(what))?;
         self.tell(what, cause, &report);
@@ -572,6 +600,8 @@ impl Actor {
         if !self.applied {
             return;
         }
+        // What another program had may be free now.
+        self.hold_ports();
         if self.watch.is_none()
             && let Some(netlib) = &self.netlib
         {

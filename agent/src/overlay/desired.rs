@@ -3,17 +3,20 @@
 //! Owns: what the engine's side adds to the translation of assignments (`agent_network`). Must not know: the kernel's
 //! present state, the disk. Pure; no tasks, no channels.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use agent_core::lease::Leases;
 use agent_network::Attached;
 pub use agent_network::{Unreachable, bare_network};
-use netlib::{Endpoint, EndpointId, HostState, NetworkState, Service};
+use netlib::{Endpoint, EndpointId, HostState, Ingress, IngressPort, NetworkState, Proto, PublishedPort, Service};
 use skein_api::{
-    EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, ServiceAssignment, ServiceId, address6,
+    EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, ServiceAssignment, ServiceId, TaskId, address6,
 };
 
-use crate::plugin::PluginState;
+use crate::plugin::{PluginState, state::PluginEndpoint};
 
 /// The whole state of one network. Peers that cannot be reached are left out and returned beside it.
 ///
@@ -22,19 +25,28 @@ use crate::plugin::PluginState;
 pub fn network(
     ours: &NetworkAssignment,
     peers: &[PeerAssignment],
-    plugin: &PluginState,
+    (plugin, draining): (&PluginState, &BTreeSet<TaskId>),
     leases: &Leases,
     vtep: IpAddr,
 ) -> Result<(NetworkState, Vec<Unreachable>), netlib::InvalidState> {
     let joined = plugin.joined(&ours.id).map(|(id, endpoint)| {
-        let attached = Attached { endpoint: endpoint.to_netlib(), published: endpoint.published().collect() };
-        (EndpointId(id.clone()), attached)
+        let published = published(endpoint, draining).collect();
+        (EndpointId(id.clone()), Attached { endpoint: endpoint.to_netlib(), published })
     });
     let (mut state, unreachable) = agent_network::network(ours, peers, joined, vtep)?;
     if plugin.misses_endpoints() {
         state.endpoints.extend(stand_ins(ours, plugin, leases));
     }
     Ok((state, unreachable))
+}
+
+/// The published ports of an endpoint; `draining` are tasks that are about to stop.
+fn published<'a>(
+    endpoint: &'a PluginEndpoint,
+    draining: &BTreeSet<TaskId>,
+) -> impl Iterator<Item = PublishedPort> + use<'a> {
+    let draining = endpoint.task.as_ref().is_some_and(|task| draining.contains(task));
+    endpoint.published().map(move |port| PublishedPort { draining, ..port })
 }
 
 /// What may be the endpoints that cannot be read: every address that the engine has and no endpoint uses. Without them
@@ -83,15 +95,64 @@ pub fn services(services: &[ServiceAssignment], endpoints: &[EndpointAssignment]
     all
 }
 
-/// The state of the host's own namespace.
+/// The tasks of this host that are about to stop, as the endpoints say.
+pub fn draining(endpoints: &[EndpointAssignment], plugin: &PluginState) -> BTreeSet<TaskId> {
+    let here: BTreeSet<&TaskId> = plugin.endpoints().values().filter_map(|endpoint| endpoint.task.as_ref()).collect();
+    let stops = |e: &&EndpointAssignment| e.draining && here.contains(&e.task);
+    endpoints.iter().filter(stops).map(|endpoint| endpoint.task.clone()).collect()
+}
+
+/// A port of every host, for this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lead {
+    /// The network that it leads into.
+    pub network: NetworkId,
+    /// Name of the service that it belongs to.
+    pub service: String,
+    /// Where it leads.
+    pub to: IngressPort,
+}
+
+/// The ports of every host that the services of these networks have, by port.
+pub fn leads(
+    services: &[ServiceAssignment],
+    networks: &BTreeMap<NetworkId, NetworkAssignment>,
+) -> BTreeMap<(Proto, u16), Lead> {
+    let open = services.iter().filter(|s| networks.get(&s.network).is_some_and(|network| !network.internal));
+    let ports = open.flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+    let lead = |(service, port): (&ServiceAssignment, &skein_api::IngressPort)| {
+        let to = IngressPort { vip4: service.v4, vip6: Some(service.v6), target_port: port.target };
+        let lead = Lead { network: service.network.clone(), service: name_of(service), to };
+        ((proto(port.protocol), port.published), lead)
+    };
+    ports.map(lead).collect()
+}
+
+fn name_of(service: &ServiceAssignment) -> String {
+    service.names.first().cloned().unwrap_or_else(|| service.service.to_string())
+}
+
+/// netlib's word for a protocol.
+pub fn proto(protocol: skein_api::Protocol) -> Proto {
+    match protocol {
+        skein_api::Protocol::Tcp => Proto::Tcp,
+        skein_api::Protocol::Udp => Proto::Udp,
+    }
+}
+
+/// The state of the host's own namespace; `ingress` are the ports of every host, by network.
 pub fn host<'a>(
     networks: impl IntoIterator<Item = &'a NetworkAssignment>,
     peers: impl IntoIterator<Item = &'a PeerAssignment>,
-    plugin: &PluginState,
+    (plugin, draining): (&PluginState, &BTreeSet<TaskId>),
+    ingress: &BTreeMap<NetworkId, Ingress>,
     vtep: IpAddr,
 ) -> HostState {
     let joined = plugin.endpoints().values().filter(|e| e.sandbox.is_some());
-    agent_network::host(networks, peers, joined.flat_map(|e| e.published()), vtep)
+    let ports = joined.flat_map(|endpoint| published(endpoint, draining));
+    let ports = ports.chain(ingress.values().flat_map(Ingress::published));
+    let state = agent_network::host(networks, peers, ports, vtep);
+    HostState { ingress: ingress.values().flat_map(Ingress::addrs).collect(), ..state }
 }
 
 #[cfg(test)]
@@ -124,13 +185,13 @@ mod tests {
         ];
         let vteps = |vtep: &str| {
             let vtep = vtep.parse().unwrap();
-            let (state, unreachable) =
-                network(&ours, &peers, &PluginState::default(), &Leases::default(), vtep).unwrap();
+            let none = (&PluginState::default(), &BTreeSet::new());
+            let (state, unreachable) = network(&ours, &peers, none, &Leases::default(), vtep).unwrap();
             let config = netlib::HostConfig::new(HostIndex(1), vtep, 1520);
             state.validate(&config).unwrap();
             let found: Vec<String> = state.peers.values().map(|p| p.vtep.to_string()).collect();
             let missing: Vec<String> = unreachable.into_iter().map(|u| u.node).collect();
-            assert_eq!(host([&ours], &peers[1..], &PluginState::default(), vtep).vteps.len(), found.len());
+            assert_eq!(host([&ours], &peers[1..], none, &BTreeMap::new(), vtep).vteps.len(), found.len());
             (found, missing)
         };
         assert_eq!(vteps("192.0.2.1"), (vec!["192.0.2.2".into()], vec!["node3".into()]));
@@ -143,11 +204,12 @@ mod tests {
         let mut leases = Leases::default();
         let mac = "02:42:00:00:00:07";
         let (used, _) = leases.request(&ours, agent_core::lease::AddressFamily::V4, None, Some(mac)).unwrap();
-        leases.reserve(&ours, &skein_api::TaskId::new("never started")).unwrap();
+        leases.reserve(&ours, &TaskId::new("never started")).unwrap();
         let links = |documents: &[(&str, &str)]| {
             let documents = documents.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             let plugin = PluginState::load(&documents);
-            let (state, _) = network(&ours, &[], &plugin, &leases, "192.0.2.1".parse().unwrap()).unwrap();
+            let (state, _) =
+                network(&ours, &[], (&plugin, &BTreeSet::new()), &leases, "192.0.2.1".parse().unwrap()).unwrap();
             state.endpoints.into_values().collect::<Vec<_>>()
         };
         assert_eq!(links(&[]), [], "nothing is missed");
@@ -184,6 +246,53 @@ mod tests {
         assert_eq!(sets("10.1.250.200"), ["10.1.1.10 10.1.1.11", "10.1.1.12", "10.1.1.13"]);
         assert_eq!(sets("fd00:0:0:1::fac8"), ["fd00:0:0:1::10a", "fd00:0:0:1::10c", "fd00:0:0:1::10d"]);
         assert_eq!(sets("10.1.250.201"), ["", "", ""]);
+    }
+
+    #[test]
+    fn ports_of_a_task_that_stops_are_told_apart() {
+        let endpoint = |task: &str, last: u8| {
+            let json = format!(
+                r#"{{"network":"net1","task":"{task}","v4":"10.1.1.{last}","v6":null,"mac":"02:42:00:00:00:{last:02}",
+                "sandbox":"s","ports":[{{"proto":"tcp","host_ip":null,"host_port":80{last},"host_port_end":80{last},
+                "port":80}}]}}"#
+            );
+            (format!("plugin/endpoint/{task}"), json)
+        };
+        let plugin = PluginState::load(&[endpoint("t1", 10), endpoint("t2", 11)].into());
+        assert_eq!(plugin.endpoints().len(), 2, "{:?}", plugin.damaged().collect::<Vec<_>>());
+        let of = |task: &str, draining| EndpointAssignment {
+            task: TaskId::new(task),
+            draining,
+            ..crate::dns::zone::tests::endpoint(1, 10, &[], &[], false)
+        };
+        let stops = draining(&[of("t1", true), of("t2", false), of("elsewhere", true)], &plugin);
+        assert_eq!(stops, BTreeSet::from([TaskId::new("t1")]));
+        let ours = assignment(1, "shop", false);
+        let vtep = "192.0.2.1".parse().unwrap();
+        let (state, _) = network(&ours, &[], (&plugin, &stops), &Leases::default(), vtep).unwrap();
+        let rules = host([&ours], &[], (&plugin, &stops), &BTreeMap::new(), vtep);
+        for published in [state.published, rules.published] {
+            let found: Vec<_> = published.iter().map(|p| (p.host_port, p.draining)).collect();
+            assert_eq!(found, [(8010, true), (8011, false)]);
+        }
+    }
+
+    #[test]
+    fn ports_of_every_host_lead_into_networks_that_are_open() {
+        let ports = |network: u8, name: &str, published: u16| ServiceAssignment {
+            ports: vec![skein_api::IngressPort { protocol: skein_api::Protocol::Udp, published, target: 53 }],
+            ..service(network, name, 200)
+        };
+        let known = [assignment(1, "shop", false), assignment(2, "back", true)].map(|n| (n.id.clone(), n)).into();
+        let all = leads(&[ports(1, "dns", 5353), ports(2, "inner", 5354), ports(3, "unknown", 5355)], &known);
+        let keys: Vec<_> = all.keys().copied().collect();
+        assert_eq!(keys, [(Proto::Udp, 5353)]);
+        let Lead { network, service, to } = &all[&keys[0]];
+        assert_eq!((network.as_str(), service.as_str(), to.target_port), ("net1", "dns", 53));
+        assert_eq!(
+            (to.vip4.to_string(), to.vip(true).map(|vip| vip.to_string())),
+            ("10.1.250.200".into(), Some("fd00:0:0:1::fac8".into()))
+        );
     }
 
     #[test]

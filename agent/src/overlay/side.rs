@@ -4,18 +4,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use netlib::Proto;
 use skein_api::{NetworkId, PortPublish, Protocol, TaskAddress, TaskAssignment, TaskId};
 
-use super::{ANNOUNCED_TIMEOUT, OverlayHandle};
+use super::{ANNOUNCED_TIMEOUT, OverlayHandle, desired::proto};
 use crate::{engine::EngineNetworkSpec, executor::NetworkSide, plugin::wire::PortBinding};
-
-fn proto(protocol: Protocol) -> Proto {
-    match protocol {
-        Protocol::Tcp => Proto::Tcp,
-        Protocol::Udp => Proto::Udp,
-    }
-}
 
 fn binding(port: &PortPublish) -> PortBinding {
     PortBinding {

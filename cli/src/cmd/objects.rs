@@ -7,7 +7,7 @@ use skein_api::{
     client::{Client, TaskFilter},
 };
 
-use super::{App, each, labels, node_names};
+use super::{App, each, labels, node_names, ps};
 use crate::{
     args::{
         CertCommand, Command, DebugCommand, NetworkCommand, NodeCommand, ServiceCommand, StackCommand, TokenCommand,
@@ -162,14 +162,15 @@ async fn service(app: &App, command: ServiceCommand) -> Result<u8, Failure> {
                 let of = |t: &&skein_api::Task| t.service.as_ref() == Some(&s.id);
                 tasks.iter().filter(of).filter(|t| t.status.state == skein_api::TaskState::Running).count()
             };
-            app.out.list(&services, &["ID", "NAME", "MODE", "RUNNING", "IMAGE"], |s| {
+            app.out.list(&services, &["ID", "NAME", "MODE", "RUNNING", "IMAGE", "PORTS"], |s| {
                 let (mode, wanted) = match s.spec.mode {
                     ServiceMode::Replicated(n) => ("replicated", n.to_string()),
                     ServiceMode::Global => ("global", "all".into()),
                 };
                 let image = s.spec.task.container.image.clone();
                 let running = format!("{}/{wanted}", running(s));
-                vec![s.id.short().into(), s.spec.name.clone(), mode.into(), running, image]
+                let ports = ps::ingress(&s.spec.ingress);
+                vec![s.id.short().into(), s.spec.name.clone(), mode.into(), running, image, ports]
             })?;
             Ok(0)
         }

@@ -1,6 +1,8 @@
 //! `skein ps`: tasks as a table.
 
-use skein_api::{Health, PortPublish, Protocol, Task, UnixMillis, client::TaskFilter};
+use std::collections::BTreeMap;
+
+use skein_api::{Health, IngressPort, PortPublish, Protocol, ServiceId, Task, UnixMillis, client::TaskFilter};
 
 use super::{App, node_names, node_of};
 use crate::{
@@ -24,6 +26,9 @@ pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), Failure> {
         return app.out.value(&tasks);
     }
     let names = node_names(&client).await?;
+    let services = client.services(args.stack.as_deref()).await?;
+    let everywhere: BTreeMap<ServiceId, Vec<IngressPort>> =
+        services.into_iter().map(|service| (service.id, service.spec.ingress)).collect();
     let now = now();
     app.out.list(&tasks, &["ID", "NAME", "IMAGE", "NODE", "PORTS", "STATE"], |t| {
         vec![
@@ -31,7 +36,7 @@ pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), Failure> {
             t.name.clone(),
             t.spec.container.image.clone(),
             node_of(t, &names).unwrap_or("-").to_owned(),
-            ports(&t.status.ports),
+            all_ports(t, &everywhere),
             // Last: why something does not run may be long.
             state(t, now),
         ]
@@ -62,6 +67,24 @@ fn state(task: &Task, now: UnixMillis) -> String {
     text
 }
 
+/// Its own ports, and while it runs those of every host that may lead to it.
+fn all_ports(task: &Task, everywhere: &BTreeMap<ServiceId, Vec<IngressPort>>) -> String {
+    let runs = task.status.state == skein_api::TaskState::Running;
+    let of_service = task.service.as_ref().filter(|_| runs).and_then(|service| everywhere.get(service));
+    let shown = [ports(&task.status.ports), of_service.map(|ports| ingress(ports)).unwrap_or_default()];
+    shown.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+/// `*:8080->80/tcp`: ports of every host.
+pub(crate) fn ingress(ports: &[IngressPort]) -> String {
+    let show = |p: &IngressPort| format!("*:{}->{}/{}", p.published, p.target, word(p.protocol));
+    ports.iter().map(show).collect::<Vec<_>>().join(", ")
+}
+
+fn word(protocol: Protocol) -> &'static str {
+    if protocol == Protocol::Udp { "udp" } else { "tcp" }
+}
+
 /// `8080->80/tcp, 127.0.0.1:53->53/udp`.
 pub(crate) fn ports(ports: &[PortPublish]) -> String {
     let show = |p: &PortPublish| {
@@ -70,8 +93,7 @@ pub(crate) fn ports(ports: &[PortPublish]) -> String {
             Some(ip) => format!("{ip}:"),
             None => String::new(),
         };
-        let protocol = if p.protocol == Protocol::Udp { "udp" } else { "tcp" };
-        format!("{ip}{}->{}/{protocol}", p.host_port, p.container_port)
+        format!("{ip}{}->{}/{}", p.host_port, p.container_port, word(p.protocol))
     };
     ports.iter().map(show).collect::<Vec<_>>().join(", ")
 }
@@ -114,5 +136,16 @@ mod tests {
         };
         let list = [port(8080, 80, Protocol::Tcp, None), port(53, 53, Protocol::Udp, Some("::1"))];
         assert_eq!(ports(&list), "8080->80/tcp, [::1]:53->53/udp");
+        let mut task = Task { service: Some(ServiceId::new("s")), ..Task::default() };
+        task.status.state = TaskState::Running;
+        let everywhere = [("s", 8080), ("other", 8081)].map(|(service, published)| {
+            (ServiceId::new(service), vec![IngressPort { protocol: Protocol::Tcp, published, target: 80 }])
+        });
+        let everywhere = BTreeMap::from(everywhere);
+        assert_eq!(all_ports(&task, &everywhere), "*:8080->80/tcp");
+        task.status.ports = list[1..].to_vec();
+        assert_eq!(all_ports(&task, &everywhere), "[::1]:53->53/udp, *:8080->80/tcp");
+        task.status.state = TaskState::Failed;
+        assert_eq!(all_ports(&task, &everywhere), "[::1]:53->53/udp");
     }
 }

@@ -6,8 +6,8 @@
 use std::{io, path::Path};
 
 use skein_api::{
-    ContainerSpec, DependencyCondition, Healthcheck, Link, NetworkAttachment, PORTS_MAX, Placement, ServiceSpec,
-    VolumesFrom,
+    ContainerSpec, DependencyCondition, Healthcheck, IngressPort, Link, NetworkAttachment, PORTS_MAX, Placement,
+    PortPublish, ServiceSpec, VolumesFrom,
 };
 
 use super::{
@@ -72,7 +72,7 @@ pub(super) fn service(cx: &mut Cx, key: &str, pos: Pos, node: &Node, around: &Su
     process(cx, &f, &mut spec.task.container);
     spec.task.placement = environment(cx, &f, &mut spec.task.container, around);
     isolation(cx, &f, &mut spec.task.container);
-    spec.task.ports = ports(cx, &f);
+    ports(cx, &f, &mut spec);
     let (found, mounts_pos) = mounts::mounts(cx, &f, around);
     spec.task.container.mounts = found;
     let mut needs = depends_on(cx, &f);
@@ -287,40 +287,45 @@ fn env_files(cx: &mut Cx, f: &Fields<'_>, around: &Surroundings<'_>) -> Vec<Entr
     out
 }
 
-fn ports(cx: &mut Cx, f: &Fields<'_>) -> Vec<skein_api::PortPublish> {
-    let Some((node, path)) = f.get("ports") else { return Vec::new() };
-    let mut out: Vec<skein_api::PortPublish> = Vec::new();
+/// Ports of the host that runs a task, and ports of every host.
+fn ports(cx: &mut Cx, f: &Fields<'_>, spec: &mut ServiceSpec) {
+    let Some((node, path)) = f.get("ports") else { return };
+    let (host, everywhere) = (&mut spec.task.ports, &mut spec.ingress);
     // Each is compared with those before it, also where it is one of them.
     let mut given = 0;
     for (i, item) in cx.list(node, &path).iter().enumerate() {
         let path = format!("{path}[{i}]");
-        let ports = match &item.value {
-            Value::Map(_) => port_long(cx, item, &path),
-            _ => cx.parsed(item, &path, values::ports_short),
+        let (ports, ingress) = match &item.value {
+            Value::Map(_) => port_long(cx, item, &path).unwrap_or_default(),
+            _ => (cx.parsed(item, &path, values::ports_short).unwrap_or_default(), false),
         };
-        let ports = ports.unwrap_or_default();
         given += ports.len();
         if given > PORTS_MAX {
             cx.error(item.pos, format!("{path}: a service publishes at most {PORTS_MAX} ports"));
             break;
         }
         for port in ports {
-            let clash = |p: &&skein_api::PortPublish| {
+            let clash = |p: &&PortPublish| {
                 p.host_port != 0
                     && (p.host_port, p.protocol) == (port.host_port, port.protocol)
-                    && (p.host_ip == port.host_ip || p.host_ip.is_none() || port.host_ip.is_none())
+                    && (ingress || p.host_ip == port.host_ip || p.host_ip.is_none() || port.host_ip.is_none())
             };
-            if out.iter().any(|p| clash(&p) && *p != port) {
+            let new = IngressPort { protocol: port.protocol, published: port.host_port, target: port.container_port };
+            let meets = |p: &&IngressPort| (p.published, p.protocol) == (new.published, new.protocol);
+            let twice = host.iter().any(|p| clash(&p) && (ingress || *p != port));
+            if twice || everywhere.iter().any(|p| meets(&p) && (!ingress || *p != new)) {
                 cx.error(item.pos, format!("{path}: the host's port {} is published twice", port.host_port));
-            } else if !out.contains(&port) {
-                out.push(port);
+            } else if ingress && !everywhere.contains(&new) {
+                everywhere.push(new);
+            } else if !ingress && !host.contains(&port) {
+                host.push(port);
             }
         }
     }
-    out
 }
 
-fn port_long(cx: &mut Cx, node: &Node, path: &str) -> Option<Vec<skein_api::PortPublish>> {
+/// The ports, and whether they are ports of every host.
+fn port_long(cx: &mut Cx, node: &Node, path: &str) -> Option<(Vec<PortPublish>, bool)> {
     let f = cx.fields(node, path, keys::PORT)?;
     let Some((target, target_path)) = f.get("target") else {
         cx.error(node.pos, format!("{path}: expected the key \"target\""));
@@ -331,15 +336,19 @@ fn port_long(cx: &mut Cx, node: &Node, path: &str) -> Option<Vec<skein_api::Port
     let host_ip = f
         .get("host_ip")
         .and_then(|(n, p)| cx.parsed(n, &p, |t| t.parse().map_err(|_| format!("expected an IP address, found {t:?}"))));
-    if let Some((node, path)) = f.get("mode")
-        && cx.one_of(node, &path, &[("host", false), ("ingress", true)]) == Some(true)
-    {
-        cx.no_effect(
-            node.pos,
-            format!("{path}: ingress is not supported yet; the port is open on the host that runs the task"),
-        );
+    const MODES: &[(&str, bool)] = &[("host", false), ("ingress", true)];
+    let ingress = f.get("mode").and_then(|(node, path)| cx.one_of(node, &path, MODES)).unwrap_or(false);
+    let ports = cx.parsed(target, &target_path, |t| values::pair_ports(t, host.as_deref(), host_ip, protocol))?;
+    if ingress && ports.iter().any(|port| port.host_port == 0) {
+        let message = format!("{path}: mode ingress expects the key \"published\": the port of every host");
+        cx.error_hint(node.pos, message, "write for example {target: 80, published: 8080, mode: ingress}");
+        return None;
     }
-    cx.parsed(target, &target_path, |t| values::pair_ports(t, host.as_deref(), host_ip, protocol))
+    if let Some((node, path)) = f.get("host_ip").filter(|_| ingress) {
+        cx.error(node.pos, format!("{path}: a port of mode ingress is open on all addresses of every host"));
+        return None;
+    }
+    Some((ports, ingress))
 }
 
 fn depends_on(cx: &mut Cx, f: &Fields<'_>) -> Vec<Need> {

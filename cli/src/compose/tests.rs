@@ -274,6 +274,27 @@ fn port_keys() {
         "ports: [{target: 80, protocol: sctp}]",
         &["1:32 services.web.ports[0].protocol: expected the protocol tcp or udp, found \"sctp\""],
     );
+    let ingress = |keys: &str, expected: &str| check_at("/ingress", keys, expected);
+    ingress(
+        "ports: [{target: 80-81, published: 8080-8081, mode: ingress}, {target: 80, published: 8080, mode: ingress}]",
+        r#"[{"protocol":"tcp","published":8080,"target":80},{"protocol":"tcp","published":8081,"target":81}]"#,
+    );
+    at("ports: [9:9, {target: 53, published: 53, protocol: udp, mode: ingress}]", "9>9");
+    let needs = "mode ingress expects the key \"published\": the port of every host";
+    let hint = "[write for example {target: 80, published: 8080, mode: ingress}]";
+    refused("ports: [{target: 80, mode: ingress}]", &[&format!("1:9 services.web.ports[0]: {needs} {hint}")]);
+    refused(
+        "ports: [{target: 80, published: 80, host_ip: 127.0.0.1, mode: ingress}]",
+        &["1:46 services.web.ports[0].host_ip: a port of mode ingress is open on all addresses of every host"],
+    );
+    let twice = [
+        "ports: [80:80, {target: 80, published: 80, mode: ingress}]",
+        "ports: [{target: 80, published: 80, mode: ingress}, 80:80]",
+    ];
+    for keys in twice {
+        let message = service_json(keys).expect_err("twice").to_string();
+        assert!(message.contains("the host's port 80 is published twice"), "{message}");
+    }
     refused(
         "ports: [{target: 80, mode: vip}]",
         &["1:28 services.web.ports[0].mode: expected host or ingress, found \"vip\""],

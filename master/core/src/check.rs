@@ -108,6 +108,9 @@ fn unique_numbers(core: &Core, broken: &mut Vec<String>) {
     unique("service name", model.services.values().map(|s| (s.spec.name.clone(), s.id.to_string())), broken);
     unique("volume name", model.volumes.values().map(|v| (v.name.clone(), v.id.to_string())), broken);
     for token in model.tokens.values().filter(|t| t.uses > t.uses_max) {
+    let ports = model.services.values().flat_map(|s| s.spec.ingress.iter().map(move |port| (port, &s.spec.name)));
+    let ports = ports.map(|(port, name)| ((port.protocol, port.published), name.clone()));
+    unique("port of every host", ports, broken);
         broken.push(format!("token {} was used {} times, {} were allowed", token.id, token.uses, token.uses_max));
     }
     let mut networks: Vec<_> = model.networks.values().map(|n| (n.subnet4, &n.spec.name)).collect();

@@ -324,6 +324,8 @@ impl Core {
                 self.dirty_services.insert(ServiceId::new(&key.id));
                 self.dirty_services.append(&mut self.starved.service_changed(&ServiceId::new(&key.id)));
                 self.pending.stir_every_dependent();
+                // Ports of every host may need a network on every host.
+                self.grow |= matches!(change, Change::Upsert(Object::Service(s)) if !s.spec.ingress.is_empty());
                 self.wake_pending = true;
             }
             Kind::Volume => {

@@ -14,6 +14,7 @@ use skein_api::{
 
 use crate::{
     core::Core,
+    ingress,
     model::{Key, Kind, Model, Object},
     placement,
 };
@@ -173,7 +174,7 @@ impl Dispatch {
     /// What a service has in its networks: looked at where it had or has a virtual address, if its names or addresses are
     /// others.
     fn note_vips(&mut self, model: &Model, id: &ServiceId, before: Option<&Service>) {
-        let documents = |s: &Service| s.vips.iter().map(|vip| service_document(s, vip)).collect::<Vec<_>>();
+        let documents = |s: &Service| s.vips.iter().map(|vip| service_document(model, s, vip)).collect::<Vec<_>>();
         let (old, new) = (before.map(documents), model.services.get(id).map(documents));
         if old == new {
             return;
@@ -184,11 +185,11 @@ impl Dispatch {
         }
     }
 
-    /// Names of a service stand in the documents of its tasks, fewer where it has a virtual address.
+    /// Names and ports of a service stand in the documents of its tasks, fewer names where it has a virtual address.
     fn note_service(&mut self, model: &Model, before: &Service) {
         let says = |s: &Service| {
             let vips: Vec<NetworkId> = s.vips.iter().map(|vip| vip.network.clone()).collect();
-            (s.spec.name.clone(), s.spec.short_name.clone(), s.spec.stack.clone(), vips)
+            (s.spec.name.clone(), s.spec.short_name.clone(), s.spec.stack.clone(), s.spec.ingress.clone(), vips)
         };
         if model.services.get(&before.id).map(says) == Some(says(before)) {
             return;
@@ -311,19 +312,29 @@ fn network_keys(model: &Model, network: &NetworkId, node: &NodeId) -> BTreeSet<S
 }
 
 /// What every host of the network is told of a service there.
-fn service_document(service: &Service, vip: &Vip) -> ServiceAssignment {
+fn service_document(model: &Model, service: &Service, vip: &Vip) -> ServiceAssignment {
     let attachment = service.spec.task.networks.iter().find(|a| a.network == vip.network.as_str());
     let mut names = vec![short_name(service).to_owned(), service.spec.name.clone()];
     names.extend(attachment.into_iter().flat_map(|a| a.aliases.clone()));
     let mut seen = BTreeSet::new();
     names.retain(|name| seen.insert(name.clone()));
-    ServiceAssignment { network: vip.network.clone(), service: service.id.clone(), names, v4: vip.v4, v6: vip.v6 }
+    let leads = ingress::network_of(model, service) == Some(&vip.network);
+    ServiceAssignment {
+        network: vip.network.clone(),
+        service: service.id.clone(),
+        names,
+        v4: vip.v4,
+        v6: vip.v6,
+        ports: service.spec.ingress.iter().filter(|_| leads).copied().collect(),
+    }
 }
 
-/// Ports that a task listens on as its specification says: the first [`KNOWN_PORTS_MAX`] of those that it publishes and
-/// those that it exposes.
-fn known_ports(spec: &TaskSpec) -> Vec<(Protocol, u16)> {
-    let published = spec.ports.iter().map(|port| (port.protocol, port.container_port));
+/// Ports that a task listens on as its specification says: the first [`KNOWN_PORTS_MAX`] of those that it or its service
+/// publishes and those that it exposes.
+fn known_ports(spec: &TaskSpec, service: Option<&Service>) -> Vec<(Protocol, u16)> {
+    let ingress = service.into_iter().flat_map(|service| &service.spec.ingress);
+    let ingress = ingress.map(|port| (port.protocol, port.target));
+    let published = spec.ports.iter().map(|port| (port.protocol, port.container_port)).chain(ingress);
     let exposed = spec.container.expose.iter().flat_map(|text| exposed(text));
     let ports: BTreeSet<_> = published.chain(exposed).take(KNOWN_PORTS_MAX).collect();
     ports.into_iter().collect()
@@ -442,7 +453,7 @@ impl Core {
             ("service", Some(service)) => {
                 let service = self.model.services.get(&ServiceId::new(service))?;
                 let vip = service.vips.iter().find(|vip| vip.network == id)?;
-                Some(Assignment::Service(service_document(service, vip)))
+                Some(Assignment::Service(service_document(&self.model, service, vip)))
             }
             ("endpoint", Some(task)) => {
                 let task = TaskId::new(task);
@@ -560,7 +571,7 @@ impl Core {
             shared_names,
             v4: address.v4,
             v6: address.v6,
-            ports: known_ports(&task.spec),
+            ports: known_ports(&task.spec, service),
             healthy: is_served(task),
             plain: false,
             draining: is_draining(task),
@@ -615,6 +626,6 @@ mod tests {
         spec.container.expose = vec!["80".into(), "1-65535/udp".into()];
         spec.ports =
             vec![skein_api::PortPublish { protocol: Protocol::Tcp, container_port: 80, host_port: 0, host_ip: None }];
-        assert_eq!(known_ports(&spec).len(), KNOWN_PORTS_MAX - 1, "one of them stands twice");
+        assert_eq!(known_ports(&spec, None).len(), KNOWN_PORTS_MAX - 1, "one of them stands twice");
     }
 }

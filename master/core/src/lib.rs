@@ -14,6 +14,7 @@
 //! - [`dispatch`]: the documents of each agent
 //! - `readiness`: who must have heard of a task before it starts
 //! - `drain`: who must have heard that a task stops before it does
+//! - `ingress`: ports of every host
 //! - `what_if`: the same on a copy, for questions; [`sketch`]: what the copy is made from
 //! - [`liveness`]: who is heard of; `loss`: which of the silent ones are given up, and how fast
 
@@ -23,6 +24,7 @@ pub mod command;
 pub mod core;
 pub mod dispatch;
 mod drain;
+mod ingress;
 pub mod leader;
 pub mod liveness;
 mod lookup;

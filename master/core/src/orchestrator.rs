@@ -16,7 +16,7 @@ use skein_api::{
 use crate::{
     command::Now,
     core::Core,
-    meta,
+    ingress, meta,
     model::{Change, Key, Kind, Object},
     pending::Cause,
     placement,
@@ -135,7 +135,7 @@ impl Core {
                 self.place_pending(now, &mut rng);
             }
             if grow {
-                self.grow_attachable(now);
+                self.grow_everywhere(now);
             }
             let ended: BTreeSet<ServiceId> = reap.iter().filter_map(|task| self.reap(task, now)).collect();
             for service in ended {
@@ -438,11 +438,13 @@ impl Core {
         Ok(())
     }
 
-    /// Networks for plain `docker run` are on every host that is there.
-    fn grow_attachable(&mut self, now: Now) {
-        let ctx = meta::internal("allocator", "attachable network", now, 0);
+    /// Networks for plain `docker run`, and those of services with ports of every host, are on every host that is there.
+    fn grow_everywhere(&mut self, now: Now) {
+        let ctx = meta::internal("allocator", "network of every host", now, 0);
         let mut missing = Vec::new();
-        for network in self.model.networks.values().filter(|n| n.spec.attachable && !workloads::is_removed(n)) {
+        let with_ports = ingress::networks(&self.model);
+        let everywhere = |n: &&skein_api::Network| n.spec.attachable || with_ports.contains(&n.id);
+        for network in self.model.networks.values().filter(|n| everywhere(n) && !workloads::is_removed(n)) {
             let nodes = self.model.nodes.keys().filter(|node| !self.model.is_member(&network.id, node));
             missing.extend(nodes.map(|node| (network.clone(), node.clone())));
         }

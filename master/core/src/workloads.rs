@@ -17,7 +17,7 @@ use crate::{
     admit::check_name,
     command::{Context, Decision, Reply},
     core::Core,
-    meta,
+    ingress, meta,
     model::{Change, Key, Kind, Object},
     placement,
     rng::Rng,
@@ -44,6 +44,7 @@ impl Core {
         plan_volumes(self, stack, &mut plan);
         self.plan_orphans(apply, &mut plan, &mut changes);
         self.check_tasks(&changes, 0)?;
+        self.check_ports(&changes, None)?;
         plan.items.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         let changes = if apply.dry_run { Vec::new() } else { changes };
         Ok((changes, Reply::Plan(plan)))
@@ -231,6 +232,7 @@ impl Core {
             self.check_container_name(name, Some(&spec.name))?;
         }
         let item = |action, differences| PlanItem { differences, ..plan_item("service", &spec.name, action) };
+        ingress::check_spec(&spec, networks)?;
         let known = self.model.service_named(&spec.name);
         if let Some(known) = known {
             let stack = spec.stack.as_deref().unwrap_or_default();
@@ -428,6 +430,7 @@ impl Core {
         if let Some(network) = networks.iter().find(|n| is_removed(n)) {
             check_stays(network)?;
         }
+        self.check_ports(&[], Some((&name, &create.spec)))?;
         self.check_references(&name, &create.spec, &BTreeSet::new())?;
         self.check_spec(&name, &create.spec, &networks)?;
         placement::check(self, &name, &create.spec)?;

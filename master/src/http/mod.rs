@@ -125,9 +125,8 @@ impl IntoResponse for Failure {
             "bad_request" | "bad_name" | "bad_subnet" | "ambiguous" => StatusCode::BAD_REQUEST,
             "forbidden" => StatusCode::FORBIDDEN,
             "not_found" => StatusCode::NOT_FOUND,
-            "name_taken" | "in_use" | "conflict" | "node_ready" | "running" | "service_task" | "subnet_overlaps" => {
-                StatusCode::CONFLICT
-            }
+            "name_taken" | "port_taken" | "in_use" | "conflict" | "node_ready" | "running" | "service_task"
+            | "subnet_overlaps" => StatusCode::CONFLICT,
             "read_only" | "not_stored" | "node_unreachable" | "shutting_down" | "not_ready" => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

@@ -19,6 +19,8 @@ pub(super) enum Topic {
     Host,
     /// Networks that should be gone.
     Cleanup,
+    /// Ports of every host that do not lead anywhere from this one.
+    Ports,
     /// A network.
     Network(NetworkId),
 }
@@ -38,7 +40,7 @@ impl Actor {
         self.troubles.retain(|topic, _| match topic {
             Topic::Network(id) => self.known.contains_key(id),
             Topic::Damage(key) => self.plugin.is_damaged(key),
-            Topic::Disk | Topic::Host | Topic::Cleanup => true,
+            Topic::Disk | Topic::Host | Topic::Cleanup | Topic::Ports => true,
         });
         self.tell_troubles();
     }

@@ -3,14 +3,9 @@
 //! Owns: the order of deciding, remembering and doing, and what is taken back when one of them fails. Must not know: what
 //! the requests mean, which [`PluginState`](crate::plugin::PluginState) decides. No tasks and channels of its own.
 
-use std::collections::BTreeSet;
-
-use netlib::Proto;
-use skein_api::TaskId;
-
-use super::{Actor, Cause, Leases, PortBinding, chain, warn_of};
+use super::{Actor, Cause, Leases, chain, warn_of};
 use crate::{
-    overlay::{OverlayError, claims::HostPort, desired},
+    overlay::{OverlayError, desired},
     plugin::{
         PluginState,
         state::{Effect, container_ifname},
@@ -86,78 +81,6 @@ impl Actor {
         self.leases = leases;
         self.rewrite(keys).await;
         self.hold_ports();
-    }
-
-    /// Makes the ports of a task concrete that were left open, and holds them until its container publishes them. The
-    /// same task gets the same again.
-    pub(super) fn choose_ports(
-        &mut self,
-        task: TaskId,
-        ports: &[PortBinding],
-        avoid: &BTreeSet<(Proto, u16)>,
-    ) -> Result<Vec<PortBinding>, OverlayError> {
-        let answers = |chosen: &[PortBinding]| {
-            let same = |(c, p): (&PortBinding, &PortBinding)| {
-                (c.proto, c.host_ip, c.port) == (p.proto, p.host_ip, p.port) && [0, c.host_port].contains(&p.host_port)
-            };
-            chosen.len() == ports.len() && chosen.iter().zip(ports).all(same)
-        };
-        if let Some(chosen) = self.chosen.get(&task).filter(|c| answers(c)) {
-            return Ok(chosen.clone());
-        }
-        let open: Vec<PortBinding> = ports.iter().filter(|p| p.host_port == 0).cloned().collect();
-        let mut taken = self.claims.claim_but(&open, avoid)?.into_iter();
-        let fill = |p: &PortBinding| match p.host_port {
-            0 => taken.next().expect("one for each that was left open"),
-            _ => p.clone(),
-        };
-        let chosen: Vec<PortBinding> = ports.iter().map(fill).collect();
-        if !open.is_empty() {
-            self.chosen.insert(task, chosen.clone());
-        }
-        Ok(chosen)
-    }
-
-    /// Whether a port is kept for a task other than the endpoint's.
-    fn check_chosen(&self, endpoint: &str, ports: &[PortBinding]) -> Result<(), String> {
-        let own = self.plugin.endpoints().get(endpoint).and_then(|e| e.task.as_ref());
-        for (task, chosen) in self.chosen.iter().filter(|(task, _)| Some(*task) != own) {
-            let clash = |w: &&PortBinding| chosen.iter().any(|c| (c.proto, c.host_port) == (w.proto, w.host_port));
-            if let Some(port) = ports.iter().find(clash) {
-                return Err(format!("port {}/{} of this host is kept for task {task}", port.host_port, port.proto));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the ports of a Publish concrete and ours, before anything is decided.
-    fn claim_ports(&mut self, request: Request) -> Result<Request, String> {
-        let Request::Publish { endpoint, ports } = request else {
-            return Ok(request);
-        };
-        if !ports.is_empty() {
-            if !self.applied {
-                return Err("the agent is still starting".into());
-            }
-            self.plugin.check_ports(&endpoint, &ports).map_err(|e| e.to_string())?;
-            self.check_chosen(&endpoint, &ports)?;
-        }
-        let ports = self.claims.claim(&ports).map_err(|e| chain(&e))?;
-        Ok(Request::Publish { endpoint, ports })
-    }
-
-    /// Holds exactly the ports that endpoints publish, and those that were chosen for tasks.
-    pub(super) fn hold_ports(&mut self) {
-        let mut keep: BTreeSet<HostPort> = BTreeSet::new();
-        for (id, endpoint) in self.plugin.endpoints() {
-            if let Err(error) = self.claims.claim(&endpoint.ports) {
-                tracing::warn!(endpoint = id, error = chain(&error), "a published port is not ours any more");
-            }
-            keep.extend(endpoint.ports.iter().map(|p| (p.proto, p.host_ip, p.host_port)));
-        }
-        let chosen = self.chosen.values().flatten();
-        keep.extend(chosen.map(|p| (p.proto, p.host_ip, p.host_port)));
-        self.claims.retain(&keep);
     }
 
     async fn effect(&mut self, effect: Effect) -> Result<(), OverlayError> {

@@ -155,7 +155,7 @@ async fn a_container_whose_endpoint_is_damaged_keeps_its_network() {
     assert!(w.actor.uses(&net), "the network stays when the master takes it away");
     let vtep = "192.0.2.1".parse().unwrap();
     let links = |a: &Actor| {
-        let (state, _) = desired::network(&a.known[&net], &[], &a.plugin, &a.leases, vtep).unwrap();
+        let (state, _) = desired::network(&a.known[&net], &[], (&a.plugin, &a.draining), &a.leases, vtep).unwrap();
         state.endpoints.into_values().map(|e| e.mac.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(links(&w.actor), [MAC], "its link is wanted");
@@ -188,6 +188,53 @@ async fn a_chosen_port_is_the_tasks_until_it_is_released() {
     let (reply, _answer) = tokio::sync::oneshot::channel();
     w.actor.message(Message::Release { task: t1, reply }).await;
     assert!(std::net::TcpListener::bind(("0.0.0.0", first[0].host_port)).is_ok(), "it is free");
+}
+
+#[tokio::test]
+async fn ports_of_every_host_are_held_here_unless_somebody_has_them() {
+    let mut w = World::new();
+    w.engine_network().await;
+    // Two that are free, as far as can be known, and one that a program has.
+    let listeners = [0; 3].map(|_| std::net::TcpListener::bind("0.0.0.0:0").unwrap());
+    let ports = listeners.each_ref().map(|l| l.local_addr().unwrap().port());
+    let [first, second, taken] = listeners;
+    drop((first, second));
+    let port = |published| skein_api::IngressPort { protocol: Transport::Tcp, published, target: 80 };
+    let web = crate::dns::zone::tests::service(1, "web", 200);
+    w.actor.services = vec![ServiceAssignment { ports: ports.map(port).to_vec(), ..web.clone() }];
+    let changes = w.actor.reserve_own();
+    assert_eq!(changes.len(), 1);
+    w.actor.persist_or_warn(changes).await;
+    w.actor.hold_ports();
+    let net = NetworkId::new("net1");
+    let ingress = &w.actor.ingress[&net];
+    let led: Vec<u16> = ingress.ports.keys().map(|(_, port)| *port).collect();
+    assert_eq!(led, BTreeSet::from([ports[0], ports[1]]).into_iter().collect::<Vec<_>>());
+    assert_eq!(w.disk.load("lease/").unwrap()[&format!("lease/net1/{}", ingress.addr4)], r#"{"holder":"host"}"#);
+    let said = format!(
+        "port {}/tcp of service web does not lead there from this host: port {0}/tcp of this host is in use",
+        ports[2]
+    );
+    assert!(w.troubles()[0].contains(&said), "{:?}", w.troubles());
+    assert!(std::net::TcpListener::bind(("0.0.0.0", ports[0])).is_err(), "it is held");
+
+    // No container gets one of them; it goes on where it was with the next look.
+    w.endpoint("p1", MAC, None).await.unwrap();
+    w.actor.applied = true;
+    let binding =
+        |port| PortBinding { proto: netlib::Proto::Tcp, host_ip: None, host_port: port, host_port_end: port, port: 80 };
+    let publish = Request::Publish { endpoint: "p1".into(), ports: vec![binding(ports[0])] };
+    let refused = w.actor.plugin_request(publish).await.unwrap_err();
+    assert!(refused.contains("of every host belongs to service web"), "{refused}");
+    drop(taken);
+    w.actor.hold_ports();
+    assert_eq!((w.actor.ingress[&net].ports.len(), w.troubles()), (3, vec![]));
+    assert_eq!(w.actor.reserve_own(), [], "the address stays");
+
+    // Withdrawn: free for others, and nothing leads in.
+    w.actor.services = vec![web];
+    w.actor.hold_ports();
+    assert!(w.actor.ingress.is_empty() && std::net::TcpListener::bind(("0.0.0.0", ports[0])).is_ok());
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@
 mod containers;
 mod explaining;
 mod harness;
+mod ingress;
 mod networks;
 mod nodes;
 mod placing;

@@ -11,9 +11,9 @@ use master_core::{
 };
 use proptest::prelude::*;
 use skein_api::{
-    AttachedContainer, Availability, DependencyCondition, GenericOffer, NetworkId, NetworkSpec, NodeDescription,
-    NodeId, NodeUpdate, PlanAction, Preference, RestartCondition, ServiceMode, ServiceSpec, StackApply, Task, TaskId,
-    TaskState, TaskStatus, VolumesFrom,
+    AttachedContainer, Availability, DependencyCondition, GenericOffer, IngressPort, NetworkId, NetworkSpec,
+    NodeDescription, NodeId, NodeUpdate, PlanAction, Preference, RestartCondition, ServiceMode, ServiceSpec,
+    StackApply, Task, TaskId, TaskState, TaskStatus, VolumesFrom,
 };
 
 use crate::harness::{
@@ -101,6 +101,10 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
         replicas(s, u32::from(bits % 4));
         if bit(2) {
             network(s, if at.is_multiple_of(2) { "s_a" } else { "s_b" });
+        }
+        if bit(2) && bits % 3 == 1 {
+            let published = if bit(7) { 80 } else { 81 };
+            s.ingress = vec![IngressPort { protocol: Default::default(), published, target: 80 }];
         }
         if bit(3) {
             s.task.ports = vec![port(80)];
