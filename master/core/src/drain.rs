@@ -1,5 +1,5 @@
-//! Gone before stop: a task behind a virtual address is told to stop when no host leads new connections to it any more
-//! and its open ones have had time.
+//! Gone before stop: a task behind a virtual address, a port of every host or one of its own is told to stop when no host
+//! leads new connections to it any more and its open ones have had time.
 //!
 //! ```text
 //! shall stop ─> told to all members as draining ─> all acknowledged ──────┐
@@ -116,14 +116,17 @@ impl Core {
         let node = task.node.clone().filter(|node| self.is_ready(node))?;
         let open_ms = service.spec.drain_ms();
         let others = self.model.service_tasks(&service.id).any(|other| other.id != task.id && is_served(other));
-        if open_ms == 0 || service.vips.is_empty() || !others {
+        let networks = self.model.task_networks(task);
+        // Names alone lead to it by what clients remember: nobody could say when the last of them knows better.
+        let led_to = !service.vips.is_empty() || !task.spec.ports.is_empty();
+        if open_ms == 0 || networks.is_empty() || !led_to || !others {
             return None;
         }
         let of = |network: NetworkId| {
             let members: Vec<_> = self.model.members(&network).filter(|node| self.is_ready(node)).cloned().collect();
             members.into_iter().map(move |node| ((node, network.clone()), None))
         };
-        let missing = self.model.task_networks(task).into_iter().flat_map(of).collect();
+        let missing = networks.into_iter().flat_map(of).collect();
         Some(Drain { node, missing, until_mono_ms: self.now.mono_ms + WAIT_MS, open_ms })
     }
 

@@ -8,7 +8,7 @@ use skein_api::{
     ServiceAssignment, TaskId, TaskState, Vip,
 };
 
-use crate::harness::{Cluster, With, constraint, network, replicas, service, stack};
+use crate::harness::{Cluster, With, constraint, network, port, replicas, service, stack};
 
 fn create(name: &str, subnet: Option<&str>) -> Command {
     let subnet4 = subnet.map(|s| s.parse().unwrap());
@@ -491,6 +491,22 @@ fn a_task_stops_when_nobody_leads_to_it_any_more() {
     c.pass(2_000);
     assert_eq!(c.nodes_of("web"), ["n1", "n1"], "it stopped, and its successor runs elsewhere");
     assert!(c.agents[&c.node("n1")].docs.keys().all(|key| !key.ends_with(task.id.as_str())), "and is in no name");
+}
+
+#[test]
+fn a_published_port_closes_before_its_task_stops() {
+    let mut c = two_tasks(|s| {
+        s.endpoint_mode = EndpointMode::Dnsrr;
+        s.task.ports = vec![port(8080)];
+    });
+    let task = c.live("web").into_iter().find(|t| t.node == Some(c.node("n2"))).unwrap();
+    c.drain("n2", Availability::Drain);
+    c.rest();
+    assert_eq!(told_of(&c, &task), (vec![(false, true); 2], Some(TaskState::Running)));
+    c.pass(4_000);
+    assert_eq!(told_of(&c, &task).1, Some(TaskState::Running), "open connections have 5 s");
+    c.pass(2_000);
+    assert_eq!(c.nodes_of("web"), ["n1"], "it stopped, and its successor waits for a free port");
 }
 
 #[test]
