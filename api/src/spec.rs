@@ -397,6 +397,38 @@ pub enum EndpointMode {
     Dnsrr,
 }
 
+/// In which order a task of a service is replaced (Docker swarm mode's words).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    /// It stops, then its successor starts.
+    #[default]
+    StopFirst,
+    /// Its successor starts, and when that is served (it runs and is healthy), it stops. For a while there are two.
+    StartFirst,
+}
+
+/// How the tasks of a service follow a change of it (Compose specification, `deploy.update_config`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateConfig {
+    /// Of one task; also when its node is drained.
+    pub order: UpdateOrder,
+    /// Tasks at a time; 0: all.
+    pub parallelism: u32,
+    /// From when a task is served to the next one, where there is a bound; at most [`UPDATE_DELAY_MS_MAX`].
+    pub delay_ms: u64,
+}
+
+/// Longest pause between two tasks of an update: a day.
+pub const UPDATE_DELAY_MS_MAX: u64 = 86_400_000;
+
+impl UpdateConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Time that open connections of a task get before it is told to stop, unless its service says otherwise.
 pub const DEFAULT_DRAIN_MS: u64 = 5_000;
 
@@ -461,6 +493,9 @@ pub struct ServiceSpec {
     /// [`PORTS_MAX`]. A change replaces no task.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ingress: Vec<IngressPort>,
+    /// How its tasks follow a change of `task`. A change of it replaces none.
+    #[serde(skip_serializing_if = "UpdateConfig::is_default")]
+    pub update: UpdateConfig,
 }
 
 impl ServiceSpec {

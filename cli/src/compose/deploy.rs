@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use skein_api::{
     DeviceRequest, EndpointMode, LABEL_KEY_EXPECTED, PREFERENCES_MAX, Placement, Preference, RestartCondition,
-    RestartPolicy, ServiceMode, ServiceSpec, Strategy, is_label_key,
+    RestartPolicy, ServiceMode, ServiceSpec, Strategy, UpdateConfig, UpdateOrder, is_label_key,
 };
 
 use super::{
@@ -35,6 +35,11 @@ pub(super) fn deploy(cx: &mut Cx, f: &Fields<'_>, pos: Pos, spec: &mut ServiceSp
     if let Some(mode) = d.get("endpoint_mode").and_then(|(node, path)| cx.one_of(node, &path, ENDPOINT_MODES)) {
         spec.endpoint_mode = mode;
     }
+    if let Some((node, path)) = d.get("update_config")
+        && let Some(u) = cx.fields(node, &path, keys::UPDATE_CONFIG)
+    {
+        spec.update = update(cx, &u);
+    }
     if let Some(own) = d.get("x-skein").and_then(|(node, path)| cx.fields(node, &path, keys::DEPLOY_OWN)) {
         spec.drain_ms = own.get("drain").and_then(|(node, path)| cx.parsed(node, &path, values::duration_ms));
     }
@@ -44,6 +49,24 @@ pub(super) fn deploy(cx: &mut Cx, f: &Fields<'_>, pos: Pos, spec: &mut ServiceSp
         placement(cx, &p, &mut spec.task.placement);
     }
     restart_given
+}
+
+/// How tasks follow a change; one at a time where the file does not say (the specification's default).
+fn update(cx: &mut Cx, u: &Fields<'_>) -> UpdateConfig {
+    const ORDERS: &[(&str, UpdateOrder)] =
+        &[("stop-first", UpdateOrder::StopFirst), ("start-first", UpdateOrder::StartFirst)];
+    const ACTIONS: &[(&str, bool)] = &[("pause", true), ("continue", false), ("rollback", false)];
+    if let Some((node, path)) = u.get("failure_action")
+        && cx.one_of(node, &path, ACTIONS) == Some(false)
+    {
+        let message = format!("{path}: only pause is supported yet: what fails holds the other tasks back");
+        cx.no_effect(node.pos, message);
+    }
+    UpdateConfig {
+        order: u.get("order").and_then(|(n, p)| cx.one_of(n, &p, ORDERS)).unwrap_or_default(),
+        parallelism: u.get("parallelism").and_then(|(n, p)| cx.number(n, &p)).unwrap_or(1),
+        delay_ms: u.get("delay").and_then(|(n, p)| cx.parsed(n, &p, values::duration_ms)).unwrap_or(0),
+    }
 }
 
 fn placement(cx: &mut Cx, p: &Fields<'_>, placement: &mut Placement) {

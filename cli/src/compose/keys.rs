@@ -214,8 +214,18 @@ pub const DEPLOY: Table = &[
     ("resources", Yes),
     ("restart_policy", Yes),
     ("rollback_config", Warn(LATER)),
-    ("update_config", Warn(LATER)),
+    ("update_config", Yes),
     ("x-skein", Yes),
+];
+
+/// `deploy.update_config`.
+pub const UPDATE_CONFIG: Table = &[
+    ("delay", Yes),
+    ("failure_action", Yes),
+    ("max_failure_ratio", Warn(LATER)),
+    ("monitor", Warn(LATER)),
+    ("order", Yes),
+    ("parallelism", Yes),
 ];
 
 /// `deploy.x-skein`: what the specification has no key for.
@@ -314,6 +324,7 @@ pub const ALL: &[(&str, Table)] = &[
     ("services.*.networks.*", SERVICE_NETWORK),
     ("services.*.gpus[]", DEVICE),
     ("services.*.deploy", DEPLOY),
+    ("services.*.deploy.update_config", UPDATE_CONFIG),
     ("services.*.deploy.x-skein", DEPLOY_OWN),
     ("services.*.deploy.resources", RESOURCES),
     ("services.*.deploy.resources.limits", LIMITS),

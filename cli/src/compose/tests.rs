@@ -360,6 +360,14 @@ fn deploy_keys() {
     check("deploy: {mode: global}", r#"{"mode":"global"}"#);
     check("deploy: {endpoint_mode: dnsrr, x-skein: {drain: 30s}}", r#"{"drain_ms":30000,"endpoint_mode":"dnsrr"}"#);
     check("deploy: {endpoint_mode: vip}", "null");
+    let update = |keys: &str, expected| check_at("/update", &format!("deploy: {{update_config: {keys}}}"), expected);
+    update("{order: start-first, delay: 2s}", r#"{"delay_ms":2000,"order":"start-first","parallelism":1}"#);
+    update("{parallelism: 0, failure_action: pause}", "null");
+    update("{parallelism: 3}", r#"{"delay_ms":0,"order":"stop-first","parallelism":3}"#);
+    refused(
+        "deploy: {update_config: {order: both}}",
+        &["1:33 services.web.deploy.update_config.order: expected stop-first or start-first, found \"both\""],
+    );
     check("deploy: {mode: replicated, labels: {a: b}}", r#"{"labels":{"a":"b"}}"#);
     check_at("/task/placement", "deploy: {placement: {max_replicas_per_node: 2}}", r#"{"max_replicas_per_node":2}"#);
     let placement =

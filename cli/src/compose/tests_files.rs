@@ -107,7 +107,7 @@ error: expected the key \"services\" with at least one service
 fn unsupported_keys_are_said() {
     let text = "
 services:
-  web: {image: i, build: ., logging: {driver: x}, sysctls: , shm_size: 64m, deploy: {update_config: {parallelism: 1}}}
+  web: {image: i, build: ., logging: {driver: x}, sysctls: , shm_size: 64m, deploy: {rollback_config: {parallelism: 1}}}
 ";
     warnings(
         text,
@@ -115,7 +115,7 @@ services:
             "3:19 services.web.build has no effect: images are not built here; the image must be there already",
             "3:29 services.web.logging has no effect: logs are kept by the agent, bounded; see `skein logs`",
             "3:62 services.web.shm_size has no effect: the engine's default is taken; mount a tmpfs at /dev/shm for another size",
-            "3:86 services.web.deploy.update_config has no effect: not supported yet",
+            "3:86 services.web.deploy.rollback_config has no effect: not supported yet",
         ],
     );
     let strict = parse_with(&[text], |o| o.strict = true).unwrap_err();

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skein_api::{Block, NetworkId, NodeId, Service, Task, TaskState, Vip, address6};
+use skein_api::{Block, NetworkId, NodeId, Service, Task, TaskState, UpdateOrder, Vip, address6};
 
 use crate::{
     core::Core,
+    dispatch::is_served,
     model::{Change, Object},
     placement::{holds, placed},
     scheduler::Dimension,
@@ -107,10 +108,10 @@ fn unique_numbers(core: &Core, broken: &mut Vec<String>) {
     unique("node name", model.nodes.values().map(|n| (n.name.clone(), n.id.to_string())), broken);
     unique("service name", model.services.values().map(|s| (s.spec.name.clone(), s.id.to_string())), broken);
     unique("volume name", model.volumes.values().map(|v| (v.name.clone(), v.id.to_string())), broken);
-    for token in model.tokens.values().filter(|t| t.uses > t.uses_max) {
     let ports = model.services.values().flat_map(|s| s.spec.ingress.iter().map(move |port| (port, &s.spec.name)));
     let ports = ports.map(|(port, name)| ((port.protocol, port.published), name.clone()));
     unique("port of every host", ports, broken);
+    for token in model.tokens.values().filter(|t| t.uses > t.uses_max) {
         broken.push(format!("token {} was used {} times, {} were allowed", token.id, token.uses, token.uses_max));
     }
     let mut networks: Vec<_> = model.networks.values().map(|n| (n.subnet4, &n.spec.name)).collect();
@@ -191,7 +192,13 @@ fn tasks(core: &Core, broken: &mut Vec<String>) {
     let model = core.model();
     let live = |t: &Task| !t.status.state.is_terminal() && t.desired_state == TaskState::Running;
     let slots = model.tasks.values().filter(|t| live(t) && t.slot > 0);
-    unique("slot", slots.map(|t| ((t.service.clone(), t.slot), t.id.to_string())), broken);
+    // One that is served may go on beside its successor.
+    let order = |t: &Task| Some(model.services.get(t.service.as_ref()?)?.spec.update.order);
+    let two = |t: &Task| order(t) == Some(UpdateOrder::StartFirst);
+    let (double, single): (Vec<&Task>, Vec<&Task>) = slots.map(|t| &**t).partition(|t| two(t));
+    unique("slot", single.into_iter().map(|t| ((t.service.clone(), t.slot), t.id.to_string())), broken);
+    let served = |t: &Task| (t.service.clone(), t.slot, is_served(t));
+    unique("slot", double.into_iter().map(|t| (served(t), t.id.to_string())), broken);
     let alone = model.tasks.values().filter(|t| t.service.is_none() && t.desired_state != TaskState::Remove);
     unique("container task name", alone.map(|t| (t.name.clone(), t.id.to_string())), broken);
     for task in model.tasks.values() {

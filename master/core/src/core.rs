@@ -20,6 +20,7 @@ use std::{
 
 use skein_api::{
     ApiError, Node, NodeId, NodeStatus, Overcommit, ServiceId, Strategy, Task, TaskId, TaskSpec, TaskState,
+    UpdateConfig,
 };
 
 use crate::{
@@ -323,9 +324,9 @@ impl Core {
             Kind::Service => {
                 self.dirty_services.insert(ServiceId::new(&key.id));
                 self.dirty_services.append(&mut self.starved.service_changed(&ServiceId::new(&key.id)));
-                self.pending.stir_every_dependent();
                 // Ports of every host may need a network on every host.
                 self.grow |= matches!(change, Change::Upsert(Object::Service(s)) if !s.spec.ingress.is_empty());
+                self.pending.stir_every_dependent();
                 self.wake_pending = true;
             }
             Kind::Volume => {
@@ -423,14 +424,23 @@ impl Core {
         if turned {
             self.dirty_services.extend(task.service.clone());
         }
+        // What waits for one to be served before it replaces the next.
+        let arrived = task.status.state == TaskState::Running
+            && old.is_none_or(|old| (old.status.state, old.status.health) != (task.status.state, task.status.health));
+        let service = task.service.as_ref().and_then(|service| self.model.services.get(service));
+        if arrived && service.is_some_and(|service| service.spec.update != UpdateConfig::default()) {
+            self.dirty_services.extend(task.service.clone());
+        }
+        if ended && old.is_some_and(|old| !old.status.state.is_terminal()) {
+            // One after it was replaced; what comes now is one before its successor.
+            self.pauses.remove(id);
+        }
         let pending = task.node.is_none() && task.desired_state == TaskState::Running && !ended;
         if pending {
             self.pending.insert(&task);
         } else {
             self.pending.remove(id);
         }
-        let arrived = task.status.state == TaskState::Running
-            && old.is_none_or(|old| (old.status.state, old.status.health) != (task.status.state, task.status.health));
         self.wake_pending |= (turned && !pending) || arrived;
         let status = |t: &Task| (t.status.state, t.status.health, t.status.exit_code);
         let counts = ended || task.status.state == TaskState::Running;

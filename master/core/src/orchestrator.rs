@@ -2,6 +2,10 @@
 //!
 //! A reconciler over the model: looks at services that something touched, compares what shall be with what is, and
 //! stages the difference. Doing it twice changes nothing the second time.
+//!
+//! `updates`: how tasks follow a change of their service.
+
+mod updates;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +17,7 @@ use skein_api::{
     Task, TaskId, TaskSpec, TaskState, TaskStatus, UnixMillis,
 };
 
+use self::updates::Budget;
 use crate::{
     command::Now,
     core::Core,
@@ -243,9 +248,11 @@ impl Core {
             let desired = if global && matches!(slot, Slot::Node(_)) { TaskState::Shutdown } else { TaskState::Remove };
             steps.extend(tasks.iter().map(|t| Step::Desire(t.id.clone(), desired, "scaled down")));
         }
+        slots.retain(|slot, _| wanted.contains(slot));
+        let mut budget = self.update_budget(service, &slots, now, &mut steps);
         for slot in wanted {
             let tasks = slots.remove(&slot).unwrap_or_default();
-            self.plan_slot(service, slot, &tasks, now, &mut steps);
+            self.plan_slot(service, slot, &tasks, &mut budget, now, &mut steps);
         }
         steps
     }
@@ -260,38 +267,32 @@ impl Core {
         if wanted.is_empty() {
             steps.extend(tasks.iter().map(|t| Step::Desire(t.id.clone(), TaskState::Shutdown, "scaled down")));
         } else {
-            self.plan_slot(service, Slot::Node(node.clone()), &tasks, now, &mut steps);
+            let mut budget = Self::update_budget_alone(service);
+            self.plan_slot(service, Slot::Node(node.clone()), &tasks, &mut budget, now, &mut steps);
         }
         steps
     }
 
-    fn plan_slot(&self, service: &Service, slot: Slot, tasks: &[&Task], now: Now, steps: &mut Vec<Step>) {
+    fn plan_slot(
+        &self,
+        service: &Service,
+        slot: Slot,
+        tasks: &[&Task],
+        budget: &mut Budget,
+        now: Now,
+        steps: &mut Vec<Step>,
+    ) {
         let mut live: Vec<&Task> = tasks.iter().copied().filter(|t| is_live(t)).collect();
         live.sort_by_key(|t| age(t));
-        let newest = live.pop();
-        let mut stop = |task: &Task, why| steps.push(Step::Desire(task.id.clone(), TaskState::Shutdown, why));
-        for task in live {
-            stop(task, "more than one in its slot");
-        }
-        if let Some(task) = newest {
-            if task.spec_generation != service.meta.generation {
-                stop(task, "service changed");
-            } else if self.is_drained(task) {
-                stop(task, "node drained");
-            }
-            return;
+        if !live.is_empty() {
+            return self.plan_live(service, slot, (&live, tasks), budget, now, steps);
         }
         if tasks.iter().any(|t| !t.status.state.is_terminal() && t.node.is_some()) {
-            // Stop first: the successor comes when the predecessor has stopped.
+            // The successor comes when the predecessor has stopped.
             return;
         }
         let last = tasks.iter().copied().max_by_key(|t| age(t));
-        let waited = last.and_then(|t| self.pauses.get(&t.id)).is_some_and(|due| *due <= now.mono_ms);
-        match next_attempt(service, last, now.wall, waited) {
-            Next::Done => {}
-            Next::After(pause_ms) => steps.extend(last.map(|t| Step::Wait(t.id.clone(), pause_ms))),
-            Next::Now(attempt, since) => steps.push(Step::Make(slot, attempt, since)),
-        }
+        steps.extend(self.next_step(service, slot, last, now));
     }
 
     fn is_drained(&self, task: &Task) -> bool {

@@ -9,8 +9,8 @@ use serde_json::Value;
 use skein_api::{
     ApiError, ContainerCreate, DRAIN_MS_MAX, GENERIC_KINDS_MAX, LABEL_KEY_EXPECTED, MountKind, Network,
     NetworkAttachment, NetworkSpec, PORTS_MAX, PRIORITY_MAX, PlanAction, PlanItem, Service, ServiceId, ServiceMode,
-    ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Volume, check_labels,
-    is_label_key,
+    ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, UPDATE_DELAY_MS_MAX,
+    Volume, check_labels, is_label_key,
 };
 
 use crate::{
@@ -225,14 +225,19 @@ impl Core {
                 format!("{} drains for {} ms: at most {DRAIN_MS_MAX} are possible", spec.name, spec.drain_ms());
             return Err(ApiError::new("bad_request", message));
         }
+        if spec.update.delay_ms > UPDATE_DELAY_MS_MAX {
+            let delay_ms = spec.update.delay_ms;
+            let message = format!("{} pauses for {delay_ms} ms: at most {UPDATE_DELAY_MS_MAX} are possible", spec.name);
+            return Err(ApiError::new("bad_request", message));
+        }
         let mut spec = spec.clone();
         resolve_networks(&mut spec.task, networks);
+        ingress::check_spec(&spec, networks)?;
         let fits = placement::check(self, &spec.name, &spec.task);
         if let Some(name) = &spec.task.container.container_name {
             self.check_container_name(name, Some(&spec.name))?;
         }
         let item = |action, differences| PlanItem { differences, ..plan_item("service", &spec.name, action) };
-        ingress::check_spec(&spec, networks)?;
         let known = self.model.service_named(&spec.name);
         if let Some(known) = known {
             let stack = spec.stack.as_deref().unwrap_or_default();
@@ -425,12 +430,12 @@ impl Core {
         let name = if create.name.is_empty() { format!("run-{}", id.short()) } else { create.name.clone() };
         self.check_container_name(&name, None)?;
         self.check_tasks(&[], 1)?;
+        self.check_ports(&[], Some((&name, &create.spec)))?;
         let networks: Vec<Network> =
             create.spec.networks.iter().filter_map(|a| self.model.network(&a.network)).cloned().collect();
         if let Some(network) = networks.iter().find(|n| is_removed(n)) {
             check_stays(network)?;
         }
-        self.check_ports(&[], Some((&name, &create.spec)))?;
         self.check_references(&name, &create.spec, &BTreeSet::new())?;
         self.check_spec(&name, &create.spec, &networks)?;
         placement::check(self, &name, &create.spec)?;

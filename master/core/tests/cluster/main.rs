@@ -2,7 +2,7 @@
 //! report.
 //!
 //! - `harness`: the cluster and its agents; every turn checks every invariant
-//! - `services`, `containers`, `stacks`, `networks`, `nodes`: one scenario per behaviour
+//! - `services`, `containers`, `stacks`, `networks`, `ingress`, `updates`, `nodes`: one scenario per behaviour
 //! - `placing`: where tasks go, and what they are given there
 //! - `explaining`, `what_if`: questions; what is proposed or foretold is what then happens
 //! - `preempting`: room for what counts more; `preempting_oracle` tries every set of victims
@@ -22,5 +22,6 @@ mod random;
 mod refusals;
 mod services;
 mod stacks;
+mod updates;
 mod what_if;
 mod what_if_random;

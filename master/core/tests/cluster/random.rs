@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use skein_api::{
     AttachedContainer, Availability, DependencyCondition, GenericOffer, IngressPort, NetworkId, NetworkSpec,
     NodeDescription, NodeId, NodeUpdate, PlanAction, Preference, RestartCondition, ServiceMode, ServiceSpec,
-    StackApply, Task, TaskId, TaskState, TaskStatus, VolumesFrom,
+    StackApply, Task, TaskId, TaskState, TaskStatus, UpdateConfig, UpdateOrder, VolumesFrom,
 };
 
 use crate::harness::{
@@ -138,6 +138,12 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
                 }
             }
         }
+        s.update = match bits % 13 {
+            0..5 => UpdateConfig::default(),
+            5..9 => UpdateConfig { order: UpdateOrder::StartFirst, ..UpdateConfig::default() },
+            9 | 10 => UpdateConfig { order: UpdateOrder::StartFirst, parallelism: 1, delay_ms: 2_000 },
+            _ => UpdateConfig { parallelism: 1, ..UpdateConfig::default() },
+        };
         // Most of them want port 80: there is somebody to make room.
         s.task.placement.priority = i32::from(bits % 3) - 1;
         s.task.placement.preempt = bits % 5 == 1;
@@ -383,7 +389,11 @@ impl Run {
             let open = current.filter(|t| !t.status.state.is_terminal()).count();
             let always = service.spec.task.restart.condition == RestartCondition::Any;
             if let (ServiceMode::Replicated(n), true) = (service.spec.mode, always) {
-                assert_eq!(open, n as usize, "replicas of {}", service.spec.name);
+                // What cannot be served holds those back that are to follow.
+                let held = service.spec.update.parallelism > 0 && open < n as usize;
+                let stuck = |t: &&Task| t.status.state != TaskState::Running;
+                let stuck = held && model.service_tasks(&service.id).any(|t| stuck(&t));
+                assert!(open == n as usize || stuck, "{open} of {n} replicas of {}", service.spec.name);
             }
         }
         for (node, agent) in &self.c.agents {
