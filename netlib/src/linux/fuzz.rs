@@ -6,7 +6,7 @@ use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 use skein_fuzz::{Form, Verdict};
 
 use super::{
-    conntrack,
+    conntrack, elements,
     messages::{Tables, parse_link},
     socket::{outcome, replies},
     tools::{parse_docker_user, parse_table},
@@ -84,13 +84,27 @@ fn conntrack_entries() {
 fn nft_tables() {
     skein_fuzz::target!("nft_tables").inputs(1_000).memory(256, 64 << 10).run_mutants(Form::Json, |input| {
         let Ok(json) = serde_json::from_slice(input) else { return Verdict::Refused };
-        let Ok(view) = parse_table(&json) else { return Verdict::Refused };
+        let Ok(Some(view)) = parse_table(&json) else { return Verdict::Refused };
         let rules: usize = view.chains.values().map(|(_, tags)| tags.len()).sum();
         let listed =
             json["nftables"].as_array().expect("it was read").iter().filter(|o| o.get("rule").is_some()).count();
         assert!(rules <= listed, "{rules} rules out of {listed}");
         assert!(view.same_frame(&view), "a table is like itself");
         Verdict::Accepted
+    });
+}
+
+/// Elements of a map: as many as the message can have, and what is read of each is one line.
+#[test]
+fn nft_elements() {
+    let kind = "inet_proto . inet_service . integer : ipv4_addr . inet_service";
+    skein_fuzz::target!("nft_elements").inputs(40_000).run_mutants(Form::Bytes, |input| {
+        let found = elements::parse(input, kind);
+        // An element takes at least the heads of three attributes.
+        assert!(found.len() * 12 <= input.len(), "{} elements in {} bytes", found.len(), input.len());
+        let fine = |text: &String| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" .:".contains(&byte));
+        assert!(found.iter().all(|(key, value)| fine(key) && fine(value)), "{found:?}");
+        Verdict::from(!found.is_empty())
     });
 }
 

@@ -6,6 +6,7 @@
 //! Everything here blocks, bounded by time limits. No tasks, no channels (the private module `watch` has both).
 
 mod conntrack;
+mod elements;
 #[cfg(test)]
 mod fuzz;
 mod messages;

@@ -1,7 +1,7 @@
 //! Owns the programs we run: `nft` for our table, `iptables` and `ip6tables` for `DOCKER-USER`, each with a time limit.
 //!
-//! They run in the namespace of the calling thread. It knows no netlink. One short-lived thread per stream, with a
-//! channel of as many results.
+//! They run in the namespace of the calling thread. What a program is slow at, the elements of sets, is read beside it
+//! (`elements`). One short-lived thread per stream, with a channel of as many results.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use serde_json::Value;
 
+use super::{elements, socket::Socket};
 use crate::{
     names,
     nft::{Forms, Hook, Table, TableView, listed_tag, rule_form},
@@ -105,40 +107,29 @@ pub(super) fn nft_apply(text: &str) -> io::Result<()> {
     if finished.success { Ok(()) } else { Err(finished.into_error("nft")) }
 }
 
-fn nft_list() -> io::Result<Option<Value>> {
-    let finished = run("nft", &["-j", "list", "table", "inet", names::NFT_TABLE], "")?;
-    if finished.success {
-        return Ok(serde_json::from_slice(&finished.stdout)?);
-    }
-    if finished.stderr.contains("No such file or directory") { Ok(None) } else { Err(finished.into_error("nft")) }
+/// All tables of our family without the elements of their sets: to list one table alone, nft 1.0.6 reads those of all.
+fn nft_list() -> io::Result<Value> {
+    let finished = run("nft", &["-j", "-t", "list", "ruleset", "inet"], "")?;
+    if finished.success { Ok(serde_json::from_slice(&finished.stdout)?) } else { Err(finished.into_error("nft")) }
 }
 
 /// Reads our table; `None` if there is none.
 pub(super) fn nft_read() -> io::Result<Option<TableView>> {
-    nft_list()?.as_ref().map(parse_table).transpose()
+    let Some(mut view) = parse_table(&nft_list()?)? else { return Ok(None) };
+    let mut socket = Socket::open_for(NETLINK_NETFILTER)?;
+    for (name, (kind, found)) in &mut view.sets {
+        *found = elements::read(&mut socket, names::NFT_TABLE, name, kind)?;
+    }
+    Ok(Some(view))
 }
 
 /// Finds out how nft prints each rule of a table: it has to be written somewhere. For an empty throw-away namespace.
 pub(super) fn nft_learn(table: &Table) -> io::Result<Forms> {
     nft_apply(&table.frame().replace_text(&Forms::new()))?;
-    let json = nft_list()?.ok_or_else(|| io::Error::other("the table just written is not there"))?;
+    let json = nft_list()?;
     let rules = objects(&json)?.iter().filter_map(|object| object.get("rule"));
     let form = |rule: &Value| Some((rule.get("comment")?.as_str()?.to_owned(), rule_form(rule.get("expr")?)));
     Ok(rules.filter_map(form).collect())
-}
-
-/// One element or part of one, as our own text has it.
-fn element_text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Object(object) => match (object.get("concat"), object.get("elem")) {
-            (Some(Value::Array(parts)), _) => parts.iter().map(element_text).collect::<Vec<_>>().join(" . "),
-            // With counters or a timeout an element is wrapped.
-            (_, Some(elem)) => elem.get("val").map(element_text).unwrap_or_default(),
-            _ => value.to_string(),
-        },
-        other => other.to_string(),
-    }
 }
 
 fn type_text(value: Option<&Value>) -> String {
@@ -149,19 +140,10 @@ fn type_text(value: Option<&Value>) -> String {
     }
 }
 
-fn parse_set(object: &Value) -> (String, BTreeMap<String, String>) {
-    let mut kind = type_text(object.get("type"));
-    if object.get("map").is_some() {
-        kind = format!("{kind} : {}", type_text(object.get("map")));
-    }
-    let mut elements = BTreeMap::new();
-    for element in object.get("elem").and_then(Value::as_array).into_iter().flatten() {
-        match element {
-            Value::Array(pair) if pair.len() == 2 => elements.insert(element_text(&pair[0]), element_text(&pair[1])),
-            key => elements.insert(element_text(key), String::new()),
-        };
-    }
-    (kind, elements)
+/// The type of a set's keys, and of a map's values after ` : `.
+fn set_kind(set: &Value) -> String {
+    let kind = type_text(set.get("type"));
+    if set.get("map").is_some() { format!("{kind} : {}", type_text(set.get("map"))) } else { kind }
 }
 
 fn objects(json: &Value) -> io::Result<&Vec<Value>> {
@@ -169,13 +151,17 @@ fn objects(json: &Value) -> io::Result<&Vec<Value>> {
     objects.ok_or_else(|| io::Error::other("nft answered without a list of objects"))
 }
 
-pub(super) fn parse_table(json: &Value) -> io::Result<TableView> {
+/// Our table without elements, out of a listing of all; `None` if it is not among them.
+pub(super) fn parse_table(json: &Value) -> io::Result<Option<TableView>> {
     let text = |object: &Value, key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let mut view = TableView::default();
+    let ours = |object: &&Value| text(object, "table") == names::NFT_TABLE;
+    let (mut there, mut view) = (false, TableView::default());
     for object in objects(json)? {
-        if let Some(set) = object.get("set").or_else(|| object.get("map")) {
-            view.sets.insert(text(set, "name"), parse_set(set));
-        } else if let Some(chain) = object.get("chain") {
+        if let Some(table) = object.get("table") {
+            there |= text(table, "name") == names::NFT_TABLE;
+        } else if let Some(set) = object.get("set").or_else(|| object.get("map")).filter(ours) {
+            view.sets.insert(text(set, "name"), (set_kind(set), BTreeMap::new()));
+        } else if let Some(chain) = object.get("chain").filter(ours) {
             let priority = chain.get("prio").and_then(Value::as_i64).and_then(|prio| i32::try_from(prio).ok());
             let accepts = text(chain, "policy") == "accept";
             let hook = priority.filter(|_| accepts).map(|priority| Hook {
@@ -184,11 +170,11 @@ pub(super) fn parse_table(json: &Value) -> io::Result<TableView> {
                 priority,
             });
             view.chains.entry(text(chain, "name")).or_default().0 = hook;
-        } else if let Some(rule) = object.get("rule") {
+        } else if let Some(rule) = object.get("rule").filter(ours) {
             view.chains.entry(text(rule, "chain")).or_default().1.push(listed_tag(rule));
         }
     }
-    Ok(view)
+    Ok(there.then_some(view))
 }
 
 fn iptables(family: Family) -> &'static str {
@@ -270,18 +256,27 @@ mod tests {
     fn a_table_is_read_as_it_was_written() {
         let json = serde_json::json!({"nftables": [
             {"table": {"family": "inet", "name": "skein"}},
-            {"map": {"name": "any4", "type": ["inet_proto", "inet_service"], "map": "ipv4_addr . inet_service",
-                     "elem": [[{"concat": ["udp", 53]}, {"concat": ["10.57.1.8", 53]}]]}},
-            {"set": {"name": "vteps4", "type": "ipv4_addr", "elem": ["10.0.0.1"]}},
-            {"chain": {"name": "vxlan", "type": "filter", "hook": "input", "prio": -5, "policy": "accept"}},
-            {"rule": {"chain": "vxlan", "comment": "skein 12"}},
+            {"map": {"table": "skein", "name": "any4", "type": ["inet_proto", "inet_service"],
+                     "map": "ipv4_addr . inet_service"}},
+            {"set": {"table": "skein", "name": "vteps4", "type": "ipv4_addr"}},
+            {"chain": {"table": "skein", "name": "vxlan", "type": "filter", "hook": "input", "prio": -5,
+                       "policy": "accept"}},
+            {"rule": {"table": "skein", "chain": "vxlan", "comment": "skein 12"}},
+            {"table": {"family": "inet", "name": "other"}},
+            {"set": {"table": "other", "name": "vteps6", "type": "ipv6_addr"}},
+            {"rule": {"table": "other", "chain": "vxlan", "comment": "skein 13"}},
         ]});
-        let view = parse_table(&json).expect("parses");
-        let any4 = BTreeMap::from([("udp . 53".to_owned(), "10.57.1.8 . 53".to_owned())]);
-        assert_eq!(view.sets["any4"], ("inet_proto . inet_service : ipv4_addr . inet_service".to_owned(), any4));
-        assert_eq!(view.sets["vteps4"].1, BTreeMap::from([("10.0.0.1".to_owned(), String::new())]));
+        let view = parse_table(&json).expect("parses").expect("is there");
+        let kinds: Vec<_> = view.sets.iter().map(|(name, (kind, _))| format!("{name}: {kind}")).collect();
+        assert_eq!(kinds, ["any4: inet_proto . inet_service : ipv4_addr . inet_service", "vteps4: ipv4_addr"]);
         let hook = Hook { kind: "filter".into(), hook: "input".into(), priority: -5 };
         assert_eq!(view.chains["vxlan"], (Some(hook), vec!["skein 12".to_owned()]));
+    }
+
+    #[test]
+    fn a_table_that_is_not_there_is_none() {
+        let json = serde_json::json!({"nftables": [{"table": {"family": "inet", "name": "other"}}]});
+        assert_eq!(parse_table(&json).expect("parses"), None);
     }
 
     #[test]
