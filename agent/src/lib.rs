@@ -6,7 +6,7 @@
 //! Towards the master: `session` keeps the one connection, `identity` is key and certificate, `host` says what this host
 //! is, `config` what its operator wants.
 //! The network side: `overlay` brings assignments to kernel and names, `plugin` answers the engine's network requests,
-//! `dns` serves names, `fdstore` keeps their sockets over restarts.
+//! `dns` serves names, `fdstore` keeps their sockets over restarts, `inspect` answers people's questions about it.
 
 pub mod attached;
 pub mod config;
@@ -16,6 +16,7 @@ pub mod executor;
 pub mod fdstore;
 pub mod host;
 pub mod identity;
+pub mod inspect;
 pub mod ledger;
 pub mod overlay;
 pub mod plugin;

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use agent_core::session::{Backoff, Pulse};
 use rand::Rng as _;
 use skein_api::{
-    AGENT_PROTOCOL, Assignment, NodeDescription, StreamRequest, TaskId, TaskReport,
+    AGENT_PROTOCOL, Assignment, NetQuestion, NodeDescription, StreamRequest, TaskId, TaskReport,
     grpc::{self, agent_client::AgentClient, agent_message, master_message},
 };
 use skein_daemon::chain;
@@ -33,6 +33,7 @@ use crate::{
     engine::Engine,
     executor::Reports,
     identity::{self, Dial, IdentityDir, Membership},
+    inspect,
     ledger::{AssignmentChange, Ledger, LedgerError},
     overlay::{OverlayError, OverlayHandle, Wanted},
     streams::{self, FRAMES_BUFFERED, Frame},
@@ -64,11 +65,18 @@ const UPKEEP: Duration = Duration::from_secs(10);
 pub trait Follow: Clone + Send + Sync + 'static {
     /// Makes this the whole of what the host shall have; returns when kernel and names follow it. Idempotent.
     fn follow(&self, wanted: Wanted) -> impl Future<Output = Result<(), OverlayError>> + Send;
+
+    /// Answers a question with JSON, or in words why not.
+    fn answer(&self, question: NetQuestion) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
 }
 
 impl Follow for OverlayHandle {
     async fn follow(&self, wanted: Wanted) -> Result<(), OverlayError> {
         self.apply(wanted).await
+    }
+
+    async fn answer(&self, question: NetQuestion) -> Result<Vec<u8>, String> {
+        inspect::answer(self, &question).await
     }
 }
 
@@ -413,9 +421,10 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
             tracing::warn!("stream refused, too many are open");
             return;
         }
-        let (mut client, engine) = (self.client.clone(), self.session.engine.clone());
+        let (mut client, engine, overlay) =
+            (self.client.clone(), self.session.engine.clone(), self.session.overlay.clone());
         self.streams.spawn(async move {
-            if let Err(error) = stream(&mut client, &engine, open).await {
+            if let Err(error) = stream(&mut client, &engine, &overlay, open).await {
                 tracing::debug!(error, "stream ended");
             }
         });
@@ -423,14 +432,24 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
 }
 
 /// One stream, from its opening to its end.
-async fn stream(client: &mut AgentClient<Channel>, engine: &Engine, open: grpc::OpenStream) -> Result<(), String> {
+async fn stream(
+    client: &mut AgentClient<Channel>,
+    engine: &Engine,
+    overlay: &impl Follow,
+    open: grpc::OpenStream,
+) -> Result<(), String> {
     let request: StreamRequest = serde_json::from_slice(&open.request_json).map_err(|e| e.to_string())?;
     let (out_tx, out_rx) = mpsc::channel(FRAMES_BUFFERED);
     let (in_tx, in_rx) = mpsc::channel(FRAMES_BUFFERED);
     let first = grpc::StreamFrame { body: Some(grpc::stream_frame::Body::StreamId(open.stream_id)) };
     let outbound = tokio_stream::once(first).chain(ReceiverStream::new(out_rx).map(Frame::into_wire));
     let mut inbound = client.stream(outbound).await.map_err(|s| s.message().to_owned())?.into_inner();
-    let serve = streams::serve(engine, request, in_rx, out_tx);
+    let serve = async move {
+        match request {
+            StreamRequest::Net { question } => streams::send(overlay.answer(question).await, out_tx).await,
+            request => streams::serve(engine, request, in_rx, out_tx).await,
+        }
+    };
     let feed = async move {
         // Until the master ends the call: that is the user's end. A process that takes no input does not end it.
         while let Ok(Some(frame)) = inbound.message().await {

@@ -110,6 +110,7 @@ pub async fn serve(engine: &Engine, request: StreamRequest, input: mpsc::Receive
         match request {
             StreamRequest::Logs { task, options } => logs(engine, &task, &options, &output).await,
             StreamRequest::Exec { task, options } => exec(engine, &task, &options, input, &output).await,
+            StreamRequest::Net { .. } => Err(End::Failed("the engine knows nothing of networks".into())),
         }
     };
     // Cancelled in the middle, `served` only drops its connections to the engine.
@@ -124,6 +125,22 @@ pub async fn serve(engine: &Engine, request: StreamRequest, input: mpsc::Receive
     };
     // Nobody there to hear the last word is an end like any other.
     let _ = gone.send(last).await;
+}
+
+/// Sends a document and the end, or why there is none.
+pub async fn send(document: Result<Vec<u8>, String>, output: mpsc::Sender<Frame>) {
+    let mut bytes = match document {
+        Ok(document) => Bytes::from(document),
+        // Nobody there to hear it is an end like any other, here and below.
+        Err(why) => return drop(output.send(Frame::Error(why)).await),
+    };
+    while !bytes.is_empty() {
+        let part = bytes.split_to(bytes.len().min(FRAME_BYTES_MAX));
+        if output.send(Frame::Stdout(part)).await.is_err() {
+            return;
+        }
+    }
+    let _ = output.send(Frame::Exit(0)).await;
 }
 
 async fn find(engine: &Engine, task: &TaskId) -> Result<Inspected, End> {
@@ -219,6 +236,21 @@ async fn exec(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_document_is_sent_whole_in_frames_of_a_bounded_size() {
+        let (tx, mut rx) = mpsc::channel(FRAMES_BUFFERED);
+        let document: Vec<u8> = (0..FRAME_BYTES_MAX * 2 + 5).map(|n| n as u8).collect();
+        send(Ok(document.clone()), tx.clone()).await;
+        let mut got = Vec::new();
+        while let Some(Frame::Stdout(part)) = rx.recv().await {
+            assert!(part.len() <= FRAME_BYTES_MAX);
+            got.extend_from_slice(&part);
+        }
+        assert_eq!(got, document);
+        send(Err("no".into()), tx).await;
+        assert_eq!(rx.recv().await, Some(Frame::Error("no".into())));
+    }
 
     #[test]
     fn frames_come_back_from_the_wire_as_they_went() {

@@ -10,7 +10,10 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{IngressPort, Namespaces, NetworkId, NodeId, Protocol, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus};
+use crate::{
+    IngressPort, Namespaces, NetQuestion, NetworkId, NodeId, Protocol, ServiceId, TaskId, TaskSpec, TaskState,
+    TaskStatus,
+};
 
 /// One document of an agent's desired state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +208,11 @@ pub enum StreamRequest {
         /// What to run.
         #[serde(flatten)]
         options: ExecOptions,
+    },
+    /// A question to the network side. The answer is JSON on the standard output.
+    Net {
+        /// What is asked.
+        question: NetQuestion,
     },
 }
 

@@ -4,6 +4,8 @@
 //! terminals, how failures are shown. Each call has a connection of its own (a user's command makes a handful of them),
 //! driven by one spawned task that ends with the connection; streams keep theirs until they are dropped.
 
+mod net;
+
 use std::{
     collections::VecDeque,
     fmt::Write as _,

@@ -69,6 +69,9 @@ pub(crate) enum Command {
     /// Overlay networks
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// How the overlay is, as the hosts see it
+    #[command(subcommand)]
+    Net(NetCommand),
     /// Named volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -151,6 +154,15 @@ pub(crate) enum WhatIfCommand {
         /// Services of the stack that are not in the file were removed
         #[arg(long)]
         remove_orphans: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetCommand {
+    /// Show how networks are on each host: wanted beside found, repairs, drops, addresses
+    Status {
+        /// Only this host
+        node: Option<String>,
     },
 }
 

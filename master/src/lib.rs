@@ -3,10 +3,12 @@
 //! - [`cluster`]: the one loop; owns the core and writes the store
 //! - [`store`]: typed objects with revisions, durable before anybody sees them
 //! - [`server`]: listeners; [`tls`] and [`pki`]: who is at the other end
-//! - [`agents`]: the agent protocol; [`http`]: the native API; [`broker`]: logs and exec between the two
+//! - [`agents`]: the agent protocol; [`http`]: the native API; [`broker`]: logs and exec between the two;
+//!   [`ask`]: questions to agents
 //! - [`config`]: file, environment, flags
 
 pub mod agents;
+pub mod ask;
 pub mod broker;
 pub mod cluster;
 pub mod config;

@@ -168,11 +168,11 @@ fn fabric_table(config: &HostConfig, state: &NetworkState, host_addrs: &BTreeSet
     let mut table = Table { name: names::NFT_TABLE, sets: BTreeMap::new(), chains: BTreeMap::new() };
     // IPv4 has rp_filter for this; IPv6 has not. "::" is duplicate address detection, never forwarded.
     let spoof = format!(
-        "iifname \"{container}*\" meta nfproto ipv6 ip6 saddr != {{ ::, fe80::/10 }} fib saddr . iif oif eq 0 drop"
+        "iifname \"{container}*\" meta nfproto ipv6 ip6 saddr != {{ ::, fe80::/10 }} fib saddr . iif oif eq 0 counter drop"
     );
     table.chains.insert("spoof", chain("filter", "prerouting", -300, vec![spoof]));
     // Egress is masqueraded as the host, which is a VTEP that peers trust: VXLAN must not get that far.
-    let inject = format!("oifname \"{uplink}\" udp dport {port} drop");
+    let inject = format!("oifname \"{uplink}\" udp dport {port} counter drop");
     table.chains.insert("inject", chain("filter", "forward", 0, vec![inject]));
     // Without published ports and services no rule here touches conntrack, and connections are not tracked.
     let mut targets = BTreeSet::new();
@@ -428,11 +428,11 @@ pub fn host_rules(config: &HostConfig, state: &HostState) -> Result<Desired, Inv
 /// own namespace, a container with the host's network among them, sends as the host does.
 fn vxlan_guards(port: u16) -> (Vec<String>, Vec<String>) {
     let guard = vec![
-        format!("udp dport {port} meta nfproto ipv4 ip saddr != @vteps4 drop"),
-        format!("udp dport {port} meta nfproto ipv6 ip6 saddr != @vteps6 drop"),
+        format!("udp dport {port} meta nfproto ipv4 ip saddr != @vteps4 counter drop"),
+        format!("udp dport {port} meta nfproto ipv6 ip6 saddr != @vteps6 counter drop"),
         // A container of the engine's own networks may send raw packets, with a VTEP as source. Only where containers
         // and virtual machines are plugged in: a real underlay may well be asymmetric.
-        format!("meta iifkind {{ \"bridge\", \"veth\" }} udp dport {port} fib saddr . iif oif eq 0 drop"),
+        format!("meta iifkind {{ \"bridge\", \"veth\" }} udp dport {port} fib saddr . iif oif eq 0 counter drop"),
     ];
     // The engine masquerades its own containers as the host, which is a VTEP that peers trust. In this hook the
     // destination is the final one, and translation of the source is still to come. A known VTEP behind this host (a
@@ -441,7 +441,7 @@ fn vxlan_guards(port: u16) -> (Vec<String>, Vec<String>) {
         let ip = if v == "4" { "ip" } else { "ip6" };
         [
             format!("udp dport {port} {ip} saddr @vteps{v} fib saddr . iif oif ne 0 accept"),
-            format!("udp dport {port} {ip} daddr @vteps{v} drop"),
+            format!("udp dport {port} {ip} daddr @vteps{v} counter drop"),
         ]
     });
     (guard, inject.concat())
@@ -465,7 +465,7 @@ fn host_table(config: &HostConfig, state: &HostState) -> Table {
     let into = vec![
         format!("oifname \"{up}*\" ct state established,related accept"),
         format!("oifname \"{up}*\" ct status dnat accept"),
-        format!("oifname \"{up}*\" drop"),
+        format!("oifname \"{up}*\" counter drop"),
     ];
     table.chains.insert("into", chain("filter", "forward", -5, into));
     let mut publish = publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();

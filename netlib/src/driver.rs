@@ -166,7 +166,7 @@ pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint)
 }
 
 /// The host's own addresses, where the network's rules need them.
-fn host_addrs(kernel: &dyn Kernel, state: &NetworkState) -> Result<BTreeSet<IpAddr>, Error> {
+pub(crate) fn host_addrs(kernel: &dyn Kernel, state: &NetworkState) -> Result<BTreeSet<IpAddr>, Error> {
     if state.internal || (state.published.is_empty() && state.ingress.is_none()) {
         return Ok(BTreeSet::new());
     }
@@ -175,7 +175,7 @@ fn host_addrs(kernel: &dyn Kernel, state: &NetworkState) -> Result<BTreeSet<IpAd
 }
 
 /// An administrator may have switched IPv6 off; then routes over the link are refused (EACCES).
-fn uplink_has_ipv6(kernel: &dyn Kernel, state: &NetworkState) -> Result<bool, Error> {
+pub(crate) fn uplink_has_ipv6(kernel: &dyn Kernel, state: &NetworkState) -> Result<bool, Error> {
     let path = format!("net/ipv6/conf/{}/disable_ipv6", names::host_uplink_ifname(state.vni));
     let query = Query { sysctls: vec![path.clone()], ..Query::default() };
     let found = kernel.observe(&Scope::Host, &query)?;

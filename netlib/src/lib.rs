@@ -15,6 +15,7 @@
 //! * [`state`], [`nft`]: the kernel's state as typed data.
 //! * [`desired`]: what it shall be. [`plan`]: the ordered difference. Both pure.
 //! * [`kernel`]: the trait that both kernels implement; [`driver`]: observe, plan, apply, report.
+//! * [`look`]: wanted beside found, and what was counted, for people's questions.
 //! * [`linux`]: the real kernel. [`fake`]: one that holds typed state and refuses what the real one refuses.
 //! * [`Overlay`]: the asynchronous face of it all.
 //!
@@ -28,6 +29,7 @@ pub mod driver;
 pub mod fake;
 pub mod kernel;
 pub mod linux;
+pub mod look;
 pub mod names;
 pub mod nft;
 mod overlay;

@@ -91,12 +91,15 @@ pub fn rule_tag(rule: &str) -> String {
 }
 
 /// A digest of a rule as nft prints it, `expr` of its JSON. An anonymous set is printed in the kernel's order, so its
-/// elements are sorted.
+/// elements are sorted; what a counter has counted is left out.
 pub(crate) fn rule_form(expr: &Value) -> String {
     fn sorted(value: &mut Value) {
         match value {
             Value::Object(object) => {
                 for (key, inner) in object.iter_mut() {
+                    if key == "counter" {
+                        *inner = Value::Null;
+                    }
                     sorted(inner);
                     if let (true, Value::Array(elements)) = (key == "set", inner) {
                         elements.sort_by_cached_key(Value::to_string);

@@ -25,6 +25,7 @@ use crate::{
         LinuxKernel,
         watch::{Feed, follow},
     },
+    look::{self, Counted, Look},
     types::{Endpoint, HostConfig, HostState, Ingress, NetworkId, NetworkState, PublishedPort, Report, Service},
 };
 
@@ -285,6 +286,37 @@ impl Overlay {
     pub async fn tcp_listener_in(&self, id: &NetworkId, addr: SocketAddr) -> Result<TcpListener, Error> {
         let scope = Scope::Fabric(id.clone());
         self.run(scope.clone(), "opening a listener", move |inner| inner.kernel.tcp_listener_in(&scope, addr)).await
+    }
+
+    /// A network as it shall be beside what it is; changes nothing.
+    ///
+    /// # Errors
+    /// When the state is invalid, the network does not exist here, or it cannot be read.
+    pub async fn look_network(&self, state: &NetworkState) -> Result<Vec<Look>, Error> {
+        let state = state.clone();
+        self.run(Scope::Fabric(state.id.clone()), "looking at a network", move |inner| {
+            look::network(&inner.kernel, &inner.config, &state)
+        })
+        .await
+    }
+
+    /// What is ours in the host's namespace as it shall be beside what it is; changes nothing.
+    ///
+    /// # Errors
+    /// When the state is invalid or the namespace cannot be read.
+    pub async fn look_host(&self, state: &HostState) -> Result<Look, Error> {
+        let state = state.clone();
+        self.run(Scope::Host, "looking at the host", move |inner| look::host(&inner.kernel, &inner.config, &state))
+            .await
+    }
+
+    /// What the kernel has counted in a namespace.
+    ///
+    /// # Errors
+    /// When there is no such network or the counters cannot be read.
+    pub async fn counted(&self, scope: &Scope) -> Result<Counted, Error> {
+        let asked = scope.clone();
+        self.run(scope.clone(), "reading counters", move |inner| inner.kernel.counted(&asked)).await
     }
 
     /// The host's routes that are neither ours nor default nor link-local, to check a new subnet against.

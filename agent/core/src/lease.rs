@@ -338,6 +338,14 @@ impl Leases {
         addresses.filter(|(_, h)| !matches!(h, Holder::Released { .. })).count()
     }
 
+    /// How many addresses of a block are held, and how many it has that can be given.
+    pub fn used_of(&self, network: &NetworkAssignment, block: Ipv4Net) -> (u64, u64) {
+        let inside = self.networks.get(&network.id).into_iter().flatten().filter(|(a, _)| block.contains(*a));
+        let used = inside.filter(|(_, h)| !matches!(h, Holder::Released { .. })).count();
+        let size = addresses(&block).filter(|a| usable(network, *a)).count();
+        (used as u64, size as u64)
+    }
+
     fn find(&self, network: &NetworkId, wanted: impl Fn(&Holder) -> bool) -> Option<Ipv4Addr> {
         self.networks.get(network)?.iter().find(|(_, h)| wanted(h)).map(|(a, _)| *a)
     }

@@ -156,6 +156,11 @@ impl DnsServer {
         self.zone.store(Arc::new(zone));
     }
 
+    /// The names that it answers from now.
+    pub fn zone(&self) -> Arc<Zone> {
+        self.zone.load_full()
+    }
+
     /// What was counted.
     pub fn counters(&self) -> &DnsCounters {
         &self.counters

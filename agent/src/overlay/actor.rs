@@ -5,10 +5,12 @@
 //! timers. Requests run one after another: each takes a few milliseconds, a whole `apply` as long as the kernel does.
 //!
 //! `requests`: what the engine asks for. `ports`: ports of the host. `disk`: what is remembered, and what does not work.
+//! `look`: pictures of it.
 //!
 //! The kernel is checked (*audit*): what changed according to netlink half a second later, everything once a minute.
 
 mod disk;
+mod look;
 mod ports;
 mod requests;
 
@@ -36,6 +38,7 @@ use super::{
     ByHand, Message, OverlayConfig, OverlayCounters, OverlayError, Shared, Wanted,
     claims::Claims,
     desired::{self, Services},
+    picture::{OF_HOST, of_network},
     store::{Change, LocalStore, StoreError},
 };
 use crate::{
@@ -233,6 +236,9 @@ impl Actor {
                     self.hold_ports();
                 }
                 let _ = reply.send(());
+            }
+            Message::Picture { reply } => {
+                let _ = reply.send(self.picture());
             }
             Message::ChoosePorts { task, ports, avoid, reply } => {
                 let _ = reply.send(self.choose_ports(task, &ports, &avoid));
@@ -443,7 +449,7 @@ impl Actor {
     async fn try_ensure_services(&mut self, id: &NetworkId) -> Result<(), OverlayError> {
         let netlib = self.netlib().await?;
         let (state, _) = self.network_state(id, netlib.config().vtep)?;
-        let what = format!("network {}", self.known[id].name);
+        let what = of_network(&self.known[id].name);
         let report = netlib.ensure_rules(&state).await.map_err(self.failed(&what))?;
         self.tell(&what, Cause::Request, &report);
         Ok(())
@@ -478,7 +484,7 @@ impl Actor {
         let netlib = self.netlib().await?;
         let vtep = netlib.config().vtep;
         let (state, unreachable) = self.network_state(id, vtep)?;
-        let what = format!("network {}", self.known[id].name);
+        let what = of_network(&self.known[id].name);
         let report = netlib.ensure_network(&state).await.map_err(self.failed(&what))?;
         self.tell(&what, cause, &report);
         self.serve_names(&netlib, id, &state).await?;
@@ -500,7 +506,7 @@ impl Actor {
         let peers = self.peers.values().flatten();
         let plugin = (&self.plugin, &self.draining);
         let state = desired::host(self.known.values(), peers, plugin, &self.ingress, netlib.config().vtep);
-        let what = "the host's namespace";
+        let what = OF_HOST;
         let report = netlib.ensure_host(&state).await.map_err(self.failed(what))?;
         self.tell(what, cause, &report);
         Ok(report.conflicts)
@@ -547,6 +553,7 @@ impl Actor {
         }
         if cause == Cause::Audit {
             OverlayCounters::add(&counters.repairs_total, report.changes.len());
+            self.shared.repairs.note(what, &report.changes);
         }
         for conflict in &report.conflicts {
             tracing::warn!(what, conflict, "something that is not ours is in the way");

@@ -7,6 +7,7 @@
 //! * [`claims`]: ports of the host.
 //! * [`store`]: local state on disk.
 //! * `side`: what the executor wants of it.
+//! * `picture`: what is wanted and remembered at one moment, for questions.
 //! * `actor`: the one owner of all of it.
 //!
 //! Tasks: the actor, in [`OverlayTask`]; the name server's tasks below it. Channels: one bounded `mpsc` of requests to
@@ -16,6 +17,7 @@
 mod actor;
 pub mod claims;
 pub mod desired;
+pub mod picture;
 mod side;
 pub mod store;
 
@@ -47,6 +49,7 @@ use tokio::{
 use self::{
     actor::Actor,
     claims::ClaimError,
+    picture::{Picture, Repairs},
     store::{DirStore, LocalStore, StoreError},
 };
 use crate::{
@@ -235,6 +238,9 @@ enum Message {
         task: TaskId,
         reply: oneshot::Sender<Vec<NetworkId>>,
     },
+    Picture {
+        reply: oneshot::Sender<Picture>,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -243,6 +249,7 @@ struct Shared {
     /// Counts the zones published.
     zones: watch::Sender<u64>,
     counters: OverlayCounters,
+    repairs: Repairs,
     troubles: watch::Sender<Vec<String>>,
     by_hand: watch::Sender<BTreeMap<String, ByHand>>,
 }
@@ -391,6 +398,19 @@ impl OverlayHandle {
     /// Endpoints of containers that somebody started by hand, by the engine's ids.
     pub fn by_hand(&self) -> watch::Receiver<BTreeMap<String, ByHand>> {
         self.shared.by_hand.subscribe()
+    }
+
+    /// What is wanted and remembered now.
+    ///
+    /// # Errors
+    /// [`OverlayError::Ended`] only.
+    pub async fn picture(&self) -> Result<Picture, OverlayError> {
+        self.ask(|reply| Message::Picture { reply }).await
+    }
+
+    /// How many repairs there were in a namespace since the start, and the last of them. See [`picture`] for its words.
+    pub fn repairs(&self, what: &str) -> (u64, Vec<skein_api::Repair>) {
+        self.shared.repairs.of(what)
     }
 
     /// What was counted.

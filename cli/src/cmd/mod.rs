@@ -3,6 +3,7 @@
 pub(crate) mod contexts;
 mod exec;
 mod logs;
+mod net;
 mod objects;
 mod ps;
 mod run;
@@ -60,6 +61,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Failure> {
         Command::Ps(args) => ps::ps(app, &args).await.map(|()| 0),
         Command::Logs(args) => logs::logs(app, &args).await,
         Command::Exec(args) => exec::exec(app, args).await,
+        Command::Net(command) => net::run(app, command).await,
         Command::Completion { .. } | Command::Context(_) => unreachable!("these need no master and are done before"),
         other => objects::run(app, other).await,
     }

@@ -36,6 +36,8 @@ const KNOWN_PORTS_MAX: usize = 64;
 #[derive(Clone, Debug, Default)]
 struct Queue {
     generation: u64,
+    /// The newest generation that the node has said to follow.
+    acked: u64,
     /// Keys of documents to look at again.
     dirty: BTreeSet<String>,
     full: bool,
@@ -54,6 +56,17 @@ pub struct Batch {
     pub upserts: Vec<Assignment>,
     /// Keys of documents that are gone.
     pub removes: Vec<String>,
+}
+
+/// How far a node is with what it is to be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The generation that it was sent last.
+    pub sent: u64,
+    /// The one that it follows.
+    pub acked: u64,
+    /// There is more for it.
+    pub waiting: bool,
 }
 
 /// What each node has to be told.
@@ -368,12 +381,27 @@ impl Core {
             queue.full = true;
             queue.dirty.clear();
         }
+        queue.acked = if same_chain { generation } else { 0 };
         self.dispatch.parked.remove(node);
         let current = !queue.full && queue.dirty.is_empty();
         if !current {
             self.dispatch.due.insert(node.clone());
         }
         current
+    }
+
+    /// The node follows everything up to `generation`.
+    pub(crate) fn dispatch_follows(&mut self, node: &NodeId, generation: u64) {
+        if let Some(queue) = self.dispatch.queues.get_mut(node) {
+            queue.acked = queue.acked.max(generation);
+        }
+    }
+
+    /// How far a node is with what it is to be told; all zero for one that is not there.
+    pub fn dispatch_progress(&self, node: &NodeId) -> Progress {
+        let Some(queue) = self.dispatch.queues.get(node) else { return Progress::default() };
+        let waiting = queue.full || !queue.dirty.is_empty();
+        Progress { sent: queue.generation, acked: queue.acked, waiting }
     }
 
     /// A node has no session: it is not due before its next one begins, whatever changes for it.

@@ -146,6 +146,7 @@ impl Core {
 
     /// The agent has everything up to `generation` in its ledger, and its network and names follow it.
     pub fn dispatch_acked(&mut self, node: &NodeId, generation: u64) {
+        self.dispatch_follows(node, generation);
         self.draining.acked(node, generation, self.now);
         let released = self.readiness.acked(node, generation);
         self.tell_own_hosts(released);

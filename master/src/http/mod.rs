@@ -7,6 +7,7 @@ mod events;
 #[cfg(test)]
 mod fuzz;
 mod list;
+mod net;
 mod streams;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -97,6 +98,7 @@ pub fn router(api: Api, agents: Agents) -> Router {
         .route("/v1/explain/{reference}", get(explain))
         .route("/v1/what-if", post(what_if))
         .route("/v1/check", get(check))
+        .route("/v1/net/status", get(net::status))
         .route("/v1/events", get(events))
         .route("/v1/certs", post(cert_issue))
         .route("/v1/backup", get(backup))
@@ -127,7 +129,7 @@ impl IntoResponse for Failure {
             "not_found" => StatusCode::NOT_FOUND,
             "name_taken" | "port_taken" | "in_use" | "conflict" | "node_ready" | "running" | "service_task"
             | "subnet_overlaps" => StatusCode::CONFLICT,
-            "read_only" | "not_stored" | "node_unreachable" | "shutting_down" | "not_ready" => {
+            "read_only" | "not_stored" | "node_unreachable" | "not_answered" | "shutting_down" | "not_ready" => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             _ => StatusCode::UNPROCESSABLE_ENTITY,

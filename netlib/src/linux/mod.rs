@@ -35,6 +35,7 @@ use nix::errno::Errno;
 use self::socket::{Request, Socket};
 use crate::{
     kernel::{Error, HostRoute, Kernel, OpFailure, OpFailures, Scope},
+    look::{self, Counted},
     names,
     nft::{Forms, Table},
     plan::Op,
@@ -185,6 +186,47 @@ impl LinuxKernel {
         Ok(routes.filter(|route| !is_link_local(route.dst)).collect())
     }
 
+    /// Runs `work` on a thread inside the namespace that `path` shows: a container's. What it opens stays in there.
+    ///
+    /// # Errors
+    /// When there is no namespace at that path, or what `work` says.
+    pub fn run_at<T: Send>(
+        &self,
+        path: &Path,
+        verb: &str,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, Error> {
+        let failed = |source| Error::Namespace { verb: "open", path: path.to_owned(), source };
+        let gone = || failed(io::Error::from(io::ErrorKind::NotFound));
+        let file = netns::open(path).map_err(failed)?.ok_or_else(gone)?;
+        let named = |source| Error::Namespace { verb: "use", path: path.to_owned(), source: worded(verb, source) };
+        netns::run_in(file.as_fd(), work).map_err(named)
+    }
+
+    /// Reads the links, addresses and routes of the namespace that `path` shows.
+    ///
+    /// # Errors
+    /// When there is no namespace at that path or it cannot be read.
+    pub fn observe_at(&self, path: &Path) -> Result<Observed, Error> {
+        let read = || read_tables(&mut Socket::open()?, false);
+        Ok(self.run_at(path, "read links and routes", read)?.found)
+    }
+
+    /// What the kernel has counted in a namespace.
+    ///
+    /// # Errors
+    /// When there is no such fabric or the counters cannot be read.
+    pub fn counted(&self, scope: &Scope) -> Result<Counted, Error> {
+        self.run_in(scope, "read counters", || {
+            let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+            // Without IPv6 there is no such file.
+            let mut protocols = look::parse_pairs(&read("snmp6").unwrap_or_default());
+            protocols.extend(look::parse_groups(&read("snmp")?));
+            protocols.extend(look::parse_groups(&read("netstat")?));
+            Ok(Counted { rules: tools::nft_counted()?, devices: look::parse_devices(&read("dev")?), protocols })
+        })
+    }
+
     /// MTU in bytes of the host's device `dev`, or else of the one that has `addr`.
     ///
     /// # Errors
@@ -253,6 +295,11 @@ impl LinuxKernel {
         }
         Ok(())
     }
+}
+
+/// The same error with what was tried before it.
+fn worded(verb: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("failed to {verb}: {error}"))
 }
 
 fn is_link_local(net: IpNet) -> bool {

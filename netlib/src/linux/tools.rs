@@ -123,6 +123,25 @@ pub(super) fn nft_read() -> io::Result<Option<TableView>> {
     Ok(Some(view))
 }
 
+/// Packets that the counting rules of each chain of our table have counted since it was put there.
+pub(super) fn nft_counted() -> io::Result<BTreeMap<String, u64>> {
+    parse_counted(&nft_list()?)
+}
+
+fn parse_counted(json: &Value) -> io::Result<BTreeMap<String, u64>> {
+    let mut counted = BTreeMap::new();
+    let ours = |rule: &&Value| rule.get("table").and_then(Value::as_str) == Some(names::NFT_TABLE);
+    for rule in objects(json)?.iter().filter_map(|object| object.get("rule")).filter(ours) {
+        let statements = rule.get("expr").and_then(Value::as_array).into_iter().flatten();
+        let packets = statements.filter_map(|s| s.pointer("/counter/packets")?.as_u64());
+        if let (Some(chain), Some(sum)) = (rule.get("chain").and_then(Value::as_str), packets.reduce(u64::wrapping_add))
+        {
+            *counted.entry(chain.to_owned()).or_default() += sum;
+        }
+    }
+    Ok(counted)
+}
+
 /// Finds out how nft prints each rule of a table: it has to be written somewhere. For an empty throw-away namespace.
 pub(super) fn nft_learn(table: &Table) -> io::Result<Forms> {
     nft_apply(&table.frame().replace_text(&Forms::new()))?;
@@ -307,6 +326,26 @@ mod tests {
         check(&format!("skein 12 {form} more"), &expr, false);
         check("skein 12", &other, true);
         check("other 12", &expr, false);
+        let counting =
+            |packets: u64| serde_json::json!([{"counter": {"packets": packets, "bytes": 60}}, {"drop": null}]);
+        let form = rule_form(&counting(0));
+        check(&format!("skein 12 {form}"), &counting(7), true);
+    }
+
+    #[test]
+    fn what_rules_counted_is_summed_by_chain() {
+        let rule_of = |table: &str, chain: &str, packets: u64| {
+            let counter = serde_json::json!({"counter": {"packets": packets, "bytes": 9}});
+            serde_json::json!({"rule": {"table": table, "chain": chain, "expr": [counter, {"drop": null}]}})
+        };
+        let rule = |chain: &str, packets: u64| rule_of(names::NFT_TABLE, chain, packets);
+        let plain =
+            serde_json::json!({"rule": {"table": names::NFT_TABLE, "chain": "own", "expr": [{"accept": null}]}});
+        let foreign = rule_of("filter", "into", 7);
+        let json =
+            serde_json::json!({"nftables": [rule("vxlan", 2), rule("vxlan", 3), rule("into", 0), plain, foreign]});
+        let expected = [("into", 0), ("vxlan", 5)].map(|(chain, sum)| (chain.to_owned(), sum));
+        assert_eq!(parse_counted(&json).expect("parses"), BTreeMap::from(expected));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod durability;
 mod faults;
 mod history;
 mod kills;
+mod net;
 mod path;
 mod recovery;
 mod relayed;

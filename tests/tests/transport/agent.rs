@@ -341,4 +341,8 @@ impl Follow for NetworkSide {
         stuck.wait_for(|stuck| !stuck).await.expect("the sender is in `seen`");
         Ok(())
     }
+
+    async fn answer(&self, _: skein_api::NetQuestion) -> Result<Vec<u8>, String> {
+        Err("this host has no kernel to look at".to_owned())
+    }
 }

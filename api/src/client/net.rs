@@ -1,0 +1,20 @@
+//! The calls of `skein net`: questions that agents answer through the master.
+//!
+//! Owns: their time limit. Must not know: how answers are shown. No tasks, no channels.
+
+use std::time::Duration;
+
+use super::{Call, Client, ClientError};
+use crate::{HostAnswer, NetStatus};
+
+/// How long an answer may take: each agent has 15 s, and is asked beside the others.
+const NET_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// As the other calls: each fails with any [`ClientError`]. None changes anything.
+impl Client {
+    /// How the networks are, on one host or on all. A host that does not answer is an entry that says so.
+    pub async fn net_status(&self, node: Option<&str>) -> Result<Vec<HostAnswer<NetStatus>>, ClientError> {
+        let patient = self.clone().with_request_timeout(NET_TIMEOUT);
+        patient.json(Call::get(&["net", "status"]).query("node", node)).await
+    }
+}

@@ -1,0 +1,92 @@
+//! Questions to the network sides of agents: typed JSON over a stream, bounded in size and time.
+//!
+//! Owns: how long and how much. Must not know: what questions mean. An answer is collected in its asker's task; the
+//! agent opens a stream for it as for logs ([`crate::broker`]). No tasks and channels of its own.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use serde::de::DeserializeOwned;
+use skein_api::{
+    ApiError, HostAnswer, NET_ANSWER_BYTES_MAX, NetQuestion, NodeId, StreamRequest, grpc::stream_frame::Body,
+};
+
+use crate::{broker::Broker, cluster::Handle};
+
+/// How long an answer may take once its stream is open: the agent's own limit of 15 s and some for the way.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// Agents that are asked at a time: with answers of some kilobytes each, and one message on each connection.
+const ASKED_MAX: usize = 64;
+
+/// Who asks: the loop, and what brings streams together.
+#[derive(Clone)]
+pub struct Asker {
+    /// The loop.
+    pub cluster: Handle,
+    /// Streams.
+    pub broker: Broker,
+}
+
+/// A host to ask.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+}
+
+impl Asker {
+    /// Asks one agent.
+    ///
+    /// # Errors
+    /// `node_unreachable`: no session, or no answer in time. `not_answered`: what the agent said instead.
+    pub async fn ask<T: DeserializeOwned>(&self, asked: &Asked, question: &NetQuestion) -> Result<T, ApiError> {
+        let request = StreamRequest::Net { question: question.clone() };
+        let mut open = self.broker.open(&self.cluster, asked.node.clone(), &request).await?;
+        let refused = |why: String| ApiError::new("not_answered", format!("node {}: {why}", asked.name));
+        let collect = async {
+            let mut json = Vec::new();
+            loop {
+                let frame = open.frames.message().await.map_err(|status| refused(status.message().to_owned()))?;
+                match frame.and_then(|frame| frame.body) {
+                    Some(Body::Stdout(part)) if json.len() + part.len() <= NET_ANSWER_BYTES_MAX => json.extend(part),
+                    Some(Body::Stdout(_)) => return Err(refused("the answer is too long".to_owned())),
+                    Some(Body::Exit(_)) => return Ok(json),
+                    Some(Body::Error(why)) => return Err(refused(why)),
+                    Some(_) => {}
+                    None => return Err(refused("the answer broke off".to_owned())),
+                }
+            }
+        };
+        let late = |_| {
+            let seconds = ANSWER_WITHIN.as_secs();
+            ApiError::new("node_unreachable", format!("node {} gave no answer within {seconds} s", asked.name))
+        };
+        let json = tokio::time::timeout(ANSWER_WITHIN, collect).await.map_err(late)??;
+        serde_json::from_slice(&json).map_err(|e| refused(format!("the answer cannot be read: {e}")))
+    }
+
+    /// Asks several agents the same, beside each other. The answers come in the order of `asked`.
+    pub async fn ask_all<T: DeserializeOwned>(&self, asked: Vec<Asked>, question: &NetQuestion) -> Vec<HostAnswer<T>> {
+        let one = |asked: Asked| async move {
+            let node = asked.node.clone();
+            let progress = self.cluster.query(move |core| core.dispatch_progress(&node)).await.unwrap_or_default();
+            let (answer, error) = match self.ask(&asked, question).await {
+                Ok(answer) => (Some(answer), None),
+                Err(error) => (None, Some(error.message)),
+            };
+            HostAnswer {
+                node: asked.node,
+                name: asked.name,
+                generation_sent: progress.sent,
+                generation_acked: progress.acked,
+                waiting: progress.waiting,
+                answer,
+                error,
+            }
+        };
+        stream::iter(asked).map(one).buffered(ASKED_MAX).collect().await
+    }
+}

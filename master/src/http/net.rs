@@ -1,0 +1,45 @@
+//! `/v1/net/…`: questions about networks that agents answer.
+//!
+//! Owns: who is asked. Must not know: how hosts look. No tasks, no channels.
+
+use axum::{
+    Json,
+    extract::{Query, State},
+};
+use serde::Deserialize;
+use skein_api::{HostAnswer, NetQuestion, NetStatus};
+
+use super::{Answer, Api, Failure, User};
+use crate::ask::{Asked, Asker};
+
+impl Api {
+    fn asker(&self) -> Asker {
+        Asker { cluster: self.cluster.clone(), broker: self.broker.clone() }
+    }
+
+    /// The node that a user means, or all, by name.
+    async fn asked(&self, node: Option<String>) -> Result<Vec<Asked>, Failure> {
+        let asked = |node: &skein_api::Node| Asked { node: node.id.clone(), name: node.name.clone() };
+        let found = self.read(move |core| match node {
+            Some(reference) => core.model().find_node(&reference).map(|node| vec![asked(node)]),
+            None => Ok(core.model().nodes.values().map(asked).collect()),
+        });
+        let mut found = found.await??;
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct OfNode {
+    node: Option<String>,
+}
+
+pub(super) async fn status(
+    State(api): State<Api>,
+    _: User,
+    Query(OfNode { node }): Query<OfNode>,
+) -> Answer<Vec<HostAnswer<NetStatus>>> {
+    let asked = api.asked(node).await?;
+    Ok(Json(api.asker().ask_all(asked, &NetQuestion::Status).await))
+}
