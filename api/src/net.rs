@@ -4,12 +4,15 @@
 //! their default, so neighbours of one release apart understand each other; an agent that does not know a question says
 //! so.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, UnixMillis};
+use crate::{NetworkId, NodeId, PathQuestion, Protocol, TaskId, UnixMillis};
 
 /// Longest answer of an agent, bytes of JSON: some thousand networks with what differs in each.
 pub const NET_ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -23,6 +26,25 @@ pub const NET_LIST_MAX: usize = 16;
 pub enum NetQuestion {
     /// How its networks are: [`NetStatus`].
     Status,
+    /// What an outsider can reach on it: a list of [`ExposedPort`].
+    Exposed,
+    /// The way out of a container of its own, tried at the end: [`crate::PathSide`].
+    PathFrom(Box<PathQuestion>),
+    /// The way in to a container of its own: [`crate::PathSide`].
+    PathTo(Box<PathQuestion>),
+    /// An address outside of the overlay, from a container of its own or from the host: a list of [`crate::Hop`].
+    Reach {
+        /// The container's task; none: from the host.
+        #[serde(default)]
+        task: Option<TaskId>,
+        /// Where to.
+        to: IpAddr,
+        /// Port there.
+        #[serde(default)]
+        port: Option<u16>,
+        /// Its protocol.
+        proto: Protocol,
+    },
 }
 
 /// What one host answered, or why it did not.
@@ -155,4 +177,57 @@ pub struct DnsStatus {
     pub forward_failures_total: u64,
     /// Questions and connections over a bound.
     pub rejected_total: u64,
+}
+
+/// A port of a host at which somebody waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExposedPort {
+    /// Protocol.
+    pub proto: Protocol,
+    /// The address of the host; none: every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Port.
+    pub port: u16,
+    /// Only the host itself reaches it.
+    #[serde(default)]
+    pub only_here: bool,
+    /// Who waits there.
+    pub by: ExposedBy,
+}
+
+/// Who waits at a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ExposedBy {
+    /// A container of the overlay, by a published port.
+    Published {
+        /// Its task; none for a plain `docker run`.
+        #[serde(default)]
+        task: Option<TaskId>,
+        /// The task's name.
+        #[serde(default)]
+        name: String,
+        /// The network through which the port leads.
+        #[serde(default)]
+        network: String,
+        /// Where it leads.
+        target: SocketAddr,
+    },
+    /// A program of the host: `sshd (pid 812)`.
+    Program {
+        /// Its name and process.
+        program: String,
+    },
+    /// VXLAN of the overlay.
+    Vxlan {
+        /// The only addresses from which it is taken.
+        #[serde(default)]
+        open_to: Vec<IpAddr>,
+    },
+    /// The kernel itself, for something else.
+    Kernel,
+    /// Something that this release does not know.
+    #[serde(other)]
+    Unknown,
 }

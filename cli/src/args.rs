@@ -164,6 +164,33 @@ pub(crate) enum NetCommand {
         /// Only this host
         node: Option<String>,
     },
+    /// Show what an outsider can reach on each host
+    Exposed {
+        /// Only this host
+        node: Option<String>,
+    },
+    /// Say whether one container reaches another, hop by hop, and try it
+    Path {
+        /// Task, service or node where it begins
+        from: String,
+        /// Task, service or node where it ends
+        to: String,
+        /// Port there
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        port: Option<u16>,
+        /// Protocol of the port
+        #[arg(long, value_enum, default_value_t = ProtoArg::Tcp)]
+        proto: ProtoArg,
+    },
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProtoArg {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,8 +8,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -26,6 +28,7 @@ use crate::{
         watch::{Feed, follow},
     },
     look::{self, Counted, Look},
+    state::Observed,
     types::{Endpoint, HostConfig, HostState, Ingress, NetworkId, NetworkState, PublishedPort, Report, Service},
 };
 
@@ -317,6 +320,48 @@ impl Overlay {
     pub async fn counted(&self, scope: &Scope) -> Result<Counted, Error> {
         let asked = scope.clone();
         self.run(scope.clone(), "reading counters", move |inner| inner.kernel.counted(&asked)).await
+    }
+
+    /// Runs blocking work on a thread inside the namespace that `path` shows, a container's; beside everything else.
+    ///
+    /// # Errors
+    /// As [`LinuxKernel::run_at`].
+    pub async fn run_at<T: Send + 'static>(
+        &self,
+        path: PathBuf,
+        verb: &'static str,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.inner);
+        let task = spawn_blocking(move || inner.kernel.run_at(&path, verb, work));
+        task.await.map_err(|_| Error::Worker("work in a namespace"))?
+    }
+
+    /// Reads the links, addresses and routes of the namespace that `path` shows, a container's.
+    ///
+    /// # Errors
+    /// As [`LinuxKernel::observe_at`].
+    pub async fn observe_at(&self, path: PathBuf) -> Result<Observed, Error> {
+        let inner = Arc::clone(&self.inner);
+        let task = spawn_blocking(move || inner.kernel.observe_at(&path));
+        task.await.map_err(|_| Error::Worker("looking into a namespace"))?
+    }
+
+    /// Rules of others that may drop packets on their way in, of the host and of a network, in words. Those that name
+    /// the VXLAN port come first.
+    ///
+    /// # Errors
+    /// When there is no such network or nft cannot list rules.
+    pub async fn foreign_drops(&self, network: &Scope) -> Result<Vec<String>, Error> {
+        let (network, port) = (network.clone(), self.config().vxlan_port);
+        self.run(network.clone(), "reading foreign rules", move |inner| {
+            let mut rules = inner.kernel.foreign_drops(&Scope::Host, port)?;
+            rules.extend(inner.kernel.foreign_drops(&network, port)?);
+            let of_port = port.to_string();
+            rules.sort_by_key(|rule| !rule.contains(&of_port));
+            Ok(rules)
+        })
+        .await
     }
 
     /// The host's routes that are neither ours nor default nor link-local, to check a new subnet against.

@@ -2,6 +2,10 @@
 //!
 //! Owns: the translation of assignments to netlib's words, for the agent and for the simulation. Must not know: the
 //! engine, the kernel's present state, the disk. Pure; no tasks, no channels.
+//!
+//! [`path`]: the way of a packet through this host, wanted beside found.
+
+pub mod path;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -5,7 +5,13 @@
 //! blocks runs on the blocking pool. No channels.
 //!
 //! * `status`: how the networks of this host are.
+//! * `exposed`: what an outsider can reach on this host.
+//! * `path`: the way from one container to another; `probe` tries it, `sockets` shows who listens.
 
+mod exposed;
+mod path;
+mod probe;
+mod sockets;
 mod status;
 
 use std::time::Duration;
@@ -37,6 +43,12 @@ async fn answer_now(overlay: &OverlayHandle, question: &NetQuestion) -> Result<V
     let _turn = TURNS.acquire().await.map_err(|e| e.to_string())?;
     match question {
         NetQuestion::Status => json(&status::status(overlay).await?),
+        NetQuestion::Exposed => json(&exposed::exposed(overlay).await?),
+        NetQuestion::PathFrom(question) => json(&path::from(overlay, question).await?),
+        NetQuestion::PathTo(question) => json(&path::to(overlay, question).await?),
+        NetQuestion::Reach { task, to, port, proto } => {
+            json(&path::reach(overlay, task.as_ref(), *to, *port, *proto).await?)
+        }
     }
 }
 

@@ -120,7 +120,7 @@ fn fabric_drops(counted: &Counted) -> Vec<(&'static str, u64)> {
         ("answered as unreachable: nobody has the address (IPv6)", protocol("Icmp6OutDestUnreachs")),
         ("answered as too large (IPv6)", protocol("Icmp6OutPktTooBigs")),
         ("no way to the other host", vxlan.tx_errors),
-        ("dropped by the VXLAN device, sending", vxlan.tx_dropped),
+        ("without a forwarding entry, the host's own multicast among them", vxlan.tx_dropped),
         ("dropped by the VXLAN device, receiving", vxlan.rx_dropped),
         ("broken VXLAN packet", vxlan.rx_errors),
     ]

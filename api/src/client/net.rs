@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{Call, Client, ClientError};
-use crate::{HostAnswer, NetStatus};
+use crate::{ExposedPort, HostAnswer, NetStatus, PathReport, Protocol};
 
 /// How long an answer may take: each agent has 15 s, and is asked beside the others.
 const NET_TIMEOUT: Duration = Duration::from_secs(60);
@@ -16,5 +16,26 @@ impl Client {
     pub async fn net_status(&self, node: Option<&str>) -> Result<Vec<HostAnswer<NetStatus>>, ClientError> {
         let patient = self.clone().with_request_timeout(NET_TIMEOUT);
         patient.json(Call::get(&["net", "status"]).query("node", node)).await
+    }
+    /// What an outsider can reach, on one host or on all.
+    pub async fn net_exposed(&self, node: Option<&str>) -> Result<Vec<HostAnswer<Vec<ExposedPort>>>, ClientError> {
+        let patient = self.clone().with_request_timeout(NET_TIMEOUT);
+        patient.json(Call::get(&["net", "exposed"]).query("node", node)).await
+    }
+    /// From one task, service or node to another, hop by hop.
+    pub async fn net_path(
+        &self,
+        from: &str,
+        to: &str,
+        port: Option<u16>,
+        proto: Protocol,
+    ) -> Result<PathReport, ClientError> {
+        let proto = match proto {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        let patient = self.clone().with_request_timeout(NET_TIMEOUT);
+        let call = Call::get(&["net", "path"]).query("from", Some(from)).query("to", Some(to));
+        patient.json(call.query("port", port).query("proto", Some(proto))).await
     }
 }

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use skein_api::{HostAnswer, NetStatus, ScopeStatus};
+use skein_api::{ExposedBy, ExposedPort, Hop, HopState, HostAnswer, NetStatus, PathReport, Protocol, ScopeStatus};
 
 use super::App;
 use crate::{
-    args::NetCommand,
-    fail::Failure,
+    args::{NetCommand, ProtoArg},
+    fail::{Failure, code},
     out::{age, now, table},
 };
 
@@ -15,6 +15,22 @@ use crate::{
 pub(super) async fn run(app: &App, command: NetCommand) -> Result<u8, Failure> {
     match command {
         NetCommand::Status { node } => status(app, node.as_deref()).await,
+        NetCommand::Exposed { node } => {
+            let answers = app.client("skein net exposed")?.net_exposed(node.as_deref()).await?;
+            if app.out.json {
+                app.out.value(&answers)?
+            } else {
+                app.out.text(&exposed_text(&answers))?
+            }
+            Ok(0)
+        }
+        NetCommand::Path { from, to, port, proto } => {
+            let proto = match proto {
+                ProtoArg::Tcp => Protocol::Tcp,
+                ProtoArg::Udp => Protocol::Udp,
+            };
+            path(app, &app.client("skein net path")?.net_path(&from, &to, port, proto).await?)
+        }
     }
 }
 
@@ -26,6 +42,76 @@ async fn status(app: &App, node: Option<&str>) -> Result<u8, Failure> {
         app.out.text(&status_text(&answers))?;
     }
     Ok(0)
+}
+
+/// Shows a path; 1 when it does not work.
+fn path(app: &App, report: &PathReport) -> Result<u8, Failure> {
+    if app.out.json {
+        app.out.value(report)?
+    } else {
+        app.out.text(&path_text(report))?
+    }
+    Ok(if report.works { 0 } else { code::FAILED })
+}
+
+/// Every hop as a row, then the sentence.
+fn path_text(report: &PathReport) -> String {
+    let state = |hop: &Hop| match hop.state {
+        HopState::Fine => "ok",
+        HopState::Broken => "BROKEN",
+        HopState::Unknown => "?",
+    };
+    let node = |hop: &Hop| if hop.node.is_empty() { "-".to_owned() } else { hop.node.clone() };
+    let row = |hop: &Hop| {
+        let found = if hop.found == hop.wanted { String::new() } else { hop.found.clone() };
+        vec![node(hop), hop.hop.clone(), state(hop).to_owned(), hop.wanted.clone(), found]
+    };
+    let rows: Vec<Vec<String>> = report.hops.iter().map(row).collect();
+    format!("{}\n{}\n", table(&["NODE", "HOP", "STATE", "WANTED", "FOUND"], &rows), report.summary)
+}
+
+/// Who reaches what: first what everybody reaches, then what only the host itself does.
+fn exposed_text(answers: &[HostAnswer<Vec<ExposedPort>>]) -> String {
+    let rows = |only_here: bool| -> Vec<Vec<String>> {
+        let ports = answers.iter().flat_map(|a| a.answer.iter().flatten().map(move |port| (&a.name, port)));
+        ports.filter(|(_, port)| port.only_here == only_here).map(|(name, port)| exposed_row(name, port)).collect()
+    };
+    let heads = ["NODE", "PORT", "ADDRESS", "BY", "WHO"];
+    let mut text = table(&heads, &rows(false));
+    let here = rows(true);
+    if !here.is_empty() {
+        let _ = write!(text, "\nonly from the host itself:\n{}", table(&heads, &here));
+    }
+    for answer in answers {
+        if let Some(error) = &answer.error {
+            let _ = write!(text, "\n{}: no answer: {error}\n", answer.name);
+        }
+    }
+    text
+}
+
+fn exposed_row(node: &str, port: &ExposedPort) -> Vec<String> {
+    let proto = match port.proto {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    let (by, who) = match &port.by {
+        ExposedBy::Published { task, name, network, target } => {
+            let task = task.as_ref().map_or("a container of the engine", |task| task.short());
+            let name = if name.is_empty() { task } else { name };
+            ("published", format!("{name}, {target} in {network}"))
+        }
+        ExposedBy::Program { program } => ("program", program.clone()),
+        ExposedBy::Vxlan { open_to } if open_to.is_empty() => ("vxlan", "nobody".to_owned()),
+        ExposedBy::Vxlan { open_to } => {
+            let all: Vec<String> = open_to.iter().map(ToString::to_string).collect();
+            ("vxlan", format!("from {} only", all.join(", ")))
+        }
+        ExposedBy::Kernel => ("kernel", String::new()),
+        ExposedBy::Unknown => ("?", String::new()),
+    };
+    let address = port.address.map_or_else(|| "any".to_owned(), |address| address.to_string());
+    vec![node.to_owned(), format!("{}/{proto}", port.port), address, by.to_owned(), who]
 }
 
 /// The hosts, their networks, then everything that is not as it should be, a line each.
@@ -146,7 +232,7 @@ fn scope_notes(notes: &mut Vec<String>, name: &str, scope: &ScopeStatus) {
     }
     let shown = scope.repairs.iter().rev().take(REPAIRS_SHOWN).rev();
     notes.extend(shown.map(|r| format!("{name}: repaired {} ago: {}", age(r.at, now()), r.what)));
-    notes.extend(scope.drops.iter().map(|(reason, packets)| format!("{name}: {packets} packets dropped: {reason}")));
+    notes.extend(scope.drops.iter().map(|(reason, packets)| format!("{name}: {packets} dropped: {reason}")));
 }
 
 #[cfg(test)]
@@ -154,6 +240,70 @@ mod tests {
     use skein_api::{BlockStatus, NetworkStatus};
 
     use super::*;
+
+    #[test]
+    fn what_only_the_host_reaches_is_shown_apart() {
+        let port = |port, address: Option<&str>, only_here, by| ExposedPort {
+            proto: Protocol::Tcp,
+            address: address.map(|a| a.parse().unwrap()),
+            port,
+            only_here,
+            by,
+        };
+        let published = ExposedBy::Published {
+            task: None,
+            name: "web.1".into(),
+            network: "shop".into(),
+            target: "10.57.1.7:80".parse().unwrap(),
+        };
+        let ports = vec![
+            port(22, None, false, ExposedBy::Program { program: "sshd (pid 8)".into() }),
+            port(8080, Some("192.0.2.1"), false, published),
+            port(631, Some("127.0.0.1"), true, ExposedBy::Kernel),
+        ];
+        let answers = [
+            HostAnswer { name: "h1".into(), answer: Some(ports), ..HostAnswer::default() },
+            HostAnswer { name: "h2".into(), error: Some("not connected".into()), ..HostAnswer::default() },
+        ];
+        assert_eq!(
+            exposed_text(&answers),
+            "\
+NODE   PORT       ADDRESS     BY          WHO
+h1     22/tcp     any         program     sshd (pid 8)
+h1     8080/tcp   192.0.2.1   published   web.1, 10.57.1.7:80 in shop
+
+only from the host itself:
+NODE   PORT      ADDRESS     BY       WHO
+h1     631/tcp   127.0.0.1   kernel
+
+h2: no answer: not connected
+"
+        );
+    }
+
+    #[test]
+    fn a_path_is_a_table_of_hops_and_a_sentence() {
+        let report = PathReport {
+            hops: vec![
+                Hop::fine("policy", "a network of both", "shop"),
+                Hop { node: "h1".into(), ..Hop::fine("route", "10.1.2.0/24 next hop 5", "10.1.2.0/24 next hop 5") },
+                Hop { node: "h2".into(), ..Hop::broken("socket", ("port 80", "none"), "nobody listens", "start it") },
+            ],
+            summary: "a does not reach b: on h2: nobody listens; repair: start it".into(),
+            ..PathReport::default()
+        };
+        assert_eq!(
+            path_text(&report),
+            "\
+NODE   HOP      STATE    WANTED                   FOUND
+-      policy   ok       a network of both        shop
+h1     route    ok       10.1.2.0/24 next hop 5
+h2     socket   BROKEN   port 80                  none
+
+a does not reach b: on h2: nobody listens; repair: start it
+"
+        );
+    }
 
     #[test]
     fn a_status_is_two_tables_and_what_is_wrong() {
@@ -216,7 +366,7 @@ h1     shop      4096   1450   1       2            3 of 254    1         2 diff
 h1/shop: MTU 1450 is more than the 1400 that this host's underlay carries
 h1/shop: to be repaired: put route 10.57.2.0/24 to next hop 2
 h1/shop: and 1 more
-h1/shop: 7 packets dropped: VXLAN sent by a container
+h1/shop: 7 dropped: VXLAN sent by a container
 h2: no answer: the agent of node h2 is not connected
 "
         );

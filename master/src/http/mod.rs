@@ -99,6 +99,8 @@ pub fn router(api: Api, agents: Agents) -> Router {
         .route("/v1/what-if", post(what_if))
         .route("/v1/check", get(check))
         .route("/v1/net/status", get(net::status))
+        .route("/v1/net/path", get(net::path))
+        .route("/v1/net/exposed", get(net::exposed))
         .route("/v1/events", get(events))
         .route("/v1/certs", post(cert_issue))
         .route("/v1/backup", get(backup))

@@ -2,13 +2,16 @@
 //!
 //! Owns: who is asked. Must not know: how hosts look. No tasks, no channels.
 
+mod path;
+
 use axum::{
     Json,
     extract::{Query, State},
 };
 use serde::Deserialize;
-use skein_api::{HostAnswer, NetQuestion, NetStatus};
+use skein_api::{ExposedBy, ExposedPort, HostAnswer, NetQuestion, NetStatus};
 
+pub(super) use self::path::path;
 use super::{Answer, Api, Failure, User};
 use crate::ask::{Asked, Asker};
 
@@ -42,4 +45,26 @@ pub(super) async fn status(
 ) -> Answer<Vec<HostAnswer<NetStatus>>> {
     let asked = api.asked(node).await?;
     Ok(Json(api.asker().ask_all(asked, &NetQuestion::Status).await))
+}
+
+pub(super) async fn exposed(
+    State(api): State<Api>,
+    _: User,
+    Query(OfNode { node }): Query<OfNode>,
+) -> Answer<Vec<HostAnswer<Vec<ExposedPort>>>> {
+    let asked = api.asked(node).await?;
+    let mut answers: Vec<HostAnswer<Vec<ExposedPort>>> = api.asker().ask_all(asked, &NetQuestion::Exposed).await;
+    // Agents know tasks by id only.
+    let named = api.read(move |core| {
+        let all = answers.iter_mut().filter_map(|a| a.answer.as_mut()).flatten();
+        for port in all {
+            if let ExposedBy::Published { task: Some(task), name, .. } = &mut port.by
+                && let Some(task) = core.model().tasks.get(task)
+            {
+                name.clone_from(&task.name);
+            }
+        }
+        answers
+    });
+    Ok(Json(named.await?))
 }

@@ -227,6 +227,14 @@ impl LinuxKernel {
         })
     }
 
+    /// Rules in tables of others that may drop packets on their way into a namespace, VXLAN on `port` among them.
+    ///
+    /// # Errors
+    /// When there is no such fabric or nft cannot list rules.
+    pub fn foreign_drops(&self, scope: &Scope, port: u16) -> Result<Vec<String>, Error> {
+        self.run_in(scope, "list rules", || tools::nft_foreign_drops(port))
+    }
+
     /// MTU in bytes of the host's device `dev`, or else of the one that has `addr`.
     ///
     /// # Errors

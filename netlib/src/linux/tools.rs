@@ -142,6 +142,43 @@ fn parse_counted(json: &Value) -> io::Result<BTreeMap<String, u64>> {
     Ok(counted)
 }
 
+/// Rules in tables of others that may drop what comes in.
+pub(super) fn nft_foreign_drops(port: u16) -> io::Result<Vec<String>> {
+    let finished = run("nft", &["list", "ruleset"], "")?;
+    if !finished.success {
+        return Err(finished.into_error("nft"));
+    }
+    Ok(foreign_drops(&String::from_utf8_lossy(&finished.stdout), port))
+}
+
+/// Of a listing: rules that drop or reject and policies that drop, in chains that packets pass on their way in; in all
+/// other chains those that name the port, for they may be jumped to.
+fn foreign_drops(listing: &str, port: u16) -> Vec<String> {
+    let ours = format!("table inet {}", names::NFT_TABLE);
+    let (mut table, mut chain, mut inwards) = (String::new(), String::new(), false);
+    let mut found = Vec::new();
+    for line in listing.lines().map(str::trim) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let has = |word: &str| words.iter().any(|w| w.trim_end_matches(';') == word);
+        match words.first() {
+            Some(&"table") => table = line.trim_end_matches('{').trim_end().to_owned(),
+            Some(&"chain") => (chain, inwards) = (words.get(1).unwrap_or(&"").to_string(), false),
+            Some(&"type") => {
+                inwards = ["input", "prerouting", "ingress"].iter().any(|hook| has(hook));
+                if table != ours && inwards && has("policy") && has("drop") {
+                    found.push(format!("{table}, chain {chain}: policy drop"));
+                }
+            }
+            _ if table == ours => {}
+            _ if (has("drop") || has("reject")) && (inwards || has(&port.to_string())) => {
+                found.push(format!("{table}, chain {chain}: {line}"));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// Finds out how nft prints each rule of a table: it has to be written somewhere. For an empty throw-away namespace.
 pub(super) fn nft_learn(table: &Table) -> io::Result<Forms> {
     nft_apply(&table.frame().replace_text(&Forms::new()))?;
@@ -330,6 +367,39 @@ mod tests {
             |packets: u64| serde_json::json!([{"counter": {"packets": packets, "bytes": 60}}, {"drop": null}]);
         let form = rule_form(&counting(0));
         check(&format!("skein 12 {form}"), &counting(7), true);
+    }
+
+    #[test]
+    fn foreign_rules_that_may_drop_are_found_and_ours_are_not() {
+        let listing = "\
+table inet skein {
+\tchain vxlan {
+\t\ttype filter hook input priority -5; policy accept;
+\t\tudp dport 4789 ip saddr != @vteps4 counter packets 0 bytes 0 drop comment \"skein 1\"
+\t}
+}
+table ip filter {
+\tchain INPUT {
+\t\ttype filter hook input priority filter; policy drop;
+\t\ttcp dport 22 accept
+\t\tip saddr 192.0.2.7 counter packets 3 bytes 180 drop
+\t}
+\tchain FORWARD {
+\t\ttype filter hook forward priority filter; policy drop;
+\t\tiifname \"docker0\" drop
+\t}
+\tchain blocked {
+\t\ttcp dport 25 reject
+\t\tudp dport 4789 drop
+\t}
+}
+";
+        let expected = [
+            "table ip filter, chain INPUT: policy drop",
+            "table ip filter, chain INPUT: ip saddr 192.0.2.7 counter packets 3 bytes 180 drop",
+            "table ip filter, chain blocked: udp dport 4789 drop",
+        ];
+        assert_eq!(foreign_drops(listing, 4789), expected);
     }
 
     #[test]
