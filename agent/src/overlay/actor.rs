@@ -97,8 +97,10 @@ pub(super) struct Actor {
     leases: Leases,
     plugin: PluginState,
     claims: Claims,
-    /// Ports of every host that lead into networks from this one.
+    /// This host's own address in each network that has one, with the ports of every host that lead there from here.
     ingress: BTreeMap<NetworkId, Ingress>,
+    /// Such addresses in networks that are no more, until connections to them were forgotten.
+    left: BTreeSet<IpAddr>,
     /// Tasks of this host that are about to stop: their published ports take no new connections.
     draining: BTreeSet<TaskId>,
     /// Host ports that were chosen for a task whose container has not published them yet. Bounded by the host's tasks.
@@ -172,6 +174,7 @@ impl Actor {
             plugin,
             claims: Claims::default(),
             ingress: BTreeMap::new(),
+            left: BTreeSet::new(),
             draining: BTreeSet::new(),
             chosen: BTreeMap::new(),
             dns,
@@ -313,6 +316,8 @@ impl Actor {
     /// Makes these the networks of this host, and forgets what belongs to others.
     fn set_known(&mut self, wanted: BTreeMap<NetworkId, NetworkAssignment>) -> Vec<Change> {
         let keep: BTreeSet<NetworkId> = wanted.keys().cloned().collect();
+        let gone = self.ingress.iter().filter(|(id, _)| !keep.contains(*id));
+        self.left.extend(gone.flat_map(|(_, ingress)| ingress.addrs()));
         let mut changes = self.plugin.retain_networks(&keep);
         changes.extend(self.leases.retain_networks(&keep));
         for (id, network) in &wanted {
@@ -505,9 +510,11 @@ impl Actor {
         let netlib = self.netlib().await?;
         let peers = self.peers.values().flatten();
         let plugin = (&self.plugin, &self.draining);
-        let state = desired::host(self.known.values(), peers, plugin, &self.ingress, netlib.config().vtep);
+        let mut state = desired::host(self.known.values(), peers, plugin, &self.ingress, netlib.config().vtep);
+        state.ingress.extend(&self.left);
         let what = OF_HOST;
         let report = netlib.ensure_host(&state).await.map_err(self.failed(what))?;
+        self.left.clear();
         self.tell(what, cause, &report);
         Ok(report.conflicts)
     }

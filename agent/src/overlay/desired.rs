@@ -140,7 +140,8 @@ pub fn proto(protocol: skein_api::Protocol) -> Proto {
     }
 }
 
-/// The state of the host's own namespace; `ingress` are the ports of every host, by network.
+/// The state of the host's own namespace; `ingress`: its own address in each network that has one, with the ports of
+/// every host that lead there.
 pub fn host<'a>(
     networks: impl IntoIterator<Item = &'a NetworkAssignment>,
     peers: impl IntoIterator<Item = &'a PeerAssignment>,

@@ -9,6 +9,7 @@ mod history;
 mod kills;
 mod net;
 mod path;
+mod published;
 mod recovery;
 mod relayed;
 mod scheduling;

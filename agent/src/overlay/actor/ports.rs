@@ -6,11 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use netlib::{Ingress, Proto};
-use skein_api::{NetworkId, TaskId, address6};
+use skein_api::{NetworkAssignment, NetworkId, TaskId, address6};
 
 use super::{Actor, PortBinding, chain, disk::Topic};
 use crate::{
-    overlay::{OverlayError, claims::HostPort, desired},
+    overlay::{
+        OverlayError,
+        claims::HostPort,
+        desired::{self, Lead},
+    },
     plugin::wire::Request,
 };
 
@@ -99,42 +103,39 @@ impl Actor {
         keep.extend(chosen.map(|p| (p.proto, p.host_ip, p.host_port)));
         let mut leads = desired::leads(&self.services, &self.known);
         let mut troubles = Vec::new();
-        leads.retain(|(proto, port), lead| {
-            let container = keep.iter().any(|(p, _, number)| (p, number) == (proto, port));
+        let mut trouble = |(proto, port): (Proto, u16), lead: &Lead, why: String| {
+            let service = &lead.service;
+            troubles
+                .push(format!("port {port}/{proto} of service {service} does not lead there from this host: {why}"));
+        };
+        leads.retain(|at, lead| {
+            let container = keep.iter().any(|(proto, _, port)| (*proto, *port) == *at);
             if container {
-                let service = &lead.service;
-                troubles.push(format!(
-                    "port {port}/{proto} of service {service} does not lead there from this host: a \
-                     container has it"
-                ));
+                trouble(*at, lead, "a container has it".to_owned());
             }
             !container
         });
         keep.extend(leads.keys().map(|(proto, port)| (*proto, None, *port)));
         self.claims.retain(&keep);
-        self.ingress.clear();
-        for ((proto, port), lead) in leads {
-            let network = &lead.network;
-            let Some(ours) = self.known.get(network) else { continue };
-            let Some(addr4) = self.leases.host(network) else {
-                let (service, name) = (&lead.service, &ours.name);
-                troubles.push(format!(
-                    "port {port}/{proto} of service {service} does not lead there from this host: it has no address left \
-                     in network {name}"
-                ));
+        let own = |ours: &NetworkAssignment| {
+            let addr4 =
+                self.leases.host(&ours.id).filter(|addr| ours.blocks.iter().any(|block| block.contains(addr)))?;
+            let addr6 = Some(address6(ours.subnet6, ours.subnet4, addr4));
+            Some((ours.id.clone(), Ingress { addr4, addr6, ports: BTreeMap::new() }))
+        };
+        self.ingress = self.known.values().filter_map(own).collect();
+        for (at, lead) in leads {
+            let (proto, port) = at;
+            let Some(ingress) = self.ingress.get_mut(&lead.network) else {
+                let name = self.known.get(&lead.network).map_or(lead.network.as_str(), |ours| &ours.name);
+                trouble(at, &lead, format!("it has no address left in network {name}"));
                 continue;
             };
             let binding = PortBinding { proto, host_ip: None, host_port: port, host_port_end: port, port };
-            if let Err(error) = self.claims.claim(&[binding]) {
-                let (service, why) = (&lead.service, chain(&error));
-                troubles.push(format!(
-                    "port {port}/{proto} of service {service} does not lead there from this host: {why}"
-                ));
-                continue;
+            match self.claims.claim(&[binding]) {
+                Ok(_) => drop(ingress.ports.insert(at, lead.to)),
+                Err(error) => trouble(at, &lead, chain(&error)),
             }
-            let addr6 = Some(address6(ours.subnet6, ours.subnet4, addr4));
-            let new = || Ingress { addr4, addr6, ports: BTreeMap::new() };
-            self.ingress.entry(lead.network).or_insert_with(new).ports.insert((proto, port), lead.to);
         }
         self.trouble(Topic::Ports, (!troubles.is_empty()).then(|| troubles.join("; ")));
     }

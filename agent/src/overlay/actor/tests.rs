@@ -234,7 +234,7 @@ async fn ports_of_every_host_are_held_here_unless_somebody_has_them() {
     // Withdrawn: free for others, and nothing leads in.
     w.actor.services = vec![web];
     w.actor.hold_ports();
-    assert!(w.actor.ingress.is_empty() && std::net::TcpListener::bind(("0.0.0.0", ports[0])).is_ok());
+    assert!(w.actor.ingress[&net].ports.is_empty() && std::net::TcpListener::bind(("0.0.0.0", ports[0])).is_ok());
 }
 
 #[tokio::test]
