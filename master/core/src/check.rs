@@ -236,7 +236,11 @@ fn one_task(core: &Core, task: &Task, broken: &mut Vec<String>) {
     if (task.node.is_none() && live) != core.pending.contains(&task.id) {
         broken.push(format!("task {} is wrongly among the pending ones, or is missing there", task.id));
     }
-    if placed(core.model(), task).as_ref() != core.scheduler().task(&task.id) {
+    let known = match placed(core.model(), task) {
+        Some(placed) => core.scheduler().knows(&placed),
+        None => !core.scheduler().holds(&task.id),
+    };
+    if !known {
         broken.push(format!("the scheduler knows something else of task {}", task.id));
     }
 }

@@ -14,6 +14,7 @@ use skein_api::{
     AttachedContainer, Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId,
     TaskState, Token, TokenId, Volume, VolumeId,
 };
+use smallvec::SmallVec;
 
 /// Settings of the whole cluster, made once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,8 +276,8 @@ pub struct Model {
     /// Names of the volumes on each node.
     node_volumes: BTreeMap<NodeId, BTreeSet<String>>,
     hosts: Hosts,
-    /// Tasks by their names and by the container names that users chose.
-    task_names: BTreeMap<String, BTreeSet<TaskId>>,
+    /// Tasks by their names and by the container names that users chose, in order; nearly always one.
+    task_names: BTreeMap<String, SmallVec<[TaskId; 1]>>,
     /// How many tasks are in each state; none in one that is not listed.
     task_states: BTreeMap<TaskState, u64>,
 }
@@ -514,7 +515,10 @@ impl Model {
     fn index_task(&mut self, task: &Arc<Task>) {
         *self.task_states.entry(task.status.state).or_default() += 1;
         for name in names(task) {
-            self.task_names.entry(name.clone()).or_default().insert(task.id.clone());
+            let named = self.task_names.entry(name.clone()).or_default();
+            if let Err(at) = named.binary_search(&task.id) {
+                named.insert(at, task.id.clone());
+            }
         }
         if let Some(service) = &task.service {
             self.service_tasks.entry(service.clone()).or_default().insert(task.id.clone(), task.clone());
@@ -535,7 +539,12 @@ impl Model {
         let task = self.tasks.remove(id)?;
         self.uncount_state(task.status.state);
         for name in names(&task) {
-            drop_from(&mut self.task_names, name, id);
+            if let Some(named) = self.task_names.get_mut(name) {
+                named.retain(|other| other != id);
+                if named.is_empty() {
+                    self.task_names.remove(name);
+                }
+            }
         }
         if let Some(service) = &task.service
             && let Some(tasks) = self.service_tasks.get_mut(service)

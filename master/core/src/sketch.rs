@@ -52,7 +52,7 @@ impl Core {
             liveness: self.liveness.clone(),
             loss: self.loss.clone(),
             holds: self.holds.clone(),
-            held: self.holds.keys().filter_map(|id| self.scheduler.task(&hold_id(id)).cloned()).collect(),
+            held: self.holds.keys().filter_map(|id| self.scheduler.task(&hold_id(id))).collect(),
             timers: self.timers.clone(),
             pauses: self.pauses.clone(),
             now: self.now,

@@ -7,11 +7,14 @@
 
 use std::collections::BTreeMap;
 
+use skein_api::{NodeId, TaskId};
+
 use super::{
     Scheduler,
     bits::{Bits, NodeIdx, Posting},
     expr::{NodeKey, Pattern},
     facts::{Dimension, HostAddr, NodeAttr, NodeFacts, TaskAttr},
+    index::Holders,
     request::{Filter, Request},
 };
 
@@ -303,12 +306,37 @@ impl<'a> Evaluation<'a> {
     }
 
     fn nodes_with_task(&self, attr: &TaskAttr, pattern: &Pattern) -> Bits {
-        let Some(values) = self.scheduler.index.task_values(attr) else { return Bits::default() };
+        let mut found = Bits::default();
+        if *attr == TaskAttr::Container {
+            self.add_with_task_id(pattern, &mut found);
+        }
+        let Some(values) = self.scheduler.index.task_values(attr) else { return found };
         match pattern {
-            Pattern::Exact(value) => values.get(value).into_iter().flat_map(|counts| counts.keys().copied()).collect(),
+            Pattern::Exact(value) => {
+                values.get(value).into_iter().flat_map(Holders::nodes).for_each(|idx| found.insert(idx));
+            }
             _ => {
                 let matching = values.iter().filter(|(value, _)| pattern.matches(value));
-                matching.flat_map(|(_, counts)| counts.keys().copied()).collect()
+                matching.flat_map(|(_, holders)| holders.nodes()).for_each(|idx| found.insert(idx));
+            }
+        }
+        found
+    }
+
+    /// Nodes of the tasks whose id, or its short form, matches.
+    fn add_with_task_id(&self, pattern: &Pattern, found: &mut Bits) {
+        let Scheduler { tasks, positions, .. } = self.scheduler;
+        let mut add = |node: &NodeId| positions.get(node).into_iter().for_each(|idx| found.insert(*idx));
+        match pattern {
+            Pattern::Exact(value) => {
+                let from = tasks.range(TaskId::new(value)..).take_while(|(id, _)| id.as_str().starts_with(value));
+                from.filter(|(id, _)| id.as_str() == value || id.short() == value)
+                    .for_each(|(_, held)| add(&held.node));
+            }
+            _ => {
+                let matching =
+                    tasks.iter().filter(|(id, _)| [id.as_str(), id.short()].iter().any(|id| pattern.matches(id)));
+                matching.for_each(|(_, held)| add(&held.node));
             }
         }
     }

@@ -307,14 +307,15 @@ pub(super) enum TaskAttr {
 }
 
 impl Placed {
-    /// Every attribute with its value, as the index stores them; each pair once.
-    pub(super) fn attributes(&self) -> BTreeSet<(TaskAttr, &str)> {
-        let name = Some((TaskAttr::Container, self.name.as_str())).filter(|(_, name)| !name.is_empty());
+    /// Every attribute with its value, as the index stores them for a task of this name; each pair once. Ids are looked up
+    /// among the tasks.
+    pub(super) fn attributes<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (TaskAttr, &'a str)> {
+        let name = Some((TaskAttr::Container, name)).filter(|(_, name)| !name.is_empty());
         let images = image_names(&self.image).into_iter().map(|image| (TaskAttr::Image, image));
         let labels = self.labels.iter().map(|(k, v)| (TaskAttr::Label(k.clone()), v.as_str()));
-        let ids = [self.task.as_str(), self.task.short()].map(|id| (TaskAttr::Container, id));
-        let service = service_names(self.service.as_ref(), &self.service_name).map(|name| (TaskAttr::Service, name));
-        ids.into_iter().chain(name).chain(images).chain(service).chain(labels).collect()
+        let id = self.service.as_ref().filter(|id| id.as_str() != self.service_name);
+        let service = service_names(id, &self.service_name).map(|name| (TaskAttr::Service, name));
+        name.into_iter().chain(images).chain(service).chain(labels)
     }
 
     /// What it takes of its node, in the order of [`Dimension`]; no amount is 0.

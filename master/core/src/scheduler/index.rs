@@ -16,6 +16,54 @@ use super::{
 /// How many tasks per node; nodes without one are absent.
 pub(super) type Counts = BTreeMap<NodeIdx, u32>;
 
+/// Nodes whose tasks have a value of an attribute, with how many have it. A name is one task's nearly always, and a map's
+/// least part has room for eleven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holders {
+    One(NodeIdx, u32),
+    /// Two at least.
+    Many(Counts),
+}
+
+impl Holders {
+    fn add(&mut self, idx: NodeIdx) {
+        match self {
+            Self::One(one, count) if *one == idx => *count += 1,
+            Self::One(one, count) => *self = Self::Many(Counts::from([(*one, *count), (idx, 1)])),
+            Self::Many(counts) => *counts.entry(idx).or_default() += 1,
+        }
+    }
+
+    /// False when no node is left.
+    fn remove(&mut self, idx: NodeIdx) -> bool {
+        let counts = match self {
+            Self::One(one, count) => {
+                assert_eq!(*one, idx, "the task was entered for this node");
+                *count -= 1;
+                return *count > 0;
+            }
+            Self::Many(counts) => counts,
+        };
+        let count = counts.get_mut(&idx).expect("the task was entered for this node");
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&idx);
+        }
+        if let (1, Some((one, count))) = (counts.len(), counts.first_key_value()) {
+            *self = Self::One(*one, *count);
+        }
+        true
+    }
+
+    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeIdx> + '_ {
+        let (one, many) = match self {
+            Self::One(one, _) => (Some(*one), None),
+            Self::Many(counts) => (None, Some(counts.keys().copied())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+}
+
 /// Everything derived, by node position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Index {
@@ -37,8 +85,8 @@ pub(super) struct Index {
     ports: BTreeMap<(Protocol, u16), BTreeMap<(NodeIdx, HostAddr), u32>>,
     /// Tasks of each service per node.
     services: BTreeMap<ServiceId, Counts>,
-    /// Nodes by what their tasks are.
-    task_attrs: BTreeMap<TaskAttr, BTreeMap<String, Counts>>,
+    /// Nodes by what their tasks are, but for their ids.
+    task_attrs: BTreeMap<TaskAttr, BTreeMap<String, Holders>>,
 }
 
 /// One attribute: who has it, and who has which value.
@@ -134,8 +182,8 @@ impl Index {
         }
     }
 
-    /// Enters a task on a node that is in the index.
-    pub(super) fn add_task(&mut self, idx: NodeIdx, task: &Placed) {
+    /// Enters a task of this name, and like this otherwise, on a node that is in the index.
+    pub(super) fn add_task(&mut self, idx: NodeIdx, name: &str, task: &Placed) {
         let load = &mut self.loads[idx.index()];
         load.nano_cpus += u128::from(task.reservations.nano_cpus);
         load.mem_bytes += u128::from(task.reservations.mem_bytes);
@@ -150,14 +198,17 @@ impl Index {
         if let Some(service) = &task.service {
             *self.services.entry(service.clone()).or_default().entry(idx).or_default() += 1;
         }
-        for (attr, value) in task.attributes() {
+        for (attr, value) in task.attributes(name) {
             let values = self.task_attrs.entry(attr).or_default();
-            *values.entry(value.to_owned()).or_default().entry(idx).or_default() += 1;
+            match values.get_mut(value) {
+                Some(holders) => holders.add(idx),
+                None => drop(values.insert(value.to_owned(), Holders::One(idx, 1))),
+            }
         }
     }
 
-    /// Takes a task out; `task` is what it was entered with.
-    pub(super) fn remove_task(&mut self, idx: NodeIdx, task: &Placed) {
+    /// Takes a task out; `name` and `task` are what it was entered with.
+    pub(super) fn remove_task(&mut self, idx: NodeIdx, name: &str, task: &Placed) {
         let load = &mut self.loads[idx.index()];
         load.nano_cpus -= u128::from(task.reservations.nano_cpus);
         load.mem_bytes -= u128::from(task.reservations.mem_bytes);
@@ -180,9 +231,11 @@ impl Index {
         if let Some(service) = &task.service {
             release_in(&mut self.services, service, &idx);
         }
-        for (attr, value) in task.attributes() {
+        for (attr, value) in task.attributes(name) {
             let values = self.task_attrs.get_mut(&attr).expect("the task was entered with this attribute");
-            release_in(values, value, &idx);
+            if !values.get_mut(value).expect("the task was entered with this value").remove(idx) {
+                values.remove(value);
+            }
             if values.is_empty() {
                 self.task_attrs.remove(&attr);
             }
@@ -211,7 +264,7 @@ impl Index {
     }
 
     /// Nodes by the value of an attribute of their tasks.
-    pub(super) fn task_values(&self, attr: &TaskAttr) -> Option<&BTreeMap<String, Counts>> {
+    pub(super) fn task_values(&self, attr: &TaskAttr) -> Option<&BTreeMap<String, Holders>> {
         self.task_attrs.get(attr)
     }
 

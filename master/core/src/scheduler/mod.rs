@@ -82,10 +82,12 @@ pub struct Scheduler {
     engine: Engine,
 }
 
-/// A task that holds its place.
+/// A task that holds its place. What it has in common with others stands once in their profile.
 #[derive(Clone, Debug)]
 struct Held {
-    placed: Placed,
+    node: NodeId,
+    /// See [`Placed::name`].
+    name: Box<str>,
     profile: ProfileId,
 }
 
@@ -115,7 +117,7 @@ impl Scheduler {
         self.engine.put_node(idx, &facts, true);
         for task in self.by_node.get(&facts.id).into_iter().flatten() {
             let held = &self.tasks[task];
-            self.index.add_task(idx, &held.placed);
+            self.index.add_task(idx, &held.name, self.engine.like(held.profile));
             self.engine.commit(held.profile, idx);
         }
         self.positions.insert(facts.id.clone(), idx);
@@ -128,7 +130,7 @@ impl Scheduler {
         let facts = self.table[idx.index()].take().expect("a known node has its position");
         for task in self.by_node.get(id).into_iter().flatten() {
             let held = &self.tasks[task];
-            self.index.remove_task(idx, &held.placed);
+            self.index.remove_task(idx, &held.name, self.engine.like(held.profile));
             self.engine.release(held.profile, idx);
         }
         self.index.remove_node(idx, &facts);
@@ -138,31 +140,31 @@ impl Scheduler {
 
     /// Enters a task that holds its place, or replaces what is known of it. Idempotent.
     pub fn apply_task(&mut self, task: Placed) {
-        if self.tasks.get(&task.task).is_some_and(|held| held.placed == task) {
+        if self.knows(&task) {
             return;
         }
         self.remove_task(&task.task);
         let profile = self.engine.profile(&task);
         if let Some(idx) = self.positions.get(&task.node) {
-            self.index.add_task(*idx, &task);
+            self.index.add_task(*idx, &task.name, &task);
             self.engine.commit(profile, *idx);
         }
         self.by_node.entry(task.node.clone()).or_default().insert(task.task.clone());
-        self.tasks.insert(task.task.clone(), Held { placed: task, profile });
+        self.tasks.insert(task.task, Held { node: task.node, name: task.name.into(), profile });
     }
 
     /// Takes a task out: it ended or lost its place. Idempotent.
     pub fn remove_task(&mut self, id: &TaskId) {
-        let Some(Held { placed: task, profile }) = self.tasks.remove(id) else { return };
-        if let Some(idx) = self.positions.get(&task.node) {
-            self.index.remove_task(*idx, &task);
+        let Some(Held { node, name, profile }) = self.tasks.remove(id) else { return };
+        if let Some(idx) = self.positions.get(&node) {
+            self.index.remove_task(*idx, &name, self.engine.like(profile));
             self.engine.release(profile, *idx);
         }
         self.engine.forget(profile);
-        let siblings = self.by_node.get_mut(&task.node).expect("every task is listed under its node");
+        let siblings = self.by_node.get_mut(&node).expect("every task is listed under its node");
         siblings.remove(id);
         if siblings.is_empty() {
-            self.by_node.remove(&task.node);
+            self.by_node.remove(&node);
         }
     }
 
@@ -170,10 +172,10 @@ impl Scheduler {
     /// changed meanwhile, so nobody who waits for a node is woken. O(the task's attributes).
     pub fn without<T>(&mut self, task: &TaskId, ask: impl FnOnce(&Self) -> T) -> T {
         let Some(held) = self.tasks.remove(task) else { return ask(self) };
-        let idx = self.positions.get(&held.placed.node).copied();
-        idx.into_iter().for_each(|idx| self.index.remove_task(idx, &held.placed));
+        let idx = self.positions.get(&held.node).copied();
+        idx.into_iter().for_each(|idx| self.index.remove_task(idx, &held.name, self.engine.like(held.profile)));
         let answer = ask(self);
-        idx.into_iter().for_each(|idx| self.index.add_task(idx, &held.placed));
+        idx.into_iter().for_each(|idx| self.index.add_task(idx, &held.name, self.engine.like(held.profile)));
         self.tasks.insert(task.clone(), held);
         answer
     }
@@ -272,8 +274,22 @@ impl Scheduler {
     }
 
     /// What is known of a task that holds a place.
-    pub fn task(&self, id: &TaskId) -> Option<&Placed> {
-        self.tasks.get(id).map(|held| &held.placed)
+    pub fn task(&self, id: &TaskId) -> Option<Placed> {
+        let Held { node, name, profile } = self.tasks.get(id)?;
+        let like = self.engine.like(*profile).clone();
+        Some(Placed { task: id.clone(), node: node.clone(), name: name.to_string(), ..like })
+    }
+
+    /// Whether a task holds a place.
+    pub fn holds(&self, id: &TaskId) -> bool {
+        self.tasks.contains_key(id)
+    }
+
+    /// Whether this is what is known of a task that holds a place.
+    pub fn knows(&self, task: &Placed) -> bool {
+        self.tasks.get(&task.task).is_some_and(|held| {
+            held.node == task.node && *held.name == *task.name && self.engine.has_profile(task, held.profile)
+        })
     }
 
     /// What is set aside on all nodes together; O(nodes).
@@ -307,9 +323,9 @@ impl Scheduler {
             }
         }
         let mut profiles: Vec<Vec<ProfileId>> = vec![Vec::new(); self.table.len()];
-        for Held { placed, profile } in self.tasks.values() {
-            if let Some(idx) = self.positions.get(&placed.node) {
-                rebuilt.add_task(*idx, placed);
+        for Held { node, name, profile } in self.tasks.values() {
+            if let Some(idx) = self.positions.get(node) {
+                rebuilt.add_task(*idx, name, self.engine.like(*profile));
                 profiles[idx.index()].push(*profile);
             }
         }

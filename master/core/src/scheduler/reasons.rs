@@ -6,7 +6,7 @@
 use skein_api::{Availability, NodeId, PortPublish};
 
 use super::{
-    NodeFacts, Placed, Scheduler,
+    NodeFacts, Scheduler,
     bits::{Bits, NodeIdx},
     eval::Evaluation,
     expr::{NodeKey, Pattern},
@@ -159,8 +159,9 @@ impl Scheduler {
     fn holders(&self, wanted: &PortPublish, idx: NodeIdx) -> String {
         let claims = |port: &PortPublish| ports_conflict(port, wanted);
         let tasks = self.by_node.get(self.id_at(idx)).into_iter().flatten();
-        let tasks = tasks.filter_map(|task| self.task(task));
-        let names: Vec<String> = tasks.filter(|task| task.ports.iter().any(claims)).map(named).collect();
+        let tasks = tasks.map(|task| &self.tasks[task]).map(|held| (&*held.name, self.engine.like(held.profile)));
+        let claiming = tasks.filter(|(_, like)| like.ports.iter().any(claims));
+        let names: Vec<String> = claiming.map(|(name, like)| named(name, &like.service_name)).collect();
         names.join(" and ")
     }
 
@@ -204,11 +205,10 @@ struct Lack<'a> {
 }
 
 /// A task as users find it; with its service where its name does not say it.
-fn named(task: &Placed) -> String {
-    let Placed { name, service_name, .. } = task;
-    match name.as_str() {
+fn named(name: &str, service_name: &str) -> String {
+    match name {
         "" => "a task that waits".to_owned(),
-        name if name.starts_with(service_name.as_str()) => name.to_owned(),
+        name if name.starts_with(service_name) => name.to_owned(),
         name => format!("{name} of service {service_name}"),
     }
 }

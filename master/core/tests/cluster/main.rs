@@ -6,6 +6,7 @@
 //! - `placing`: where tasks go, and what they are given there
 //! - `explaining`, `what_if`: questions; what is proposed or foretold is what then happens
 //! - `preempting`: room for what counts more; `preempting_oracle` tries every set of victims
+//! - `memory`: what a task costs
 //! - `refusals`: bad input changes nothing
 //! - `random`: random histories, and what holds in and after each of them
 
@@ -13,6 +14,7 @@ mod containers;
 mod explaining;
 mod harness;
 mod ingress;
+mod memory;
 mod networks;
 mod nodes;
 mod placing;

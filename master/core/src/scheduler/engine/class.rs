@@ -507,7 +507,7 @@ fn insert(list: &mut Vec<ProfileId>, id: ProfileId) {
 }
 
 fn matches(affinity: &Affinity, profile: &Placed) -> bool {
-    profile.attributes().into_iter().any(|(attr, value)| attr == affinity.key && affinity.pattern.matches(value))
+    profile.attributes("").any(|(attr, value)| attr == affinity.key && affinity.pattern.matches(value))
 }
 
 /// What follows from what a node is; every other filter passes here.

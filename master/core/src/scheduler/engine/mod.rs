@@ -170,6 +170,16 @@ impl Engine {
 
     // Profiles
 
+    /// A task of a profile, with neither identity, name nor node.
+    pub(super) fn like(&self, id: ProfileId) -> &Placed {
+        &self.profiles.all[id.index()].like
+    }
+
+    /// Whether a task has this profile.
+    pub(super) fn has_profile(&self, task: &Placed, id: ProfileId) -> bool {
+        profile::alike(self.like(id), task)
+    }
+
     /// The profile of a task, counted once more. Every call is paired with one of [`Engine::forget`].
     pub fn profile(&mut self, task: &Placed) -> ProfileId {
         let (id, new) = self.profiles.intern(task, &mut self.services);

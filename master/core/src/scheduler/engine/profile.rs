@@ -96,7 +96,8 @@ fn hash(task: &Placed) -> u64 {
     hasher.finish()
 }
 
-fn alike(a: &Placed, b: &Placed) -> bool {
+/// Whether two tasks have the same profile.
+pub(super) fn alike(a: &Placed, b: &Placed) -> bool {
     let Placed { task: _, node: _, name: _, service, service_name, image, labels, reservations, generic, ports } = a;
     *service == b.service
         && *service_name == b.service_name
