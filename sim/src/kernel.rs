@@ -184,10 +184,11 @@ pub(crate) fn sampled(number: u32, hosts: u32) -> u32 {
     (number / step) * step
 }
 
-/// What is not ours in a namespace, in words. The containers' ends of their links are the engine's to make and remove.
+/// What is not ours in a namespace, in words. The containers' ends of their links are the engine's to make and remove, and
+/// the loopback is the namespace's: it is down for a moment in one that is being made.
 fn foreign(ns: &Observed) -> String {
     let ours = |dev: &str| dev.starts_with("sk") || dev.starts_with("c-");
-    let links: Vec<_> = ns.links.iter().filter(|(name, _)| !ours(name)).collect();
+    let links: Vec<_> = ns.links.iter().filter(|(name, _)| !ours(name) && *name != "lo").collect();
     let routes: Vec<_> = ns.routes.iter().filter(|(_, route)| route.protocol != names::RTPROT_SKEIN).collect();
     let addrs: Vec<_> = ns.addrs.iter().filter(|(dev, _)| !ours(dev) && dev != "lo").collect();
     let neighs: Vec<_> = ns.neighs.iter().filter(|((dev, _), _)| !ours(dev)).collect();

@@ -480,7 +480,8 @@ impl World {
         let earlier = host.is_some_and(|host| self.hosts[host as usize].version < self.master.version);
         let upserts = if earlier {
             self.send_down(conn, ToAgent::OfLaterRelease);
-            match batch.upserts.iter().map(version::as_read).collect() {
+            let readings = &mut self.readings;
+            match batch.upserts.into_iter().map(|document| readings.read(document)).collect() {
                 Ok(upserts) => upserts,
                 Err(error) => return self.broken(format!("node {node} cannot read what it is told: {error}")),
             }

@@ -3,8 +3,11 @@
 //! A world begins with the release before this one everywhere; faults upgrade master and hosts, in any order. A master
 //! refuses an agent that speaks a later version than it does (`master/src/agents.rs`), and is then upgraded too.
 
+use std::collections::BTreeMap;
+
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use skein_api::Assignment;
 
 /// The release that a world begins with, and the last one: N-1 and N+1.
 pub(crate) const FIRST: u32 = 1;
@@ -33,4 +36,31 @@ pub(crate) fn with_unknown_fields(bytes: &[u8]) -> Result<Vec<u8>, String> {
 pub(crate) fn as_read<T: Serialize + DeserializeOwned>(sent: &T) -> Result<T, String> {
     let bytes = serde_json::to_vec(sent).map_err(|e| e.to_string())?;
     serde_json::from_slice(&with_unknown_fields(&bytes)?).map_err(|e| format!("a later release's document: {e}"))
+}
+
+/// Documents as an earlier release reads them. Those that every host of a network is told are read once for all: of each
+/// key the last one is kept.
+#[derive(Debug, Default)]
+pub(crate) struct Readings {
+    /// What was sent, and what was read.
+    shared: BTreeMap<String, (Assignment, Assignment)>,
+}
+
+impl Readings {
+    /// As [`as_read`].
+    pub(crate) fn read(&mut self, sent: Assignment) -> Result<Assignment, String> {
+        // A task is told to one host, a network to each in its own words.
+        if matches!(sent, Assignment::Task(_) | Assignment::Network(_)) {
+            return as_read(&sent);
+        }
+        let key = sent.key();
+        if let Some((known, read)) = self.shared.get(&key)
+            && *known == sent
+        {
+            return Ok(read.clone());
+        }
+        let read = as_read(&sent)?;
+        self.shared.insert(key, (sent, read.clone()));
+        Ok(read)
+    }
 }

@@ -14,6 +14,7 @@ use crate::{
     random::Random,
     trace::{Trace, Verdict},
     users::{Arrival, User},
+    version::Readings,
 };
 
 /// After the faults, so long may it take until all is as it should be: the longest pause between attempts (60 s) twice,
@@ -182,6 +183,7 @@ pub struct World {
     pub(crate) faults: Vec<Fault>,
     pub(crate) net_rng: Random,
     pub(crate) kernel_rng: Random,
+    pub(crate) readings: Readings,
     pub(crate) last_action_ms: Millis,
     checked_ms: Millis,
     /// What the last full check saw: the master's run, its revision, and how many faults had begun or ended.
@@ -230,6 +232,7 @@ impl World {
             faults,
             net_rng: Random::new(seed, 4),
             kernel_rng: Random::new(seed, 5),
+            readings: Readings::default(),
             last_action_ms: 0,
             checked_ms: 0,
             checked: None,
