@@ -129,6 +129,7 @@ impl Host {
             vxlan_port: self.config.vxlan_port,
             underlay_mtu,
             routes,
+            freezes: true,
             ..engine
         })
     }
@@ -207,8 +208,9 @@ mod tests {
         let (overlay_tx, overlay) = watch::channel(Vec::new());
         let (_executor_tx, executor) = watch::channel(ExecutorStatus::default());
         let (attached_tx, attached) = watch::channel(Vec::new());
+        let (_addresses_tx, addresses) = watch::channel(Default::default());
         let standing = vec!["standing".into()];
-        let sources = Sources { standing, ledger, engine: engine_rx, overlay, executor, attached };
+        let sources = Sources { standing, ledger, engine: engine_rx, overlay, addresses, executor, attached };
         let host = Host {
             config: Config::default(),
             name: "h1".into(),

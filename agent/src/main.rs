@@ -278,6 +278,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         ledger: ledger.state(),
         engine: engine.state(),
         overlay: network.overlay.troubles(),
+        addresses: network.overlay.addresses(),
         executor: handle.status(),
         attached,
     };

@@ -11,7 +11,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    IngressPort, Namespaces, NetQuestion, NetworkId, NodeId, Protocol, ServiceId, TaskId, TaskSpec, TaskState,
+    Freeze, IngressPort, Namespaces, NetQuestion, NetworkId, NodeId, Protocol, ServiceId, TaskId, TaskSpec, TaskState,
     TaskStatus,
 };
 
@@ -105,8 +105,11 @@ pub struct NetworkAssignment {
     pub attachable: bool,
     /// Number of this host in the overlay.
     pub host_index: u16,
-    /// Blocks of addresses that this host owns.
+    /// Blocks of addresses that this host owns, and single addresses (/32) outside of them.
     pub blocks: Vec<Ipv4Net>,
+    /// Addresses of these that this host gives to nobody who does not ask for them by name. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<Freeze>,
 }
 
 /// Another host of a network.
@@ -122,7 +125,7 @@ pub struct PeerAssignment {
     pub underlay4: Option<Ipv4Addr>,
     /// Its VTEP, if it has IPv6.
     pub underlay6: Option<Ipv6Addr>,
-    /// Blocks of addresses that it owns.
+    /// Blocks of addresses that it owns, and single addresses (/32) outside of them, perhaps in others' blocks.
     pub blocks: Vec<Ipv4Net>,
 }
 

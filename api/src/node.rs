@@ -134,6 +134,16 @@ pub struct NodeDescription {
     pub underlay_mtu: u32,
     /// Prefixes that the host routes somewhere itself; no overlay subnet may overlap one.
     pub routes: Vec<IpNet>,
+    /// Its agent answers freezes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freezes: bool,
+    /// Addresses that are in use of those that are frozen on this host, by the freeze's ticket. At most
+    /// [`FREEZES_MAX`] tickets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub frozen: BTreeMap<u64, Vec<Ipv4Addr>>,
+    /// Addresses by network that containers have here which the engine runs by itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plain_addresses: BTreeMap<NetworkId, u32>,
     /// What does not work on this host now, in words for its operator; empty when all is well. At most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<String>,
@@ -164,6 +174,9 @@ pub struct AttachedContainer {
     /// IPv6 address.
     pub v6: Option<Ipv6Addr>,
 }
+
+/// Most freezes that a host tells of: what it is asked about beyond that waits.
+pub const FREEZES_MAX: usize = 1_024;
 
 /// An amount of CPU and memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,10 +1,13 @@
 //! What a user asks for: container, task and service specifications, in the words of Docker's swarm mode.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Resources;
+use crate::{NetworkId, Resources};
 
 /// How long a container gets between its stop signal and SIGKILL unless it says otherwise (Docker's default).
 pub const DEFAULT_STOP_GRACE_MS: u64 = 10_000;
@@ -350,6 +353,13 @@ pub struct NetworkAttachment {
     pub network: String,
     /// Further names of the task in that network's DNS.
     pub aliases: Vec<String>,
+    /// The address that the task shall have there; none: the next free one of its host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<Ipv4Addr>,
+    /// The same as IPv6. Both families share their offset in the subnet ([`crate::address6`]), so this one must be the
+    /// one that belongs to `ipv4`, or says it alone. The master keeps `ipv4` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 /// One task: a container and what the cluster must know about it.
@@ -368,6 +378,17 @@ pub struct TaskSpec {
     pub networks: Vec<NetworkAttachment>,
     /// Published ports.
     pub ports: Vec<PortPublish>,
+}
+
+impl TaskSpec {
+    /// How it is attached to a network that it names by id.
+    pub fn attachment(&self, network: &NetworkId) -> Option<&NetworkAttachment> {
+        self.networks.iter().find(|a| a.network == network.as_str())
+    }
+    /// The address that it shall have in a network that it names by id, if it shall have a certain one.
+    pub fn static_address(&self, network: &NetworkId) -> Option<Ipv4Addr> {
+        self.attachment(network)?.ipv4
+    }
 }
 
 /// How many tasks a service has.

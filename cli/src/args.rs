@@ -1,6 +1,9 @@
 //! The command line as clap sees it: names, flags, help. No behaviour.
 
-use std::path::PathBuf;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -301,6 +304,12 @@ pub(crate) struct RunArgs {
     /// Further name in the networks' DNS
     #[arg(long, value_name = "NAME", requires = "network")]
     pub(crate) network_alias: Vec<String>,
+    /// Its IPv4 address in the network
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// Its IPv6 address in the network: the one that belongs to the IPv4 address, or says it alone
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) ip6: Option<Ipv6Addr>,
     /// Where it may run: node.labels.disk==ssd, node==dc1-a, instance!=/db.*/
     #[arg(long, value_name = "EXPRESSION")]
     pub(crate) constraint: Vec<String>,

@@ -58,9 +58,17 @@ pub(crate) fn container(args: &RunArgs, around: &Surroundings<'_>) -> Result<Con
                 spec.container.share.network = shared("--network", Some(network))?;
             }
             _ => {
-                spec.networks.push(NetworkAttachment { network: network.clone(), aliases: args.network_alias.clone() })
+                let (network, aliases) = (network.clone(), args.network_alias.clone());
+                spec.networks.push(NetworkAttachment { network, aliases, ..NetworkAttachment::default() })
             }
         }
+    }
+    match &mut spec.networks[..] {
+        [only] => (only.ipv4, only.ipv6) = (args.ip, args.ip6),
+        _ if args.ip.is_some() || args.ip6.is_some() => {
+            return Err("--ip, --ip6: an address needs exactly one overlay network; hint: --network NAME".into());
+        }
+        _ => {}
     }
     if spec.container.share.network.is_some() && !(spec.networks.is_empty() && spec.ports.is_empty()) {
         return Err("--network: with the network of another one it has no networks and ports of its own".into());
@@ -346,6 +354,10 @@ mod tests {
         check(
             &["-v", "data:/data", "-v", "./x:/x:ro", "-v", "~/y:/y", "-v", "/anon", "i"],
             r#"{"spec":{"container":{"image":"i","mounts":[{"kind":"volume","read_only":false,"source":"data","target":"/data","tmpfs_size_bytes":null},{"kind":"bind","read_only":true,"source":"/my dir/x","target":"/x","tmpfs_size_bytes":null},{"kind":"bind","read_only":false,"source":"/root/y","target":"/y","tmpfs_size_bytes":null},{"kind":"volume","read_only":false,"source":null,"target":"/anon","tmpfs_size_bytes":null}]}}}"#,
+        );
+        check(
+            &["--net", "front", "--ip", "10.0.0.5", "--ip6", "fd00::5", "i"],
+            r#"{"spec":{"container":{"image":"i"},"networks":[{"aliases":[],"ipv4":"10.0.0.5","ipv6":"fd00::5","network":"front"}]}}"#,
         );
         check(
             &["-p", "8080:80", "-p", "[::1]:53:53/udp", "i"],

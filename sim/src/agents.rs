@@ -272,6 +272,7 @@ impl World {
     /// Settles how long an action takes, and what it takes from the network side.
     fn op_begins(&mut self, host: u32, number: u32) {
         self.last_action_ms = self.now_ms;
+        let used = self.checker.addresses_of(host);
         let h = &mut self.hosts[host as usize];
         let Some(op) = h.agent.as_ref().and_then(|a| a.ops.get(&number)) else { return };
         let action = op.action.clone();
@@ -289,12 +290,12 @@ impl World {
         let took = match &action {
             Action::CreateContainer { task } => {
                 let image = h.assignment(task).map(|t| t.spec.container.image.clone()).unwrap_or_default();
-                addresses = h.reserve(task).ok();
+                addresses = h.reserve(task, &used).ok();
                 let pull = if h.engine.images.contains(&image) { 0 } else { rng.within(500, 8_000) };
                 pull + rng.within(50, 400)
             }
             Action::StartContainer { task, .. } => {
-                addresses = h.reserve(task).ok();
+                addresses = h.reserve(task, &used).ok();
                 waits = !h.announced(task);
                 if waits { ANNOUNCED_MS } else { rng.within(100, 600) }
             }
@@ -406,8 +407,9 @@ impl World {
                 self.broken(broken);
             }
         }
+        let used = self.checker.addresses_of(host);
         let h = &mut self.hosts[host as usize];
-        let addresses = h.reserve(task).ok();
+        let addresses = h.reserve(task, &used).ok();
         Ok(Outcome { addresses, pulled: None })
     }
 

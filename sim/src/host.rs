@@ -330,15 +330,22 @@ impl Host {
         }
     }
 
-    /// Addresses for a task in all its networks: those that it has, or new ones.
-    pub(crate) fn reserve(&mut self, task: &TaskId) -> Result<Vec<TaskAddress>, ActionError> {
+    /// Addresses for a task in all its networks: those that it has, or new ones. Containers have those of `used`.
+    pub(crate) fn reserve(
+        &mut self,
+        task: &TaskId,
+        used: &BTreeSet<(NetworkId, Ipv4Addr)>,
+    ) -> Result<Vec<TaskAddress>, ActionError> {
         let later = |message: String| ActionError { message, fatal: false };
         let networks = self.assignment(task).map(|t| t.networks.clone()).unwrap_or_default();
         let mut addresses = Vec::new();
         for id in networks {
             let network =
                 self.disk.networks.get(&id).ok_or_else(|| later(format!("network {id} is not known")))?.clone();
-            let (v4, _) = self.disk.leases.reserve(&network, task).map_err(|e| later(e.to_string()))?;
+            let asked = self.assignment(task).and_then(|t| t.spec.static_address(&id));
+            let in_use = |network: &NetworkId, address| used.contains(&(network.clone(), address));
+            let reserved = self.disk.leases.reserve(&network, task, asked, in_use);
+            let (v4, _) = reserved.map_err(|e| later(e.to_string()))?;
             let v6 = Some(address6(network.subnet6, network.subnet4, v4));
             addresses.push(TaskAddress { network: id, v4: Some(v4), v6 });
         }
@@ -364,7 +371,9 @@ impl Host {
                 return Err(later(format!("network {id} is not on this host")));
             };
             let mac = format!("{container}/{id}");
-            let (preferred, _) = self.disk.leases.reserve(&network, &task).map_err(|e| later(e.to_string()))?;
+            let asked = self.assignment(&task).and_then(|t| t.spec.static_address(&id));
+            let reserved = self.disk.leases.reserve(&network, &task, asked, |_, _| true);
+            let (preferred, _) = reserved.map_err(|e| later(e.to_string()))?;
             for family in [AddressFamily::V4, AddressFamily::V6] {
                 let given = self.disk.leases.request(&network, family, Some(preferred), Some(&mac));
                 given.map_err(|e| later(e.to_string()))?;

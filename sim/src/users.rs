@@ -405,7 +405,8 @@ fn service(rng: &mut Random, stack: &str, index: usize, networked: bool, replica
         spec.mode = ServiceMode::Replicated(3);
     }
     if networked {
-        spec.task.networks = vec![NetworkAttachment { network: format!("{stack}_net"), aliases: Vec::new() }];
+        spec.task.networks =
+            vec![NetworkAttachment { network: format!("{stack}_net"), ..NetworkAttachment::default() }];
         spec.mode = ServiceMode::Replicated(u32::try_from(rng.within(1, 12)).expect("small"));
     }
     match rng.below(12) {

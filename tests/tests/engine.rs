@@ -52,6 +52,7 @@ impl Bridges {
             attachable: true,
             host_index: 1,
             blocks: vec![],
+            frozen: Vec::new(),
         };
         Self { networks: (1..=count).map(of).collect(), ..Default::default() }
     }

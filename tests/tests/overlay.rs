@@ -197,6 +197,7 @@ fn containers_of_two_engines_are_one_network() -> Result<()> {
     b.run("db", &["--ip", "10.57.2.20"], &["sleep", "1000000"])?;
     b.run("plain", &[], &["sleep", "1000000"])?;
     talk(&a, &b)?;
+    single_addresses(&a, &b)?;
     names(&a)?;
     two_networks(&a, &b)?;
     names_wait(&a, &b)?;
@@ -218,6 +219,39 @@ fn talk(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
     a.exec("web", &["ping6", "-c", "2", "-W", "2", "fd57:0:0:1::214"]).with_context(|| diagnose(a, b))?;
     let interfaces = a.exec("web", &["ip", "-o", "link"])?;
     ensure!(!interfaces.contains("eth1"), "the engine added a bridge of its own: {interfaces}");
+    Ok(())
+}
+
+/// An address of host 2's block goes to host 1: it is a route of its own everywhere, and host 2 gives it to nobody.
+fn single_addresses(a: &Side<'_>, b: &Side<'_>) -> Result<()> {
+    let lent = "10.57.2.200";
+    let (mut on_a, mut on_b) = (a.assignments(true, &NAMES), b.assignments(true, &NAMES));
+    let single = json!(format!("{lent}/32"));
+    on_a["networks"][0]["blocks"].as_array_mut().context("a list")?.push(single.clone());
+    on_b["peers"][0]["blocks"].as_array_mut().context("a list")?.push(single.clone());
+    on_b["networks"][0]["frozen"] = json!([{"prefix": single, "ticket": 5}]);
+    a.write(&on_a)?;
+    b.write(&on_b)?;
+    for side in [a, b] {
+        side.applied(2)?;
+    }
+    a.run("lent", &["--ip", lent], &["sleep", "1000000"])?;
+    for target in [lent, "fd57:0:0:1::2c8"] {
+        for (side, from) in [(b, "db"), (a, "web")] {
+            let ping = if target.contains(':') { "ping6" } else { "ping" };
+            side.exec(from, &[ping, "-c", "2", "-W", "2", target]).with_context(|| diagnose(a, b))?;
+        }
+    }
+    a.exec("lent", &["ping", "-c", "1", "-W", "2", "10.57.2.20"])?;
+    let run = ["run", "--rm", "--network", "shop", "--ip", lent, "busybox", "true"];
+    fails(b.host.docker(&run), "is kept for another container")?;
+    a.host.docker(&["rm", "-f", "lent"])?;
+    for side in [a, b] {
+        side.write(&side.assignments(true, &NAMES))?;
+        side.applied(3)?;
+    }
+    fails(a.host.docker(&run), "is not one that this host can give")?;
+    b.host.docker(&run)?;
     Ok(())
 }
 

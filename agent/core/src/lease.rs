@@ -21,7 +21,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use skein_api::{NetworkAssignment, NetworkId, TaskId};
+use skein_api::{FREEZES_MAX, NetworkAssignment, NetworkId, TaskId};
 use thiserror::Error;
 
 /// One change of the documents that the network side keeps on this host's disk, by key.
@@ -104,6 +104,16 @@ pub enum LeaseError {
         /// The host's blocks, separated by spaces.
         blocks: String,
     },
+    /// An address that is kept for a task that the master names.
+    #[error(
+        "address {address} of network {network} is kept for another container; hint: skein network inspect {network}"
+    )]
+    Kept {
+        /// The address.
+        address: Ipv4Addr,
+        /// Name of the network.
+        network: String,
+    },
     /// Somebody has it.
     #[error("address {address} of network {network} is in use by {holder}")]
     InUse {
@@ -161,17 +171,28 @@ impl Leases {
         self.networks.get(network)?.get(&address)
     }
 
-    /// The task's address in a network: the one it has, or a new one.
+    /// The task's address in a network: the one it has, else `asked`, which is its own by the master's word, else a new
+    /// one. An address that is asked for is taken from another task whose container does not have it any more (`in_use`):
+    /// the master gives it to one at a time, and remembers ended ones for their logs.
     ///
     /// # Errors
-    /// [`LeaseError::Exhausted`].
+    /// [`LeaseError::Exhausted`]; of one that is asked for [`LeaseError::NotOurs`] or [`LeaseError::InUse`].
     pub fn reserve(
         &mut self,
         network: &NetworkAssignment,
         task: &TaskId,
+        asked: Option<Ipv4Addr>,
+        in_use: impl Fn(&NetworkId, Ipv4Addr) -> bool,
     ) -> Result<(Ipv4Addr, Option<Change>), LeaseError> {
         let mine = |h: &Holder| matches!(h, Holder::Task { task: t, .. } if t == task);
-        self.hold(network, mine, || Holder::Task { task: task.clone(), mac: None })
+        if let Some(address) = self.find(&network.id, mine) {
+            return Ok((address, None));
+        }
+        let address = match asked {
+            None => self.free(network)?,
+            Some(address) => self.free_for_task(network, address, in_use)?,
+        };
+        Ok((address, Some(self.set(&network.id, address, Holder::Task { task: task.clone(), mac: None }))))
     }
 
     /// This host's own address in a network: the one it has, or a new one.
@@ -179,20 +200,58 @@ impl Leases {
     /// # Errors
     /// [`LeaseError::Exhausted`].
     pub fn reserve_host(&mut self, network: &NetworkAssignment) -> Result<(Ipv4Addr, Option<Change>), LeaseError> {
-        self.hold(network, |holder| *holder == Holder::Host, || Holder::Host)
-    }
-
-    fn hold(
-        &mut self,
-        network: &NetworkAssignment,
-        mine: impl Fn(&Holder) -> bool,
-        holder: impl FnOnce() -> Holder,
-    ) -> Result<(Ipv4Addr, Option<Change>), LeaseError> {
-        if let Some(address) = self.find(&network.id, mine) {
+        if let Some(address) = self.find(&network.id, |holder| *holder == Holder::Host) {
             return Ok((address, None));
         }
         let address = self.free(network)?;
-        Ok((address, Some(self.set(&network.id, address, holder()))))
+        Ok((address, Some(self.set(&network.id, address, Holder::Host))))
+    }
+
+    /// An address that the master gave to a task, if nobody uses it.
+    fn free_for_task(
+        &self,
+        network: &NetworkAssignment,
+        address: Ipv4Addr,
+        in_use: impl Fn(&NetworkId, Ipv4Addr) -> bool,
+    ) -> Result<Ipv4Addr, LeaseError> {
+        if !usable(network, address) {
+            return Err(not_ours(network, address));
+        }
+        let holder = match self.holder(&network.id, address) {
+            None | Some(Holder::Released { .. }) => return Ok(address),
+            Some(Holder::Task { .. }) if !in_use(&network.id, address) => return Ok(address),
+            Some(Holder::Task { task, .. }) => format!("task {task}"),
+            Some(Holder::Host) => "the host itself".to_owned(),
+            Some(Holder::Engine { mac, .. }) => {
+                format!("a container with MAC {}", mac.as_deref().unwrap_or("unknown"))
+            }
+        };
+        Err(LeaseError::InUse { address, network: network.name.clone(), holder })
+    }
+
+    /// How many addresses containers have in each network that are no tasks of ours.
+    pub fn plain(&self) -> BTreeMap<NetworkId, u32> {
+        let count = |addresses: &BTreeMap<Ipv4Addr, Holder>| {
+            let plain = addresses.values().filter(|h| matches!(h, Holder::Engine { .. }));
+            u32::try_from(plain.count()).unwrap_or(u32::MAX)
+        };
+        let all = self.networks.iter().map(|(network, addresses)| (network.clone(), count(addresses)));
+        all.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// For each freeze of the networks that has a ticket: the addresses that somebody has, in order.
+    pub fn frozen<'a>(
+        &self,
+        networks: impl IntoIterator<Item = &'a NetworkAssignment>,
+    ) -> BTreeMap<u64, Vec<Ipv4Addr>> {
+        let asked = |network: &'a NetworkAssignment| network.frozen.iter().map(|freeze| (&network.id, *freeze));
+        let freezes = networks.into_iter().flat_map(asked).filter(|(_, freeze)| freeze.ticket != 0);
+        let held = |network: &NetworkId, prefix: Ipv4Net| {
+            let known = self.networks.get(network);
+            let inside = known.into_iter().flat_map(|k| k.range(prefix.network()..=prefix.broadcast()));
+            inside.filter(|(_, h)| !matches!(h, Holder::Released { .. })).map(|(address, _)| *address).collect()
+        };
+        freezes.take(FREEZES_MAX).map(|(network, freeze)| (freeze.ticket, held(network, freeze.prefix))).collect()
     }
 
     /// Gives up every address of a task. One that the engine still uses stays until the engine releases it.
@@ -275,8 +334,13 @@ impl Leases {
             Some(Holder::Released { .. }) | None => {}
         }
         if !usable(network, address) {
-            let blocks: Vec<String> = network.blocks.iter().map(Ipv4Net::to_string).collect();
-            return Err(LeaseError::NotOurs { address, network: network.name.clone(), blocks: blocks.join(" ") });
+            return Err(not_ours(network, address));
+        }
+        // The other family of an address that the engine has already belongs to it.
+        if !is_free_to_give(network, address)
+            && !matches!(self.holder(&network.id, address), Some(Holder::Engine { .. }))
+        {
+            return Err(LeaseError::Kept { address, network: network.name.clone() });
         }
         Ok(address)
     }
@@ -356,16 +420,17 @@ impl Leases {
             .blocks
             .iter()
             .flat_map(addresses)
-            .find(|a| usable(network, *a) && known.is_none_or(|k| !k.contains_key(a)));
+            .find(|a| is_free_to_give(network, *a) && known.is_none_or(|k| !k.contains_key(a)));
         if let Some(address) = fresh {
             return Ok(address);
         }
         let oldest = known.into_iter().flatten().filter_map(|(a, h)| match h {
-            Holder::Released { seq } if usable(network, *a) => Some((*seq, *a)),
+            Holder::Released { seq } if is_free_to_give(network, *a) => Some((*seq, *a)),
             _ => None,
         });
         oldest.min().map(|(_, a)| a).ok_or_else(|| {
-            let total = network.blocks.iter().flat_map(addresses).filter(|a| usable(network, *a)).count() as u64;
+            let total = network.blocks.iter().flat_map(addresses);
+            let total = total.filter(|a| is_free_to_give(network, *a)).count() as u64;
             LeaseError::Exhausted { network: network.name.clone(), total }
         })
     }
@@ -394,6 +459,16 @@ fn usable(network: &NetworkAssignment, address: Ipv4Addr) -> bool {
     network.blocks.iter().any(|b| b.contains(&address)) && !reserved.contains(&address)
 }
 
+/// Whether it may be given to a container that asks for none by name.
+fn is_free_to_give(network: &NetworkAssignment, address: Ipv4Addr) -> bool {
+    usable(network, address) && !network.frozen.iter().any(|freeze| freeze.prefix.contains(&address))
+}
+
+fn not_ours(network: &NetworkAssignment, address: Ipv4Addr) -> LeaseError {
+    let blocks: Vec<String> = network.blocks.iter().map(Ipv4Net::to_string).collect();
+    LeaseError::NotOurs { address, network: network.name.clone(), blocks: blocks.join(" ") }
+}
+
 fn json(holder: &Holder) -> String {
     serde_json::to_string(holder).expect("a holder has only string keys")
 }
@@ -405,6 +480,7 @@ fn key(network: &NetworkId, address: Ipv4Addr) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use skein_api::Freeze;
 
     use super::*;
 
@@ -423,7 +499,13 @@ mod tests {
             attachable: false,
             host_index: 1,
             blocks: vec!["10.1.0.0/29".parse().unwrap()],
+            frozen: Vec::new(),
         }
+    }
+
+    /// No container has an address.
+    fn idle(_: &NetworkId, _: Ipv4Addr) -> bool {
+        false
     }
 
     fn task(n: u8) -> TaskId {
@@ -437,7 +519,7 @@ mod tests {
     #[test]
     fn sticky_then_oldest_released_first() {
         let (n, mut leases) = (small(), Leases::default());
-        let reserve = |l: &mut Leases, i| l.reserve(&n, &task(i)).map(|(a, _)| last(a));
+        let reserve = |l: &mut Leases, i| l.reserve(&n, &task(i), None, idle).map(|(a, _)| last(a));
         for i in 2..=7 {
             assert_eq!(reserve(&mut leases, i), Ok(i));
         }
@@ -461,7 +543,8 @@ mod tests {
         let mut end = small();
         end.blocks = vec!["10.1.255.252/30".parse().unwrap()];
         end.id = NetworkId::new("end");
-        let got: Vec<_> = (0..4).map(|i| leases.reserve(&end, &task(i)).map(|(a, _)| last(a)).ok()).collect();
+        let got: Vec<_> =
+            (0..4).map(|i| leases.reserve(&end, &task(i), None, idle).map(|(a, _)| last(a)).ok()).collect();
         assert_eq!(got, [Some(252), Some(253), Some(254), None]);
     }
 
@@ -492,7 +575,7 @@ mod tests {
     fn a_task_keeps_its_address_over_stop_and_crash() {
         use AddressFamily::{V4, V6};
         let (n, mut leases) = (small(), Leases::default());
-        let (address, _) = leases.reserve(&n, &task(1)).unwrap();
+        let (address, _) = leases.reserve(&n, &task(1), None, idle).unwrap();
         for mac in ["first", "second", "after a crash without release"] {
             assert_eq!(leases.request(&n, V4, Some(address), Some(mac)).unwrap().0, address);
             assert_eq!(leases.request(&n, V6, None, Some(mac)).unwrap().0, address, "linked by MAC");
@@ -504,6 +587,43 @@ mod tests {
         leases.give_back(&n.id, V4, address).unwrap();
         leases.give_back(&n.id, V6, address).unwrap();
         assert_eq!(leases.held(&n.id), 0);
+    }
+
+    #[test]
+    fn frozen_addresses_are_for_those_who_ask_for_them() {
+        use AddressFamily::{V4, V6};
+        let (mut n, mut leases) = (small(), Leases::default());
+        let at = |last| Ipv4Addr::new(10, 1, 0, last);
+        leases.request(&n, V4, Some(at(6)), Some("m")).unwrap();
+        n.frozen = vec![
+            Freeze { prefix: "10.1.0.2/32".parse().unwrap(), ticket: 0 },
+            Freeze { prefix: "10.1.0.6/31".parse().unwrap(), ticket: 7 },
+        ];
+        let frozen = |l: &Leases| l.frozen([&n]).into_iter().collect::<Vec<_>>();
+        assert_eq!(frozen(&leases), [(7, vec![at(6)])], "in use when it was frozen");
+        // Nobody gets one by chance, or by naming it to the engine.
+        let given: Vec<_> = (3..=6).map(|i| leases.reserve(&n, &task(i), None, idle).map(|(a, _)| last(a))).collect();
+        assert_eq!(given[..3], [Ok(3), Ok(4), Ok(5)]);
+        assert!(matches!(given[3], Err(LeaseError::Exhausted { total: 3, .. })), "{given:?}");
+        let refused = leases.request(&n, V4, Some(at(2)), Some("x"));
+        assert!(matches!(refused, Err(LeaseError::Kept { .. })), "{refused:?}");
+        assert_eq!(leases.request(&n, V6, None, Some("m")).map(|(a, _)| a), Ok(at(6)), "what it has it keeps");
+        // The task that the master gave it to does, and its container gets it from the engine.
+        assert_eq!(leases.reserve(&n, &task(1), Some(at(2)), idle).map(|(a, _)| a), Ok(at(2)));
+        assert_eq!(leases.request(&n, V4, Some(at(2)), Some("t")).map(|(a, _)| a), Ok(at(2)));
+        assert_eq!(leases.reserve(&n, &task(1), Some(at(2)), idle).map(|(_, c)| c), Ok(None), "sticky");
+        // Its successor, once its own container is gone.
+        let busy = leases.reserve(&n, &task(9), Some(at(2)), |_, a| a == at(2)).unwrap_err();
+        assert_eq!(busy.to_string(), "address 10.1.0.2 of network small is in use by task t1");
+        assert_eq!(leases.reserve(&n, &task(9), Some(at(2)), idle).map(|(a, _)| a), Ok(at(2)));
+        assert_eq!(leases.release(&task(1), idle), [], "it has nothing to give back");
+        for (asked, why) in [(at(6), "in use"), (at(1), "the gateway"), (at(9), "another host's")] {
+            assert!(leases.reserve(&n, &task(8), Some(asked), idle).is_err(), "{why}");
+        }
+        for family in [V4, V6] {
+            leases.give_back(&n.id, family, at(6)).unwrap();
+        }
+        assert_eq!(frozen(&leases), [(7, vec![])]);
     }
 
     #[derive(Clone, Debug)]
@@ -533,7 +653,7 @@ mod tests {
             let mut macs: BTreeMap<u8, Ipv4Addr> = BTreeMap::new();
             for step in steps {
                 let changes: Vec<Change> = match step {
-                    Step::Reserve(i) => leases.reserve(&n, &task(i)).map(|(a, c)| {
+                    Step::Reserve(i) => leases.reserve(&n, &task(i), None, idle).map(|(a, c)| {
                         tasks.insert(i, a);
                         c
                     }).ok().flatten().into_iter().collect(),

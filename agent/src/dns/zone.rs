@@ -326,6 +326,7 @@ pub(crate) mod tests {
             attachable: true,
             host_index: 1,
             blocks: vec![format!("10.{n}.1.0/24").parse().unwrap()],
+            frozen: Vec::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::future::pending;
 use skein_api::{AttachedContainer, NodeDescription};
 use tokio::sync::watch;
 
-use crate::{engine::EngineState, executor::ExecutorStatus, ledger::LedgerState};
+use crate::{engine::EngineState, executor::ExecutorStatus, ledger::LedgerState, overlay::AddressUse};
 
 /// Most troubles that are told; more are counted.
 const TROUBLES_MAX: usize = 16;
@@ -24,6 +24,8 @@ pub struct Sources {
     pub engine: watch::Receiver<EngineState>,
     /// The network.
     pub overlay: watch::Receiver<Vec<String>>,
+    /// Addresses in use: no trouble, but told at once like one, since another host may wait for it.
+    pub addresses: watch::Receiver<AddressUse>,
     /// Containers.
     pub executor: watch::Receiver<ExecutorStatus>,
     /// Containers in our networks that were started by hand. No trouble, and told as soon.
@@ -37,6 +39,7 @@ impl Sources {
             () = moved(&mut self.ledger) => {}
             () = moved(&mut self.engine) => {}
             () = moved(&mut self.overlay) => {}
+            () = moved(&mut self.addresses) => {}
             () = moved(&mut self.executor) => {}
             () = moved(&mut self.attached) => {}
         }
@@ -44,8 +47,9 @@ impl Sources {
 
     /// The description with what the parts say now.
     pub fn complete(&self, description: NodeDescription, more: Option<String>) -> NodeDescription {
+        let AddressUse { frozen, plain } = self.addresses.borrow().clone();
         let attached = self.attached.borrow().clone();
-        NodeDescription { troubles: self.words(more), attached, ..description }
+        NodeDescription { troubles: self.words(more), frozen, plain_addresses: plain, attached, ..description }
     }
 
     /// Whether the engine answers, by the last call.

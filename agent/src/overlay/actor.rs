@@ -16,7 +16,7 @@ mod requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::{fd::AsFd, unix::fs::MetadataExt},
     sync::Arc,
     time::Duration,
@@ -35,7 +35,7 @@ use tokio::{
 
 use self::disk::Topic;
 use super::{
-    ByHand, Message, OverlayConfig, OverlayCounters, OverlayError, Shared, Wanted,
+    AddressUse, ByHand, Message, OverlayConfig, OverlayCounters, OverlayError, Shared, Wanted,
     claims::Claims,
     desired::{self, Services},
     picture::{OF_HOST, of_network},
@@ -204,7 +204,10 @@ impl Actor {
             // All branches are cancel-safe: a receiver, a watch that keeps what it has not told, and timers.
             tokio::select! {
                 message = messages_rx.recv() => match message {
-                    Some(message) => self.message(message).await,
+                    Some(message) => {
+                        self.message(message).await;
+                        self.tell_addresses();
+                    }
                     None => break,
                 },
                 scopes = changed(&mut self.watch) => self.changed(scopes),
@@ -223,8 +226,8 @@ impl Actor {
             Message::Plugin { request, reply } => {
                 let _ = reply.send(self.plugin_request(request).await);
             }
-            Message::Reserve { task, network, reply } => {
-                let _ = reply.send(self.reserve(&task, &network).await);
+            Message::Reserve { task, network, asked, reply } => {
+                let _ = reply.send(self.reserve(&task, &network, asked).await);
             }
             Message::Unannounced { task, reply } => {
                 let named = |n: &NetworkId| self.endpoints.iter().any(|e| e.task == task && e.network == *n);
@@ -351,10 +354,16 @@ impl Actor {
         warn_of(self.ensure_all(Cause::Request).await);
     }
 
-    async fn reserve(&mut self, task: &TaskId, network: &NetworkId) -> Result<TaskAddress, OverlayError> {
+    async fn reserve(
+        &mut self,
+        task: &TaskId,
+        network: &NetworkId,
+        asked: Option<Ipv4Addr>,
+    ) -> Result<TaskAddress, OverlayError> {
         let ours = self.known.get(network).ok_or_else(|| OverlayError::UnknownNetwork(network.clone()))?;
         let before = self.leases.clone();
-        let (v4, change) = self.leases.reserve(ours, task)?;
+        let in_use = |network: &NetworkId, address| self.plugin.has_address(network, address);
+        let (v4, change) = self.leases.reserve(ours, task, asked, in_use)?;
         let v6 = address6(ours.subnet6, ours.subnet4, v4);
         let keys: Vec<String> = change.iter().map(|c| c.key().to_owned()).collect();
         if let Err(error) = self.persist(change).await {
@@ -364,6 +373,17 @@ impl Actor {
             return Err(error.into());
         }
         Ok(TaskAddress { network: network.clone(), v4: Some(v4), v6: Some(v6) })
+    }
+
+    /// What the master asked about addresses that are frozen here. Both come from the same memory, so an answer counts
+    /// every address that was given before the freeze.
+    fn tell_addresses(&self) {
+        let now = AddressUse { frozen: self.leases.frozen(self.known.values()), plain: self.leases.plain() };
+        self.shared.addresses.send_if_modified(|told| {
+            let changed = *told != now;
+            *told = now;
+            changed
+        });
     }
 
     // --- the kernel ---

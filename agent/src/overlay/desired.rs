@@ -205,7 +205,7 @@ mod tests {
         let mut leases = Leases::default();
         let mac = "02:42:00:00:00:07";
         let (used, _) = leases.request(&ours, agent_core::lease::AddressFamily::V4, None, Some(mac)).unwrap();
-        leases.reserve(&ours, &TaskId::new("never started")).unwrap();
+        leases.reserve(&ours, &TaskId::new("never started"), None, |_, _| false).unwrap();
         let links = |documents: &[(&str, &str)]| {
             let documents = documents.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             let plugin = PluginState::load(&documents);

@@ -208,6 +208,15 @@ impl Wanted {
     }
 }
 
+/// What the master wants to know of this host's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressUse {
+    /// Which frozen addresses are in use, by ticket: told after the freeze is in force.
+    pub frozen: BTreeMap<u64, Vec<Ipv4Addr>>,
+    /// How many addresses containers have in each network that are no tasks of ours.
+    pub plain: BTreeMap<NetworkId, u32>,
+}
+
 #[derive(Debug)]
 enum Message {
     Apply {
@@ -221,6 +230,7 @@ enum Message {
     Reserve {
         task: TaskId,
         network: NetworkId,
+        asked: Option<Ipv4Addr>,
         reply: oneshot::Sender<Result<TaskAddress, OverlayError>>,
     },
     Release {
@@ -251,6 +261,7 @@ struct Shared {
     counters: OverlayCounters,
     repairs: Repairs,
     troubles: watch::Sender<Vec<String>>,
+    addresses: watch::Sender<AddressUse>,
     by_hand: watch::Sender<BTreeMap<String, ByHand>>,
 }
 
@@ -321,13 +332,19 @@ impl OverlayHandle {
         self.ask(|reply| Message::Apply { wanted, reply }).await?
     }
 
-    /// The task's address in a network, sticky until [`OverlayHandle::release`], durable when this returns.
+    /// The task's address in a network, `asked` if it shall have a certain one: sticky until
+    /// [`OverlayHandle::release`], durable when this returns.
     ///
     /// # Errors
-    /// The network is not here, its blocks are full, or the disk failed.
-    pub async fn reserve(&self, task: &TaskId, network: &NetworkId) -> Result<TaskAddress, OverlayError> {
+    /// The network is not here, its blocks are full, the address is not this host's or in use, or the disk failed.
+    pub async fn reserve(
+        &self,
+        task: &TaskId,
+        network: &NetworkId,
+        asked: Option<Ipv4Addr>,
+    ) -> Result<TaskAddress, OverlayError> {
         let (task, network) = (task.clone(), network.clone());
-        self.ask(|reply| Message::Reserve { task, network, reply }).await?
+        self.ask(|reply| Message::Reserve { task, network, asked, reply }).await?
     }
 
     /// Gives up all addresses of a task whose container is gone; unknown tasks are no error.
@@ -411,6 +428,11 @@ impl OverlayHandle {
     /// How many repairs there were in a namespace since the start, and the last of them. See [`picture`] for its words.
     pub fn repairs(&self, what: &str) -> (u64, Vec<skein_api::Repair>) {
         self.shared.repairs.of(what)
+    }
+
+    /// What the master wants to know of this host's addresses.
+    pub fn addresses(&self) -> watch::Receiver<AddressUse> {
+        self.shared.addresses.subscribe()
     }
 
     /// What was counted.

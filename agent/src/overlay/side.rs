@@ -25,7 +25,8 @@ impl NetworkSide for OverlayHandle {
     }
 
     async fn reserve(&self, task: &TaskAssignment, network: &NetworkId) -> Result<TaskAddress, String> {
-        Self::reserve(self, &task.id, network).await.map_err(|e| skein_daemon::chain(&e))
+        let asked = task.spec.static_address(network);
+        Self::reserve(self, &task.id, network, asked).await.map_err(|e| skein_daemon::chain(&e))
     }
 
     async fn release(&self, task: &TaskId) {

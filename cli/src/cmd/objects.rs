@@ -195,7 +195,10 @@ async fn network(app: &App, command: NetworkCommand) -> Result<u8, Failure> {
         NetworkCommand::Ls => {
             let mut networks = app.client("skein network ls")?.networks().await?;
             networks.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
-            app.out.list(&networks, &["ID", "NAME", "STACK", "SUBNET", "SUBNET6", "VNI", "INTERNAL"], |n| {
+            let heads = ["ID", "NAME", "STACK", "SUBNET", "SUBNET6", "VNI", "INTERNAL", "USED"];
+            app.out.list(&networks, &heads, |n| {
+                let crowded = if n.crowded { ", crowded" } else { "" };
+                let used = n.usage.as_ref().map(|u| format!("{} of {}{crowded}", u.used, u.addresses));
                 vec![
                     n.id.short().to_owned(),
                     n.spec.name.clone(),
@@ -204,6 +207,7 @@ async fn network(app: &App, command: NetworkCommand) -> Result<u8, Failure> {
                     n.subnet6.to_string(),
                     n.vni.to_string(),
                     if n.spec.internal { "yes" } else { "" }.to_owned(),
+                    used.unwrap_or_default(),
                 ]
             })?;
             Ok(0)

@@ -348,7 +348,8 @@ fn jobs(drafts: &mut [Draft]) {
 fn attach(cx: &mut Cx, draft: &mut Draft, stack: &str, networks: &mut Resources<NetworkSpec>) {
     let Some(mut attachments) = draft.networks.take() else { return };
     if attachments.is_empty() {
-        attachments.push((NetworkAttachment { network: DEFAULT_NETWORK.into(), aliases: Vec::new() }, draft.pos));
+        attachments
+            .push((NetworkAttachment { network: DEFAULT_NETWORK.into(), ..NetworkAttachment::default() }, draft.pos));
     }
     for (mut attachment, pos) in attachments {
         if attachment.network == DEFAULT_NETWORK {

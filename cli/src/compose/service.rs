@@ -466,7 +466,7 @@ fn networks(cx: &mut Cx, f: &Fields<'_>) -> Option<Vec<(NetworkAttachment, Pos)>
         return None;
     }
     let Some((node, path)) = f.get("networks") else { return Some(Vec::new()) };
-    let attachment = |name: &str| NetworkAttachment { network: name.into(), aliases: Vec::new() };
+    let attachment = |name: &str| NetworkAttachment { network: name.into(), ..NetworkAttachment::default() };
     if !matches!(node.value, Value::Map(_)) {
         return Some(cx.words(node, &path).iter().map(|(name, pos)| (attachment(name), *pos)).collect());
     }
@@ -477,6 +477,8 @@ fn networks(cx: &mut Cx, f: &Fields<'_>) -> Option<Vec<(NetworkAttachment, Pos)>
         if let Some(f) = cx.fields(value, &format!("{path}.{}", key.text), keys::SERVICE_NETWORK) {
             let aliases = f.get("aliases").map(|(n, p)| cx.words(n, &p)).unwrap_or_default();
             to.aliases = aliases.into_iter().map(|(a, _)| a).collect();
+            to.ipv4 = f.get("ipv4_address").and_then(|(n, p)| cx.address(n, &p));
+            to.ipv6 = f.get("ipv6_address").and_then(|(n, p)| cx.address(n, &p));
             priority = f.get("priority").and_then(|(n, p)| cx.number(n, &p)).unwrap_or(0);
         }
         out.push((priority, to, key.pos));

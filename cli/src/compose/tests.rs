@@ -597,7 +597,7 @@ services:
     image: i
     networks:
       front: {aliases: [x, y]}
-      back: {priority: 10}
+      back: {priority: 10, ipv4_address: 10.9.7.7, ipv6_address: 'fd00::707'}
       ext:
   c: {image: i, network_mode: bridge}
 networks:
@@ -612,6 +612,8 @@ networks:
         nets.collect::<Vec<_>>().join(" ")
     };
     let services: Vec<String> = parsed.stack.services.iter().map(show).collect();
+    let back = &parsed.stack.services[1].task.networks[0];
+    assert_eq!((back.ipv4, back.ipv6), ("10.9.7.7".parse().ok(), "fd00::707".parse().ok()));
     assert_eq!(services, ["myshop_front[] myshop_default[]", "given[] myshop_front[\"x\", \"y\"] their[]", ""]);
     let show = |n: &skein_api::NetworkSpec| {
         let subnet = n.subnet4.map(|s| s.to_string()).unwrap_or_default();
@@ -640,10 +642,8 @@ networks:
         ],
     );
     refused(
-        "networks: {default: {ipv4_address: 10.0.0.5}}",
-        &[
-            "1:22 services.web.networks.default.ipv4_address is refused: addresses are given out by the overlay [use the service's name]",
-        ],
+        "networks: {default: {ipv4_address: 10.0.0}}",
+        &["1:36 services.web.networks.default.ipv4_address: expected an address, found \"10.0.0\""],
     );
 }
 

@@ -184,6 +184,11 @@ impl Cx {
         self.parsed_or(node, path, "a whole number", |text| text.parse().ok())
     }
 
+    /// An address of the wanted family.
+    pub(super) fn address<T: std::str::FromStr>(&mut self, node: &Node, path: &str) -> Option<T> {
+        self.parsed_or(node, path, "an address", |text| text.parse().ok())
+    }
+
     fn parsed_or<T>(
         &mut self,
         node: &Node,

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use skein_api::{
-    ATTACHED_MAX, ATTACHED_NAMES_MAX, ApiError, AttachedContainer, GENERIC_IDS_MAX, GENERIC_KINDS_MAX, GenericOffer,
-    LABELS_MAX, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, OVERCOMMIT_PERCENT, Task, TaskState, TaskStatus,
-    Token, TokenCreate, TokenId, UnixMillis, check_node_label, is_label_key,
+    ATTACHED_MAX, ATTACHED_NAMES_MAX, ApiError, AttachedContainer, FREEZES_MAX, GENERIC_IDS_MAX, GENERIC_KINDS_MAX,
+    GenericOffer, LABELS_MAX, Node, NodeDescription, NodeId, NodeSpec, NodeUpdate, OVERCOMMIT_PERCENT, Task, TaskState,
+    TaskStatus, Token, TokenCreate, TokenId, UnixMillis, check_node_label, is_label_key,
 };
 
 use crate::{
@@ -31,6 +31,12 @@ const REMOVED_KEPT_MS: u64 = 25 * 3_600 * 1_000;
 /// Routes of a host that are kept, for the choice of subnets: a host with a full routing table has a million, which say
 /// nothing about private subnets.
 const ROUTES_MAX: usize = 4_096;
+
+/// Networks in which a host's engine runs containers by itself.
+const PLAIN_NETWORKS_MAX: usize = 1_024;
+
+/// Addresses of the largest block, a /24.
+const BLOCK_ADDRESSES_MAX: usize = 256;
 
 /// Shorter prefixes are default routes in parts, and would leave no subnet.
 const ROUTE_PREFIX_MIN: u8 = 8;
@@ -155,6 +161,14 @@ impl Core {
         description.routes.retain(|r| r.prefix_len() >= ROUTE_PREFIX_MIN);
         description.routes.truncate(ROUTES_MAX);
         admit_attached(&mut description.attached);
+        while description.frozen.len() > FREEZES_MAX {
+            description.frozen.pop_last();
+        }
+        while description.plain_addresses.len() > PLAIN_NETWORKS_MAX {
+            description.plain_addresses.pop_last();
+        }
+        // What does not fit is no answer: it must not look as if fewer were in use.
+        description.frozen.retain(|_, in_use| in_use.len() <= BLOCK_ADDRESSES_MAX);
         admit_labels(&mut description.labels);
         admit_labels(&mut description.engine_labels);
         admit_generic(&mut description.generic);

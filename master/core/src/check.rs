@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skein_api::{Block, NetworkId, NodeId, Service, Task, TaskState, UpdateOrder, Vip, address6};
+use skein_api::{Block, Network, NetworkId, NodeId, Service, Task, TaskState, UpdateOrder, Vip, address6};
 
 use crate::{
     core::Core,
@@ -129,8 +129,11 @@ fn blocks(core: &Core, broken: &mut Vec<String>) {
     for block in model.blocks.values() {
         one_block(core, block, broken);
     }
-    let owners = model.blocks.values().map(|b| ((b.network.clone(), b.block4), b.node.to_string()));
+    let owners = model.blocks.values().map(|b| ((b.network.clone(), b.block4, b.is_single()), b.node.to_string()));
     unique("block", owners, broken);
+    let live = model.tasks.values().filter(|t| !t.status.state.is_terminal());
+    let used = live.flat_map(|t| t.status.addresses.iter().map(move |a| ((a.network.clone(), a.v4), t.id.to_string())));
+    unique("address", used, broken);
 }
 
 /// A block that is still there belongs to a network and to a node.
@@ -144,13 +147,31 @@ fn one_block(core: &Core, block: &Block, broken: &mut Vec<String>) {
         Some(n) if !n.subnet4.contains(&block.block4) => {
             broken.push(format!("block {} is outside {}", block.block4, n.subnet4));
         }
-        Some(_) => {}
+        Some(network) => one_giver(core, network, block, broken),
     }
     if let Some((vip, _)) = model.vips(&block.network).find(|(vip, _)| block.block4.contains(*vip)) {
         broken.push(format!("block {} of node {} holds the virtual address {vip}", block.block4, block.node));
     }
     if !model.nodes.contains_key(&block.node) {
         broken.push(format!("block {} belongs to no node", block.block4));
+    }
+}
+
+/// Only one host gives out an address: a single one is frozen in the block that it is out of.
+fn one_giver(core: &Core, network: &Network, block: &Block, broken: &mut Vec<String>) {
+    if !block.is_single() {
+        return;
+    }
+    let address = block.block4.addr();
+    let claimed = core.model().claimants(&network.id, address).next().is_some();
+    if block.borrowed && claimed {
+        broken.push(format!("static address {address} is borrowed by node {}", block.node));
+    }
+    if let Some(around) = core.model().block_of(network, address).filter(|b| b.node != block.node) {
+        let frozen = core.freezes(network, &around.node).iter().any(|f| f.prefix.contains(&address));
+        if !frozen {
+            broken.push(format!("address {address} is given out by nodes {} and {}", block.node, around.node));
+        }
     }
 }
 
@@ -181,8 +202,10 @@ fn service_vips(core: &Core, service: &Service, broken: &mut Vec<String>) {
         if *v6 != address6(network.subnet6, network.subnet4, *v4) {
             broken.push(format!("virtual addresses {v4} and {v6} of service {name} do not belong together"));
         }
-        let owner = model.block_of(network, *v4).map(|block| &block.node);
-        if let Some(owner) = owner {
+        if let Some(claimant) = model.claimants(&network.id, *v4).next() {
+            broken.push(format!("virtual address {v4} of service {name} is static for {claimant:?}"));
+        }
+        if let Some(owner) = model.giver(network, *v4) {
             broken.push(format!("virtual address {v4} of service {name} is in a block of node {owner}"));
         }
     }
@@ -266,12 +289,13 @@ fn task_invariants(core: &Core, task: &Task, broken: &mut Vec<String>) {
         let network = NetworkId::new(&attachment.network);
         if !model.networks.contains_key(&network) {
             broken.push(format!("task {id} names network {network}, which is not there"));
-        } else if !model.is_member(&network, node) {
+        } else if !model.is_member(&network, node) && (task.service.is_none() || !state.is_terminal()) {
             broken.push(format!("task {id} is on node {node}, which has no addresses of network {network}"));
         }
     }
     for address in task.status.addresses.iter().filter(|_| !state.is_terminal()) {
-        let owned = |v4| model.node_blocks(&address.network, node).any(|b| b.block4.contains(&v4));
+        let network = model.networks.get(&address.network);
+        let owned = |v4| network.is_some_and(|network| model.giver(network, v4) == Some(node));
         if !address.v4.is_some_and(owned) {
             broken.push(format!("task {id} has address {:?} outside its node's blocks", address.v4));
         }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use skein_api::{
-    ApiError, Node, NodeId, NodeStatus, Overcommit, ServiceId, Strategy, Task, TaskId, TaskSpec, TaskState,
+    ApiError, NetworkId, Node, NodeId, NodeStatus, Overcommit, ServiceId, Strategy, Task, TaskId, TaskSpec, TaskState,
     UpdateConfig,
 };
 
@@ -117,6 +117,8 @@ pub struct Core {
     pub(crate) grow: bool,
     /// Networks changed or tasks went: a removed stack's network may be without tasks.
     pub(crate) sweep: bool,
+    /// Networks whose addresses more, or fewer, may have.
+    pub(crate) fuller: BTreeSet<NetworkId>,
     /// Monotonic time of the next look at what is kept for a while.
     pub(crate) expire_at_ms: u64,
     /// The latest time that the shell told.
@@ -153,6 +155,7 @@ impl Core {
             dirty_nodes: BTreeSet::new(),
             grow: true,
             sweep: true,
+            fuller: BTreeSet::new(),
             // A host that boots may have a clock that is years ahead until somebody sets it.
             expire_at_ms: now.mono_ms + EXPIRE_PERIOD_MS,
             now,
@@ -392,6 +395,11 @@ impl Core {
         }
     }
 
+    fn note_fuller(&mut self, task: Option<&Task>) {
+        let attachments = task.into_iter().flat_map(|t| &t.spec.networks);
+        self.fuller.extend(attachments.map(|a| NetworkId::new(&a.network)));
+    }
+
     /// What a task holds on a node changed.
     fn note_place(&mut self, node: Option<&NodeId>) {
         if let Some(node) = node {
@@ -408,6 +416,7 @@ impl Core {
         };
         let Some(task) = self.model.tasks.get(id).cloned() else {
             self.dirty_services.extend(old.and_then(|t| t.service.clone()));
+            self.note_fuller(old);
             self.note_dependency(old.and_then(|t| t.service.as_ref()));
             self.note_place(old.and_then(|t| t.node.as_ref()));
             self.pending.remove(id);
@@ -423,6 +432,7 @@ impl Core {
         });
         if turned {
             self.dirty_services.extend(task.service.clone());
+            self.note_fuller(Some(&task));
         }
         // What waits for one to be served before it replaces the next.
         let arrived = task.status.state == TaskState::Running

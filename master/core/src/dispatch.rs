@@ -15,7 +15,7 @@ use skein_api::{
 use crate::{
     core::Core,
     ingress,
-    model::{Key, Kind, Model, Object},
+    model::{Key, Kind, Model, Object, static_addresses},
     placement,
 };
 
@@ -140,7 +140,12 @@ impl Dispatch {
                     Some(Object::Service(service)) => Some(&**service),
                     _ => None,
                 };
-                self.note_vips(model, &ServiceId::new(&key.id), before);
+                let id = ServiceId::new(&key.id);
+                self.note_vips(model, &id, before);
+                self.note_statics(
+                    model,
+                    [before, model.services.get(&id)].map(|s| s.map(|s| (&s.spec.task, s.meta.generation))),
+                );
                 if let Some(before) = before {
                     self.note_service(model, before);
                 }
@@ -158,6 +163,7 @@ impl Dispatch {
         // Most changes of a task are reports of how far its start has come, which no host needs to hear.
         let same_endpoint = old.zip(new).is_some_and(|(old, new)| same_endpoint(old, new));
         let same_assignment = old.zip(new).is_some_and(|(old, new)| same_assignment(old, new));
+        self.note_statics(model, [old, new].map(|task| task.map(|task| (&*task.spec, 0))));
         for task in old.into_iter().chain(new) {
             if let Some(node) = task.node.as_ref().filter(|_| !same_assignment) {
                 self.mark(node, format!("task/{id}"));
@@ -172,6 +178,17 @@ impl Dispatch {
         if let Some(task) = new.or(old).filter(|_| !(same_assignment && same_endpoint)) {
             let service = task.service.as_ref().and_then(|s| model.services.get(s));
             self.note_takers(model, service.map_or(&task.name, |s| &s.spec.name));
+        }
+    }
+
+    /// Static addresses are frozen where they lie in a host's block. Few specifications have one.
+    fn note_statics(&mut self, model: &Model, specs: [Option<(&TaskSpec, u64)>; 2]) {
+        let statics = |(spec, generation): (&TaskSpec, u64)| {
+            static_addresses(spec).map(|(network, address)| (network, address, generation)).collect::<BTreeSet<_>>()
+        };
+        let [old, new] = specs.map(|spec| spec.map(statics).unwrap_or_default());
+        for (network, ..) in old.symmetric_difference(&new) {
+            self.mark_members(model, network, &format!("network/{network}"), None);
         }
     }
 
@@ -229,6 +246,16 @@ impl Dispatch {
         let new = model.blocks.get(&(network.clone(), index)).map(|b| b.node.clone());
         let same_owner = old == new;
         self.mark_attached(model, &network);
+        // A single address is frozen in the block that it is out of.
+        let single = model.blocks.get(&(network.clone(), index)).or(match before {
+            Some(Object::Block(block)) => Some(block),
+            _ => None,
+        });
+        if let Some((block, of)) = single.filter(|b| b.is_single()).zip(model.networks.get(&network))
+            && let Some(lender) = model.block_of(of, block.block4.addr())
+        {
+            self.mark(&lender.node, format!("network/{network}"));
+        }
         for node in old.iter().chain(new.iter().filter(|_| !same_owner)) {
             let blocks = model.node_blocks(&network, node).count();
             self.mark(node, format!("network/{network}"));
@@ -540,6 +567,7 @@ impl Core {
             attachable: network.spec.attachable,
             host_index: host.host_index,
             blocks: self.model.node_blocks(&network.id, node).map(|b| b.block4).collect(),
+            frozen: self.freezes(network, node),
         })
     }
 

@@ -7,6 +7,7 @@
 //! - [`core`]: the verbs: execute, settle, take what was staged, take what agents are to be told
 //! - [`leader`]: a term of office: sessions, turns, what may be said when
 //! - `admit`, `workloads`, `networks`, `reports`: what each request changes
+//! - `addresses`: who gives out which addresses of a network
 //! - `orchestrator`: what follows from it: tasks, replacements, removal
 //! - `pending`: nodes for the tasks that wait for one; `starved`: global services that miss a task on a node
 //! - `preempt`: room for those that count more
@@ -18,6 +19,7 @@
 //! - `what_if`: the same on a copy, for questions; [`sketch`]: what the copy is made from
 //! - [`liveness`]: who is heard of; `loss`: which of the silent ones are given up, and how fast
 
+mod addresses;
 mod admit;
 mod check;
 pub mod command;

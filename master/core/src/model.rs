@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use skein_api::{
     AttachedContainer, Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId,
-    TaskState, Token, TokenId, Volume, VolumeId,
+    TaskSpec, TaskState, Token, TokenId, Volume, VolumeId,
 };
 use smallvec::SmallVec;
 
@@ -271,6 +271,10 @@ pub struct Model {
     network_names: BTreeMap<String, NetworkId>,
     /// Virtual addresses by network. One that two services had would be found by `check`, so the last one stands here.
     vips: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, ServiceId>>,
+    /// Static addresses by network, with the services and tasks that name them.
+    statics: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, BTreeSet<Claimant>>>,
+    /// Blocks that are frozen, and single addresses.
+    loose_blocks: BTreeSet<(NetworkId, u32)>,
     service_names: BTreeMap<String, ServiceId>,
     volume_names: BTreeMap<String, VolumeId>,
     /// Names of the volumes on each node.
@@ -280,6 +284,20 @@ pub struct Model {
     task_names: BTreeMap<String, SmallVec<[TaskId; 1]>>,
     /// How many tasks are in each state; none in one that is not listed.
     task_states: BTreeMap<TaskState, u64>,
+}
+
+/// Who names a static address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claimant {
+    /// A service.
+    Service(ServiceId),
+    /// A task, of a service or alone: until it is forgotten.
+    Task(TaskId),
+}
+
+/// The static addresses of a task specification that names networks by id.
+pub(crate) fn static_addresses(spec: &TaskSpec) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> {
+    spec.networks.iter().filter_map(|a| Some((NetworkId::new(&a.network), a.ipv4?)))
 }
 
 /// Names of those whose volumes and namespaces a task takes; one can stand there twice.
@@ -383,6 +401,9 @@ impl Model {
             Object::Block(o) => {
                 let before = self.delete(&Key { kind: Kind::Block, id: block_id(&o.network, o.index) });
                 self.members.entry(o.network.clone()).or_default().entry(o.node.clone()).or_default().insert(o.index);
+                if o.is_single() || o.frozen.is_some() {
+                    self.loose_blocks.insert((o.network.clone(), o.index));
+                }
                 self.blocks.insert((o.network.clone(), o.index), o);
                 before
             }
@@ -399,6 +420,7 @@ impl Model {
                 for vip in &o.vips {
                     self.vips.entry(vip.network.clone()).or_default().insert(vip.v4, o.id.clone());
                 }
+                self.claim(&Claimant::Service(o.id.clone()), &o.spec.task);
                 self.services.insert(o.id.clone(), *o);
                 before
             }
@@ -436,6 +458,7 @@ impl Model {
             Kind::Block => {
                 let (network, index) = id.rsplit_once('/')?;
                 let block = self.blocks.remove(&(NetworkId::new(network), index.parse().ok()?))?;
+                self.loose_blocks.remove(&(block.network.clone(), block.index));
                 if let Some(nodes) = self.members.get_mut(&block.network) {
                     if let Some(indexes) = nodes.get_mut(&block.node) {
                         indexes.remove(&block.index);
@@ -488,6 +511,7 @@ impl Model {
     fn remove_service(&mut self, id: &ServiceId) -> Option<Object> {
         let service = self.services.remove(id)?;
         self.service_names.remove(&service.spec.name);
+        self.unclaim(&Claimant::Service(id.clone()), &service.spec.task);
         for vip in &service.vips {
             if let Some(vips) = self.vips.get_mut(&vip.network) {
                 vips.remove(&vip.v4);
@@ -497,6 +521,22 @@ impl Model {
             }
         }
         Some(Object::Service(Box::new(service)))
+    }
+
+    fn claim(&mut self, claimant: &Claimant, spec: &TaskSpec) {
+        for (network, address) in static_addresses(spec) {
+            self.statics.entry(network).or_default().entry(address).or_default().insert(claimant.clone());
+        }
+    }
+
+    fn unclaim(&mut self, claimant: &Claimant, spec: &TaskSpec) {
+        for (network, address) in static_addresses(spec) {
+            let Some(addresses) = self.statics.get_mut(&network) else { continue };
+            drop_from(addresses, &address, claimant);
+            if addresses.is_empty() {
+                self.statics.remove(&network);
+            }
+        }
     }
 
     fn count_state(&mut self, old: TaskState, new: TaskState) {
@@ -530,6 +570,7 @@ impl Model {
             let network = NetworkId::new(&attachment.network);
             self.network_tasks.entry(network).or_default().insert(task.id.clone());
         }
+        self.claim(&Claimant::Task(task.id.clone()), &task.spec);
         for name in taken_from(task) {
             self.takers.entry(name.clone()).or_default().insert(task.id.clone());
         }
@@ -560,6 +601,7 @@ impl Model {
         for attachment in &task.spec.networks {
             drop_from(&mut self.network_tasks, &NetworkId::new(&attachment.network), id);
         }
+        self.unclaim(&Claimant::Task(id.clone()), &task.spec);
         for name in taken_from(&task) {
             drop_from(&mut self.takers, name, id);
         }
@@ -625,6 +667,27 @@ impl Model {
     /// The virtual addresses of a network with their services, in order.
     pub fn vips(&self, network: &NetworkId) -> impl Iterator<Item = (&Ipv4Addr, &ServiceId)> {
         self.vips.get(network).into_iter().flatten()
+    }
+
+    /// The static addresses of a network with who names them, in order.
+    pub fn statics(&self, network: &NetworkId) -> impl Iterator<Item = (&Ipv4Addr, &BTreeSet<Claimant>)> {
+        self.statics.get(network).into_iter().flatten()
+    }
+
+    /// Who names a static address.
+    pub fn claimants(&self, network: &NetworkId, address: Ipv4Addr) -> impl Iterator<Item = &Claimant> {
+        self.statics.get(network).and_then(|addresses| addresses.get(&address)).into_iter().flatten()
+    }
+
+    /// Blocks that are frozen, and single addresses, of all networks.
+    pub fn loose_blocks(&self) -> impl Iterator<Item = &Block> {
+        self.loose_blocks.iter().map(|key| &self.blocks[key])
+    }
+
+    /// The blocks of a network that are frozen, and single addresses.
+    pub fn loose_blocks_of<'a>(&'a self, network: &'a NetworkId) -> impl Iterator<Item = &'a Block> {
+        let range = (network.clone(), 0)..=(network.clone(), u32::MAX);
+        self.loose_blocks.range(range).map(|key| &self.blocks[key])
     }
 
     /// Names of the volumes on a node.
@@ -719,12 +782,22 @@ impl Model {
         node.description.attached.iter().find(|c| c.id == *id && c.network == *network).map(|c| (node, c))
     }
 
+    /// The single address of a network, if it has an owner of its own.
+    pub fn single(&self, network: &Network, address: Ipv4Addr) -> Option<&Block> {
+        self.blocks.get(&(network.id.clone(), network.single_index(address)))
+    }
+
+    /// The node that may give an address of a network to a container.
+    pub fn giver(&self, network: &Network, address: Ipv4Addr) -> Option<&NodeId> {
+        self.single(network, address).or_else(|| self.block_of(network, address)).map(|block| &block.node)
+    }
+
     /// The block that an address of a network is in, if that has an owner.
     pub fn block_of(&self, network: &Network, address: Ipv4Addr) -> Option<&Block> {
         self.blocks.get(&(network.id.clone(), network.block_index(address)?))
     }
 
-    /// Positions of the blocks of a network that have an owner.
+    /// Positions of the blocks of a network that have an owner, of single addresses too.
     pub fn owned_blocks(&self, network: &NetworkId) -> BTreeSet<u32> {
         let nodes = self.members.get(network).into_iter().flat_map(|nodes| nodes.values());
         nodes.flatten().copied().collect()

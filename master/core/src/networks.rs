@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use skein_api::{ApiError, Block, Network, NetworkId, NetworkSpec, NodeId, UnixMillis, check_labels};
+use skein_api::{ApiError, Network, NetworkId, NetworkSpec, UnixMillis, check_labels};
 
 use crate::{
     admit::check_name,
@@ -21,19 +21,16 @@ const VNI_MIN: u32 = 4_096;
 /// Last VNI (RFC 7348: 24 bits).
 const VNI_MAX: u32 = (1 << 24) - 1;
 
-/// Largest and smallest prefix of a user's subnet: 2^24 to 8 addresses.
-const SUBNET_PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
-
-/// Addresses that a host keeps free in a network before it gets another block.
-const BLOCK_SLACK: usize = 2;
+/// Largest and smallest prefix of a user's subnet: 2^24 to 4 addresses.
+const SUBNET_PREFIXES: std::ops::RangeInclusive<u8> = 8..=30;
 
 /// Prefix length of the blocks of a subnet: 1,024 blocks where they have 16 addresses or more, at most /24
-/// (256 addresses), and for small subnets as many blocks of 2 or more addresses as there is room for.
+/// (256 addresses). Small subnets have 16 blocks, or as many as they have addresses.
 pub(crate) fn block_prefix(subnet_prefix: u8) -> u8 {
     match subnet_prefix {
         0..=18 => (subnet_prefix + 10).max(24),
         19..=24 => 28,
-        _ => (subnet_prefix + 4).min(31),
+        _ => (subnet_prefix + 4).min(32),
     }
 }
 
@@ -89,6 +86,8 @@ impl Core {
             subnet4,
             subnet6: subnet6(cluster.ula_global_id, vni),
             block_prefix4: block_prefix(subnet4.prefix_len()),
+            crowded: false,
+            usage: None,
         })
     }
 
@@ -108,7 +107,7 @@ impl Core {
     fn check_subnet(&self, subnet: Ipv4Net, planned: &[Network]) -> Result<Ipv4Net, ApiError> {
         let subnet = subnet.trunc();
         if !SUBNET_PREFIXES.contains(&subnet.prefix_len()) {
-            return Err(ApiError::new("bad_subnet", format!("subnet {subnet} is not between a /8 and a /29")));
+            return Err(ApiError::new("bad_subnet", format!("subnet {subnet} is not between a /8 and a /30")));
         }
         match self.overlap(subnet, planned) {
             None => Ok(subnet),
@@ -180,48 +179,6 @@ impl Core {
         changes
     }
 
-    /// Gives a node another block of a network when it has too few addresses for `tasks` tasks. Idempotent.
-    ///
-    /// # Errors
-    /// When the subnet has no free block.
-    pub(crate) fn ensure_block(
-        &self,
-        network: &Network,
-        node: &NodeId,
-        tasks: usize,
-        ctx: &Context,
-    ) -> Result<Option<Block>, String> {
-        let reserved = |index: u32| usize::from(index == 0) * 2;
-        let per_block = network.block_len() as usize;
-        let owned: usize =
-            self.model.node_blocks(&network.id, node).map(|b| per_block.saturating_sub(reserved(b.index))).sum();
-        if owned >= tasks + BLOCK_SLACK.min(per_block / 4) && owned > 0 {
-            return Ok(None);
-        }
-        let free = self.free_block(network, |index| per_block > reserved(index));
-        let Some(index) = free else {
-            if owned >= tasks {
-                return Ok(None);
-            }
-            return Err(format!("network {} has no free block of addresses in {}", network.spec.name, network.subnet4));
-        };
-        let block4 = network.block4(index);
-        Ok(Some(Block { network: network.id.clone(), index, node: node.clone(), meta: meta::created(ctx), block4 }))
-    }
-
-    /// The lowest block that nobody owns, those of removed hosts last and of these the one that was freed first: a
-    /// host that was cut off may still run containers with its addresses.
-    fn free_block(&self, network: &Network, usable: impl Fn(u32) -> bool) -> Option<u32> {
-        let count = network.blocks();
-        let mut owned = self.model.owned_blocks(&network.id);
-        owned.extend(self.vip_blocks(network));
-        let owned = if skein_api::mutant!("block-twice") { Default::default() } else { owned };
-        let freed = self.freed_blocks(&network.id);
-        let free = |index: &u32| *index < count && usable(*index) && !owned.contains(index);
-        let never_used = (0..count).find(|index| free(index) && !freed.contains_key(index));
-        never_used.or_else(|| freed.iter().filter(|(i, _)| free(i)).min_by_key(|(i, at)| (**at, **i)).map(|(i, _)| *i))
-    }
-
     /// Positions of the blocks of a network that removed hosts had, with the last removal of one that had it.
     pub(crate) fn freed_blocks(&self, network: &NetworkId) -> BTreeMap<u32, UnixMillis> {
         let mut freed: BTreeMap<u32, UnixMillis> = BTreeMap::new();
@@ -250,7 +207,8 @@ mod tests {
 
     #[test]
     fn block_sizes() {
-        for (subnet, block) in [(8, 24), (14, 24), (16, 26), (18, 28), (20, 28), (24, 28), (26, 30), (29, 31)] {
+        for (subnet, block) in [(8, 24), (14, 24), (16, 26), (18, 28), (20, 28), (24, 28), (26, 30), (28, 32), (30, 32)]
+        {
             assert_eq!(block_prefix(subnet), block, "/{subnet}");
         }
     }

@@ -19,7 +19,8 @@ use skein_api::{
 
 use self::updates::Budget;
 use crate::{
-    command::Now,
+    addresses::Shortage,
+    command::{Context, Now},
     core::Core,
     ingress, meta,
     model::{Change, Key, Kind, Object},
@@ -130,8 +131,9 @@ impl Core {
             for service in &services {
                 self.orchestrate(service, now, &mut rng);
             }
-            for node in nodes {
-                self.orchestrate_node(&node, &services, now, &mut rng);
+            for node in &nodes {
+                self.grow_plain(node, now, &mut rng);
+                self.orchestrate_node(node, &services, now, &mut rng);
             }
             if !self.holds.is_empty() {
                 self.follow_holds(now, &mut rng);
@@ -140,7 +142,7 @@ impl Core {
                 self.place_pending(now, &mut rng);
             }
             if grow {
-                self.grow_everywhere(now);
+                self.grow_everywhere(now, &mut rng);
             }
             let ended: BTreeSet<ServiceId> = reap.iter().filter_map(|task| self.reap(task, now)).collect();
             for service in ended {
@@ -148,6 +150,12 @@ impl Core {
             }
             if sweep {
                 self.remove_networks();
+            }
+            if sweep || !nodes.is_empty() || !services.is_empty() {
+                self.collect_blocks();
+            }
+            for network in std::mem::take(&mut self.fuller) {
+                self.note_usage(&network, now);
             }
         }
     }
@@ -421,11 +429,16 @@ impl Core {
         task.generic = placement::generic_ids(&self.model, &task);
         let mut blocks = Vec::new();
         for id in self.model.task_networks(&task) {
-            // A container task keeps its address while it is stopped.
-            let keeps = |t: &&Task| t.service.is_none() || !t.status.state.is_terminal();
-            let here = self.model.node_tasks(&node).filter(keeps);
-            let there = here.filter(|t| t.spec.networks.iter().any(|a| a.network == id.as_str())).count();
-            blocks.extend(self.ensure_block(&self.model.networks[&id], &node, there + 1, &ctx)?);
+            let ctx = Context { seed: rng.next_u64(), ..ctx.clone() };
+            match self.ensure_address(&self.model.networks[&id], &node, &task, &ctx) {
+                Ok(block) => blocks.extend(block),
+                Err(Shortage { message, freeze }) => {
+                    if let Some(block) = freeze {
+                        self.stage(Change::Upsert(Object::Block(block)));
+                    }
+                    return Err(message);
+                }
+            }
         }
         for block in blocks {
             self.stage(Change::Upsert(Object::Block(block)));
@@ -440,7 +453,7 @@ impl Core {
     }
 
     /// Networks for plain `docker run`, and those of services with ports of every host, are on every host that is there.
-    fn grow_everywhere(&mut self, now: Now) {
+    fn grow_everywhere(&mut self, now: Now, rng: &mut Rng) {
         let ctx = meta::internal("allocator", "network of every host", now, 0);
         let mut missing = Vec::new();
         let with_ports = ingress::networks(&self.model);
@@ -450,7 +463,9 @@ impl Core {
             missing.extend(nodes.map(|node| (network.clone(), node.clone())));
         }
         for (network, node) in missing {
-            if let Ok(Some(block)) = self.ensure_block(&network, &node, 1, &ctx) {
+            let ctx = Context { seed: rng.next_u64(), ..ctx.clone() };
+            let grown = self.ensure_block(&network, &node, 1, &ctx).unwrap_or_else(|shortage| shortage.freeze);
+            if let Some(block) = grown {
                 self.stage(Change::Upsert(Object::Block(block)));
             }
         }

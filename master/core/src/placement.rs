@@ -377,6 +377,9 @@ impl Core {
         {
             return Err(Refusal { message, cause: Cause::Dependency(other), request: None });
         }
+        if let Some(message) = self.static_holder(task) {
+            return Err(message.into());
+        }
         match pinned(self, task) {
             Pinned::Free => Ok(None),
             Pinned::To(pin) => Ok(Some(pin)),

@@ -153,10 +153,10 @@ impl Core {
             )
         };
         let place = (network.id.clone(), index);
-        match self.model.blocks.get(&place) {
-            Some(block) if block.node == *node => return Claim::Own,
-            Some(block) => {
-                let owner = self.model.nodes.get(&block.node).map_or(block.node.as_str(), |n| &n.name);
+        match self.model.giver(network, v4) {
+            Some(giver) if giver == node => return Claim::Own,
+            Some(giver) => {
+                let owner = self.model.nodes.get(giver).map_or(giver.as_str(), |n| &n.name);
                 return Claim::Taken(words(format!("one of {owner}'s")));
             }
             None if regained.contains_key(&place) => return Claim::Own,
@@ -173,6 +173,7 @@ impl Core {
             return Claim::Absurd;
         }
         let block4 = network.block4(index);
-        Claim::Lost(Block { network: place.0, index, node: node.clone(), meta: meta::created(ctx), block4 })
+        let (node, meta) = (node.clone(), meta::created(ctx));
+        Claim::Lost(Block { network: place.0, index, node, meta, block4, frozen: None, borrowed: false })
     }
 }

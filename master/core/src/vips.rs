@@ -49,7 +49,10 @@ impl Core {
     /// block the search begins follows from the service's id, so that an address that was just given up, and that
     /// clients may still remember, seldom goes to the next service.
     fn free_vip(&self, network: &Network, service: &ServiceId) -> Option<Ipv4Addr> {
-        let taken: BTreeSet<&Ipv4Addr> = self.model.vips(&network.id).map(|(vip, _)| vip).collect();
+        let vips = self.model.vips(&network.id).map(|(vip, _)| *vip);
+        let statics = self.model.statics(&network.id).map(|(address, _)| *address);
+        let singles = self.model.loose_blocks_of(&network.id).filter(|b| b.is_single()).map(|b| b.block4.addr());
+        let taken: BTreeSet<Ipv4Addr> = vips.chain(statics).chain(singles).collect();
         let begin = service.as_str().bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
         let free_in = |block: u32| {
             let (base, len) = (u32::from(network.block4(block).network()), network.block_len());

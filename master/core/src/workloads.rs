@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::Arc,
 };
 
 use serde_json::Value;
 use skein_api::{
     ApiError, ContainerCreate, DRAIN_MS_MAX, GENERIC_KINDS_MAX, LABEL_KEY_EXPECTED, MountKind, Network,
-    NetworkAttachment, NetworkSpec, PORTS_MAX, PRIORITY_MAX, PlanAction, PlanItem, Service, ServiceId, ServiceMode,
-    ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, UPDATE_DELAY_MS_MAX,
-    Volume, check_labels, is_label_key,
+    NetworkAttachment, NetworkId, NetworkSpec, PORTS_MAX, PRIORITY_MAX, PlanAction, PlanItem, Service, ServiceId,
+    ServiceMode, ServiceSpec, StackApply, StackPlan, StackSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus,
+    UPDATE_DELAY_MS_MAX, Volume, address4, check_labels, is_label_key,
 };
 
 use crate::{
@@ -138,10 +139,48 @@ impl Core {
             self.check_references(&service.name, &service.task, &names)?;
             self.check_spec(&service.name, &service.task, networks)?;
         }
+        self.check_statics(stack, networks, &names)?;
         match cycle(&stack.services) {
             None => Ok(()),
             Some(path) => bad(format!("services need each other in a circle: {path}")),
         }
+    }
+
+    /// Static addresses are nobody else's, in this stack too, and of services that have one task.
+    fn check_statics(&self, stack: &StackSpec, networks: &[Network], names: &BTreeSet<&str>) -> Result<(), ApiError> {
+        let mut taken: BTreeMap<(&NetworkId, Ipv4Addr), &str> = BTreeMap::new();
+        for service in &stack.services {
+            let name = service.name.as_str();
+            for (network, address) in self.static_addresses(name, &service.task, networks, names)? {
+                if !matches!(service.mode, ServiceMode::Replicated(0 | 1)) {
+                    let message = format!("service {name} has the address {address}, so it can have one task only");
+                    return Err(ApiError::new("bad_request", message));
+                }
+                if let Some(other) = taken.insert((&network.id, address), name) {
+                    let message = format!("services {other} and {name} have the same address {address}");
+                    return Err(ApiError::new("address_taken", message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The static addresses that a specification asks for, checked.
+    fn static_addresses<'a>(
+        &self,
+        name: &str,
+        spec: &TaskSpec,
+        networks: &'a [Network],
+        ours: &BTreeSet<&str>,
+    ) -> Result<Vec<(&'a Network, Ipv4Addr)>, ApiError> {
+        let mut found = Vec::new();
+        for attachment in &spec.networks {
+            let network = networks.iter().find(|n| is_of(attachment, n));
+            let Some(network) = network else { continue };
+            let address = self.static_address(name, attachment, network, ours)?;
+            found.extend(address.map(|address| (network, address)));
+        }
+        Ok(found)
     }
 
     /// What a task shares a host with must be there: one of `names`, a service or a container task.
@@ -438,6 +477,7 @@ impl Core {
         }
         self.check_references(&name, &create.spec, &BTreeSet::new())?;
         self.check_spec(&name, &create.spec, &networks)?;
+        self.static_addresses(&name, &create.spec, &networks, &BTreeSet::new())?;
         placement::check(self, &name, &create.spec)?;
         let mut spec = create.spec.clone();
         resolve_networks(&mut spec, &networks);
@@ -635,14 +675,19 @@ fn check_owner(kind: &str, name: &str, owner: Option<&str>, stack: &str) -> Resu
     Err(ApiError::new("name_taken", format!("{kind} {name} is there already and belongs to {owner}")))
 }
 
-/// Tasks name networks by id, so that they stay theirs whatever names do.
+/// Tasks name networks by id, so that they stay theirs whatever names do, and static addresses as IPv4.
 fn resolve_networks(spec: &mut TaskSpec, networks: &[Network]) {
     for attachment in &mut spec.networks {
-        let found = networks.iter().find(|n| n.spec.name == attachment.network || n.id.as_str() == attachment.network);
-        if let Some(network) = found {
+        if let Some(network) = networks.iter().find(|n| is_of(attachment, n)) {
             attachment.network = network.id.to_string();
+            let of6 = |v6| address4(network.subnet6, network.subnet4, v6);
+            attachment.ipv4 = attachment.ipv4.or(attachment.ipv6.take().and_then(of6));
         }
     }
+}
+
+fn is_of(attachment: &NetworkAttachment, network: &Network) -> bool {
+    network.spec.name == attachment.network || network.id.as_str() == attachment.network
 }
 
 /// What differs between two specifications, one line per value: `task.container.image: a -> b`.

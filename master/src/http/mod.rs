@@ -311,11 +311,12 @@ async fn token_revoke(State(api): State<Api>, user: User, Path(id): Path<String>
 }
 
 async fn networks(State(api): State<Api>, _: User) -> Answer<Vec<Network>> {
-    Ok(Json(api.read(|core| core.model().networks.values().cloned().collect()).await?))
+    Ok(Json(api.read(|core| core.model().networks.values().map(|n| core.network_view(n)).collect()).await?))
 }
 
 async fn network(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<Network> {
-    Ok(Json(api.read(move |core| core.model().find_network(&reference).cloned()).await??))
+    let found = api.read(move |core| core.model().find_network(&reference).map(|n| core.network_view(n)));
+    Ok(Json(found.await??))
 }
 
 async fn network_create(State(api): State<Api>, user: User, body: Bytes) -> Answer<Network> {

@@ -232,6 +232,7 @@ pub(crate) fn network(id: &str) -> NetworkAssignment {
         attachable: true,
         host_index: 1,
         blocks: vec![],
+        frozen: Vec::new(),
     }
 }
 

@@ -116,14 +116,14 @@ async fn what_the_disk_refuses_was_never_there() {
     assert_eq!(w.actor.leases, before, "a refused address is free");
     let task = TaskId::new("t1");
     for _ in 0..2 {
-        let refused = w.actor.reserve(&task, &net).await;
+        let refused = w.actor.reserve(&task, &net, None).await;
         assert!(matches!(refused, Err(OverlayError::Store(_))), "also when it is asked again: {refused:?}");
     }
     assert_eq!(w.actor.leases, before);
 
     w.refuse(None);
     w.endpoint("p1", MAC, None).await.unwrap();
-    w.actor.reserve(&task, &net).await.unwrap();
+    w.actor.reserve(&task, &net, None).await.unwrap();
     assert_eq!(w.troubles(), Vec::<String>::new(), "said no longer");
 }
 
@@ -132,7 +132,7 @@ async fn what_was_taken_down_is_taken_from_the_disk_later() {
     let mut w = World::new();
     let net = network(1, "shop", false);
     let (task, key) = (TaskId::new("t1"), "lease/net1/10.1.1.0");
-    w.actor.reserve(&task, &net.id).await.unwrap();
+    w.actor.reserve(&task, &net.id, None).await.unwrap();
     w.refuse(Some("lease/"));
     let changes = w.actor.leases.release(&task, |_, _| false);
     w.actor.persist_or_warn(changes).await;

@@ -194,7 +194,7 @@ fn requests_may_come_twice() {
 fn an_engine_that_restarts_takes_down_and_starts_again() {
     let mut w = World::new();
     let net = w.known[&NetworkId::new("net1")].clone();
-    let (sticky, _) = w.leases.reserve(&net, &TaskId::new("t1")).unwrap();
+    let (sticky, _) = w.leases.reserve(&net, &TaskId::new("t1"), None, |_, _| false).unwrap();
     let v6 = address6(net.subnet6, net.subnet4, sticky).to_string();
     w.start(1, "p1", MAC, &sticky.to_string(), Some("t1"));
     w.start(1, "p2", MAC2, "", None);

@@ -43,6 +43,8 @@ pub(crate) struct Agent {
     pub(crate) unconfirmed: BTreeMap<TaskId, TaskReport>,
     /// Everything that was ever reported, for replays.
     pub(crate) said: Vec<TaskReport>,
+    /// Addresses of containers that the engine runs by itself.
+    pub(crate) plain: BTreeSet<(NetworkId, Ipv4Addr)>,
 }
 
 impl Agent {
@@ -128,21 +130,42 @@ impl Agent {
         self.docs.contains_key(&format!("endpoint/{network}/{task}"))
     }
 
+    /// Addresses that are in use of those that are frozen here, by ticket.
+    fn frozen(&self) -> BTreeMap<u64, Vec<Ipv4Addr>> {
+        let used = self.used(true);
+        let networks = self.docs.values().filter_map(|d| if let Assignment::Network(n) = d { Some(n) } else { None });
+        let all = networks.flat_map(|n| n.frozen.iter().map(move |f| (n, f)));
+        let inside = |id: &NetworkId, prefix: ipnet::Ipv4Net| {
+            used.iter().filter(|(n, a)| n == id && prefix.contains(a)).map(|(_, a)| *a).collect()
+        };
+        all.filter(|(_, f)| f.ticket != 0).map(|(n, f)| (f.ticket, inside(&n.id, f.prefix))).collect()
+    }
+
+    /// Addresses that somebody has here; those of ended tasks too, if so asked: their containers are still there.
+    fn used(&self, ended: bool) -> BTreeSet<(NetworkId, Ipv4Addr)> {
+        let tasks = self.tasks.values().filter(|t| ended || !t.status.state.is_terminal());
+        let of_tasks = tasks.flat_map(|t| t.status.addresses.iter().filter_map(|a| Some((a.network.clone(), a.v4?))));
+        of_tasks.chain(self.plain.iter().cloned()).collect()
+    }
+
     /// Free addresses in the task's networks, from this host's blocks.
     fn addresses(&self, task: &TaskAssignment) -> Option<Vec<TaskAddress>> {
-        let used: BTreeSet<(NetworkId, Ipv4Addr)> = self
-            .tasks
-            .values()
-            .filter(|t| !t.status.state.is_terminal())
-            .flat_map(|t| t.status.addresses.iter().filter_map(|a| Some((a.network.clone(), a.v4?))))
-            .collect();
+        let used = self.used(false);
         let free = |id: &NetworkId| {
             let Some(Assignment::Network(network)) = self.docs.get(&format!("network/{id}")) else { return None };
             let all = network
                 .blocks
                 .iter()
                 .flat_map(|b| (u32::from(b.network())..=u32::from(b.broadcast())).map(Ipv4Addr::from));
-            let v4 = all.into_iter().find(|a| *a > network.gateway4 && !used.contains(&(id.clone(), *a)))?;
+            let asked = task.spec.static_address(id);
+            let may = |a: Ipv4Addr| match asked {
+                Some(asked) => a == asked,
+                None => !network.frozen.iter().any(|f| f.prefix.contains(&a)),
+            };
+            let free = |a: &Ipv4Addr| {
+                *a > network.gateway4 && *a != network.subnet4.broadcast() && !used.contains(&(id.clone(), *a))
+            };
+            let v4 = all.into_iter().find(|a| may(*a) && free(a))?;
             let v6 = Some(address6(network.subnet6, network.subnet4, v4));
             Some(TaskAddress { network: id.clone(), v4: Some(v4), v6 })
         };
@@ -251,6 +274,7 @@ impl Cluster {
             arch: "x86_64".into(),
             underlay4: Some(Ipv4Addr::new(192, 0, 2, last)),
             underlay_mtu: 1_500,
+            freezes: true,
             ..NodeDescription::default()
         }
     }
@@ -333,6 +357,7 @@ impl Cluster {
     pub(crate) fn check(&mut self) {
         let broken = self.core.check();
         assert!(broken.is_empty(), "{broken:#?}");
+        self.check_addresses();
         let mut reached = BTreeMap::new();
         for task in self.core.model().tasks.values() {
             let here = (task.run, task.status.state);
@@ -374,8 +399,69 @@ impl Cluster {
         for id in ids {
             moved |= self.agents.get_mut(&id).expect("listed").step(self.now);
             moved |= self.deliver(&id);
+            moved |= self.answer(&id);
         }
         moved
+    }
+
+    /// The engine of a node runs a container by itself on the `pick`th address that is free, or ends one.
+    pub(crate) fn plain_container(&mut self, node: &NodeId, pick: usize) {
+        let agent = self.agents.get_mut(node).expect("listed");
+        if let Some(one) = agent.plain.first().filter(|_| pick.is_multiple_of(3)).cloned() {
+            agent.plain.remove(&one);
+            return;
+        }
+        let used = agent.used(true);
+        let networks = agent.docs.values().filter_map(|d| if let Assignment::Network(n) = d { Some(n) } else { None });
+        let all = networks.filter(|n| n.attachable).flat_map(|n| {
+            let addresses = n.blocks.iter().flat_map(|b| u32::from(b.network())..=u32::from(b.broadcast()));
+            let free = addresses.map(Ipv4Addr::from).filter(|a| {
+                *a > n.gateway4 && *a != n.subnet4.broadcast() && !n.frozen.iter().any(|f| f.prefix.contains(a))
+            });
+            free.map(|a| (n.id.clone(), a)).collect::<Vec<_>>()
+        });
+        let free: Vec<_> = all.filter(|one| !used.contains(one)).collect();
+        if let Some(one) = pick.checked_rem(free.len()).map(|at| free[at].clone()) {
+            agent.plain.insert(one);
+        }
+    }
+
+    /// Every address that is in use, with who has it: no two have the same.
+    fn check_addresses(&self) {
+        let mut seen: BTreeMap<(NetworkId, Ipv4Addr), String> = BTreeMap::new();
+        for (node, agent) in self.agents.iter().filter(|(node, _)| self.core.is_ready(node)) {
+            let placed = agent.tasks.iter().filter(|(id, l)| {
+                let task = self.model().tasks.get(*id);
+                !l.status.state.is_terminal() && task.is_some_and(|t| !t.status.state.is_terminal())
+            });
+            let of = |l: &Local| l.status.addresses.iter().map(|a| (a.network.clone(), a.v4.expect("given"))).collect();
+            let tasks = placed.map(|(id, l)| (id.to_string(), of(l)));
+            let plain = (format!("a plain container of {node}"), agent.plain.iter().cloned().collect());
+            for (who, addresses) in tasks.chain([plain]) {
+                let addresses: Vec<(NetworkId, Ipv4Addr)> = addresses;
+                for address in addresses {
+                    if let Some(other) = seen.insert(address.clone(), who.clone()) {
+                        panic!("address {} belongs to {other} and {who}", address.1);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Delivers what an agent has to say of frozen addresses, if it is connected and that is news.
+    pub(crate) fn answer(&mut self, node: &NodeId) -> bool {
+        let agent = &self.agents[node];
+        let (frozen, known) = (agent.frozen(), &self.model().nodes[node].description);
+        let mut plain_addresses = BTreeMap::new();
+        for (network, _) in &agent.plain {
+            *plain_addresses.entry(network.clone()).or_default() += 1;
+        }
+        if !agent.connected || (&frozen, &plain_addresses) == (&known.frozen, &known.plain_addresses) {
+            return false;
+        }
+        let description = Box::new(NodeDescription { frozen, plain_addresses, ..known.clone() });
+        self.ok(Command::Describe { node: node.clone(), description });
+        true
     }
 
     /// Delivers what an agent has to say, if it is connected.
@@ -622,7 +708,14 @@ pub(crate) fn constraint(spec: &mut ServiceSpec, expression: &str) {
 }
 
 pub(crate) fn network(spec: &mut ServiceSpec, name: &str) {
-    spec.task.networks.push(NetworkAttachment { network: name.into(), aliases: Vec::new() });
+    spec.task.networks.push(NetworkAttachment { network: name.into(), ..NetworkAttachment::default() });
+}
+
+/// As [`network`], with a static address.
+pub(crate) fn network_at(spec: &mut ServiceSpec, name: &str, address: &str) {
+    network(spec, name);
+    let attachment = spec.task.networks.last_mut().expect("just added");
+    attachment.ipv4 = Some(address.parse().expect("an address"));
 }
 
 pub(crate) fn volume(spec: &mut ServiceSpec, name: &str) {

@@ -3,6 +3,7 @@
 //!
 //! - `harness`: the cluster and its agents; every turn checks every invariant
 //! - `services`, `containers`, `stacks`, `networks`, `ingress`, `updates`, `nodes`: one scenario per behaviour
+//! - `addresses`: static and borrowed ones, and networks that are full
 //! - `placing`: where tasks go, and what they are given there
 //! - `explaining`, `what_if`: questions; what is proposed or foretold is what then happens
 //! - `preempting`: room for what counts more; `preempting_oracle` tries every set of victims
@@ -10,6 +11,7 @@
 //! - `refusals`: bad input changes nothing
 //! - `random`: random histories, and what holds in and after each of them
 
+mod addresses;
 mod containers;
 mod explaining;
 mod harness;

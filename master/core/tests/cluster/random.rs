@@ -51,6 +51,10 @@ enum Op {
     /// All agents make a step and report.
     StepAll,
     Deliver(usize),
+    /// An agent says which frozen addresses are in use.
+    Answer(usize),
+    /// The engine runs a container by itself, or ends it.
+    PlainContainer(usize, usize),
     /// An old report comes again.
     Replay(usize, usize),
     /// A container ends.
@@ -85,6 +89,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => node.clone().prop_map(Op::Step),
         6 => Just(Op::StepAll),
         4 => node.clone().prop_map(Op::Deliver),
+        2 => node.clone().prop_map(Op::Answer),
+        2 => (node.clone(), any::<usize>()).prop_map(|(n, i)| Op::PlainContainer(n, i)),
         3 => (node.clone(), any::<usize>()).prop_map(|(n, i)| Op::Replay(n, i)),
         4 => (node.clone(), any::<usize>(), any::<bool>()).prop_map(|(n, i, ok)| Op::End(n, i, ok)),
         2 => (node, any::<usize>()).prop_map(|(n, i)| Op::Again(n, i)),
@@ -101,6 +107,12 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
         replicas(s, u32::from(bits % 4));
         if bit(2) {
             network(s, if at.is_multiple_of(2) { "s_a" } else { "s_b" });
+            // Twice the same address is refused. What is static anywhere meets blocks that hosts have already.
+            if bits % 4 < 2 && (bits % 3 != 0 || !bit(7)) && bits % 5 < 3 {
+                let (a, b) = (["10.1.0.4", "10.1.0.9", "10.1.0.29"], ["10.1.1.2", "10.1.1.6", "10.1.1.13"]);
+                let address = (if at.is_multiple_of(2) { a } else { b })[usize::from(bits >> 3) % 3];
+                s.task.networks[0].ipv4 = address.parse().ok();
+            }
         }
         if bit(2) && bits % 3 == 1 {
             let published = if bit(7) { 80 } else { 81 };
@@ -155,7 +167,14 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
 
 fn apply(services: &[u8], orphans: bool) -> Command {
     let services = services.iter().enumerate().map(|(at, bits)| spec(at, *bits)).collect();
-    Command::StackApply(Box::new(StackApply { stack: stack(services), remove_orphans: orphans, dry_run: false }))
+    let mut stack = stack(services);
+    // Blocks of two addresses and of one: few enough to be used up.
+    for network in &mut stack.networks {
+        let subnet = if network.name == "s_a" { "10.1.0.0/27" } else { "10.1.1.0/28" };
+        network.subnet4 = Some(subnet.parse().expect("a subnet"));
+        network.attachable = network.name == "s_a";
+    }
+    Command::StackApply(Box::new(StackApply { stack, remove_orphans: orphans, dry_run: false }))
 }
 
 /// What a host says of itself: each has two GPUs.
@@ -237,6 +256,9 @@ impl Run {
                 description.underlay_mtu = if *small { 1_400 } else { 1_500 };
                 description.underlay4 = description.underlay4.filter(|_| !small);
                 description.attached = if *small { self.attached(&id) } else { Vec::new() };
+                let known = &self.c.model().nodes[&id].description;
+                description.frozen.clone_from(&known.frozen);
+                description.plain_addresses.clone_from(&known.plain_addresses);
                 self.maybe(Command::Describe { node: id, description: Box::new(description) });
             }
             Op::RemoveNode(_) => self.maybe(Command::NodeRemove { node: name, force: true }),
@@ -247,6 +269,10 @@ impl Run {
             Op::Deliver(_) => {
                 self.c.deliver(&id);
             }
+            Op::Answer(_) => {
+                self.c.answer(&id);
+            }
+            Op::PlainContainer(_, pick) => self.c.plain_container(&id, *pick),
             Op::Replay(_, pick) => {
                 let said = &self.c.agents[&id].said;
                 if let Some(report) = pick.checked_rem(said.len()).map(|i| said[i].clone()) {
@@ -345,6 +371,8 @@ impl Run {
                 | Op::RemoveNode(at)
                 | Op::Step(at)
                 | Op::Deliver(at)
+                | Op::Answer(at)
+                | Op::PlainContainer(at, _)
                 | Op::Replay(at, _)
                 | Op::End(at, ..)
                 | Op::Again(at, _)) = about_a_node

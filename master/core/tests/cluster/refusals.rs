@@ -183,7 +183,7 @@ fn commands_about_what_is_not_there_or_not_so() {
         (create(container("one").with(|t| t.spec.container.image.clear())), "bad_request"),
         (
             create(container("one").with(|t| {
-                t.spec.networks = vec![NetworkAttachment { network: "no".into(), aliases: Vec::new() }];
+                t.spec.networks = vec![NetworkAttachment { network: "no".into(), ..NetworkAttachment::default() }];
             })),
             "not_found",
         ),
