@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use skein_api::NodeDescription;
 use skein_daemon::chain;
 use tokio::{
@@ -28,6 +29,9 @@ use crate::{config::Config, engine::Engine};
 
 /// How often the host is looked at: labels of an engine and routes change rarely, and a minute later is soon enough.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// Most routes that are told: the master takes no more.
+const ROUTES_MAX: usize = 4_096;
 
 /// Underlay addresses of this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,6 +87,23 @@ pub fn underlay(config: &Config, masters: &[String]) -> io::Result<Underlay> {
     Ok(found)
 }
 
+/// Routes in as few prefixes as say the same, the largest first when there are too many: a router of the internet has a
+/// million, and an overlay's subnet meets the large ones.
+fn most_of(routes: Vec<IpNet>) -> Vec<IpNet> {
+    let mut routes = IpNet::aggregate(&routes);
+    routes.sort_by_key(|route| (route.prefix_len(), *route));
+    routes.truncate(ROUTES_MAX);
+    routes.sort();
+    routes
+}
+
+/// The host's resolvers that are not on itself. A file that cannot be read names none.
+fn resolvers() -> Vec<IpAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let all = crate::dns::upstream::parse_resolv_conf(&text).into_iter().map(|address| address.ip());
+    all.filter(|ip| !ip.is_loopback()).collect()
+}
+
 /// What looks at the host.
 #[derive(Clone)]
 pub struct Host {
@@ -112,10 +133,6 @@ impl Host {
             Ok::<_, netlib::Error>((kernel.host_routes()?, mtu.unwrap_or(0)))
         });
         let (routes, underlay_mtu) = looked.await??;
-        // A host route is one address, the master compares prefixes; both count.
-        let mut routes: Vec<_> = routes.into_iter().map(|r| r.dst).collect();
-        routes.sort();
-        routes.dedup();
         Ok(NodeDescription {
             hostname: self.name.clone(),
             site: self.config.site.clone(),
@@ -128,7 +145,8 @@ impl Host {
             underlay6: self.underlay.v6,
             vxlan_port: self.config.vxlan_port,
             underlay_mtu,
-            routes,
+            routes: most_of(routes.into_iter().map(|r| r.dst).collect()),
+            resolvers: resolvers(),
             freezes: true,
             ..engine
         })
@@ -198,6 +216,19 @@ mod tests {
 
     /// Well below `LOOK`, and far more than a message takes.
     const AT_ONCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn routes_are_few_and_say_the_same() {
+        let routes = |list: &[&str]| list.iter().map(|r| r.parse().unwrap()).collect::<Vec<IpNet>>();
+        let given = routes(&["10.1.0.0/24", "10.0.0.0/16", "10.1.1.0/24", "10.0.9.1/32", "10.0.0.0/16", "fd00::/64"]);
+        assert_eq!(most_of(given), routes(&["10.0.0.0/16", "10.1.0.0/23", "fd00::/64"]));
+        // Two apart, so that no two are one: too many of them, and one that is larger.
+        let host = |n: u32| IpNet::from(IpAddr::V4(Ipv4Addr::from(0x0b00_0000 + 2 * n)));
+        let mut many: Vec<IpNet> = (0..5_000).map(host).collect();
+        many.push("172.16.0.0/12".parse().unwrap());
+        let most = most_of(many);
+        assert_eq!((most.len(), most.last().map(IpNet::prefix_len)), (ROUTES_MAX, Some(12)));
+    }
 
     #[tokio::test]
     async fn troubles_are_told_at_once() {

@@ -64,9 +64,16 @@ pub struct NetworkUsage {
     pub used: u32,
     /// Virtual addresses of services among them.
     pub virtual_addresses: u32,
+    /// Routes and resolvers of hosts that lie in the subnet, in words: what is there cannot be reached from that host's
+    /// containers, or this network from that host. At most [`OVERLAPS_MAX`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overlaps: Vec<String>,
     /// What hosts may give out, by name of the node: nobody else is given these.
     pub nodes: BTreeMap<String, NodeUsage>,
 }
+
+/// Most overlaps that are told of one network.
+pub const OVERLAPS_MAX: usize = 16;
 
 /// A host's part of a network's addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
@@ -134,6 +134,9 @@ pub struct NodeDescription {
     pub underlay_mtu: u32,
     /// Prefixes that the host routes somewhere itself; no overlay subnet may overlap one.
     pub routes: Vec<IpNet>,
+    /// Resolvers of the host outside of it; no overlay subnet may hold one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resolvers: Vec<IpAddr>,
     /// Its agent answers freezes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freezes: bool,

@@ -492,7 +492,8 @@ impl Core {
     pub fn network_usage(&self, network: &Network) -> NetworkUsage {
         let reserved = 3_u32.min(network.subnet4.hosts_len() as u32);
         let addresses = u32::try_from(network.subnet4.hosts_len()).unwrap_or(u32::MAX) - reserved;
-        let mut usage = NetworkUsage { addresses, ..NetworkUsage::default() };
+        let overlaps = self.overlaps_in(network);
+        let mut usage = NetworkUsage { addresses, overlaps, ..NetworkUsage::default() };
         for node in self.model.members(&network.id) {
             let blocks = self.model.node_blocks(&network.id, node);
             let name = self.model.nodes.get(node).map_or(node.short().to_owned(), |n| n.name.clone());

@@ -35,6 +35,9 @@ const ROUTES_MAX: usize = 4_096;
 /// Networks in which a host's engine runs containers by itself.
 const PLAIN_NETWORKS_MAX: usize = 1_024;
 
+/// Resolvers that a host may report; it asks three.
+const RESOLVERS_MAX: usize = 16;
+
 /// Addresses of the largest block, a /24.
 const BLOCK_ADDRESSES_MAX: usize = 256;
 
@@ -161,6 +164,7 @@ impl Core {
         description.routes.retain(|r| r.prefix_len() >= ROUTE_PREFIX_MIN);
         description.routes.truncate(ROUTES_MAX);
         admit_attached(&mut description.attached);
+        description.resolvers.truncate(RESOLVERS_MAX);
         while description.frozen.len() > FREEZES_MAX {
             description.frozen.pop_last();
         }

@@ -310,6 +310,7 @@ impl Core {
             Kind::Node => {
                 let id = NodeId::new(&key.id);
                 self.note_node(&id);
+                self.note_overlaps(&id, before.as_ref());
                 if before.is_none() {
                     self.grow = true;
                     // One that a rollback brings back: its tasks hold again what they held there.
@@ -378,6 +379,23 @@ impl Core {
         (self.wake_pending, self.stale_words) = (true, true);
         self.mark_node_services(id);
         self.dirty_nodes.insert(id.clone());
+    }
+
+    /// A host has routes or resolvers of its own where a network is: it joined later, or they came later.
+    fn note_overlaps(&mut self, id: &NodeId, before: Option<&Object>) {
+        let Some(node) = self.model.nodes.get(id) else { return };
+        let old = match before {
+            Some(Object::Node(old)) => Some(&**old),
+            _ => None,
+        };
+        let told = |node: &Node| (node.description.routes.clone(), node.description.resolvers.clone());
+        if old.map(told) == Some(told(node)) {
+            return;
+        }
+        let known = old.map(|old| self.overlaps_of(old)).unwrap_or_default();
+        for words in self.overlaps_of(node).difference(&known) {
+            self.readiness.notice(format!("{words}: neither can be reached there; choose another subnet or route"));
+        }
     }
 
     /// Services with tasks on a node, which may want to do something about its change.

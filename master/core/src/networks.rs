@@ -1,9 +1,12 @@
 //! Networks: subnets, VNIs, and the blocks of addresses that hosts own.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use skein_api::{ApiError, Network, NetworkId, NetworkSpec, UnixMillis, check_labels};
+use skein_api::{ApiError, Network, NetworkId, NetworkSpec, Node, OVERLAPS_MAX, UnixMillis, check_labels};
 
 use crate::{
     admit::check_name,
@@ -98,10 +101,22 @@ impl Core {
         if let Some(network) = networks.into_iter().find(|n| meets(&n.subnet4)) {
             return Some(format!("network {} ({})", network.spec.name, network.subnet4));
         }
-        self.model.nodes.values().find_map(|node| {
-            let route = node.description.routes.iter().find(|r| matches!(r, IpNet::V4(r) if meets(r)))?;
-            Some(format!("a route of host {} ({route})", node.name))
-        })
+        self.model.nodes.values().find_map(|node| Some(format!("a {}", on_host(node, subnet).next()?)))
+    }
+
+    /// Networks of the cluster in which a host has routes or resolvers of its own, in words.
+    pub(crate) fn overlaps_of(&self, node: &Node) -> BTreeSet<String> {
+        let networks = self.model.networks.values();
+        let of = |n: &Network| {
+            let name = format!("network {} ({})", n.spec.name, n.subnet4);
+            on_host(node, n.subnet4).map(move |what| format!("{name} overlaps a {what}")).collect::<Vec<_>>()
+        };
+        networks.flat_map(of).collect()
+    }
+
+    /// The routes and resolvers of hosts in a network's subnet, in words. O(all routes of all hosts).
+    pub(crate) fn overlaps_in(&self, network: &Network) -> Vec<String> {
+        self.model.nodes.values().flat_map(|node| on_host(node, network.subnet4)).take(OVERLAPS_MAX).collect()
     }
 
     fn check_subnet(&self, subnet: Ipv4Net, planned: &[Network]) -> Result<Ipv4Net, ApiError> {
@@ -116,15 +131,17 @@ impl Core {
         }
     }
 
-    /// The first subnet of the pool that meets no network and no host's route. O(n log n) in these.
+    /// The first subnet of the pool that meets no network and no host's route or resolver. O(n log n) in these.
     fn free_subnet(&self, planned: &[Network]) -> Result<Ipv4Net, ApiError> {
         let (pool, prefix) = (self.settings.subnet_pool, self.settings.subnet_prefix);
         let subnets = pool.subnets(prefix).map_err(|e| ApiError::new("bad_config", e.to_string()))?;
         let networks = self.model.networks.values().chain(planned).map(|n| n.subnet4);
         let routes = self.model.nodes.values().flat_map(|n| &n.description.routes);
         let routes = routes.filter_map(|r| if let IpNet::V4(r) = r { Some(*r) } else { None });
-        let mut taken: Vec<(Ipv4Addr, Ipv4Addr)> =
-            networks.chain(routes).map(|n| (n.network(), n.broadcast())).collect();
+        let resolvers = self.model.nodes.values().flat_map(|n| &n.description.resolvers);
+        let resolvers = resolvers.filter_map(|r| if let IpAddr::V4(r) = r { Some(Ipv4Net::from(*r)) } else { None });
+        let all = networks.chain(routes).chain(resolvers);
+        let mut taken: Vec<(Ipv4Addr, Ipv4Addr)> = all.map(|n| (n.network(), n.broadcast())).collect();
         taken.sort_unstable();
         // Subnets come in order, so what ends before one of them ends before all that follow.
         let mut next = 0;
@@ -190,6 +207,16 @@ impl Core {
         }
         freed
     }
+}
+
+/// Routes and resolvers of a host that meet a subnet, in words.
+fn on_host(node: &Node, subnet: Ipv4Net) -> impl Iterator<Item = String> + '_ {
+    let meets = move |other: &Ipv4Net| other.contains(&subnet.network()) || subnet.contains(&other.network());
+    let routes = node.description.routes.iter().filter(move |r| matches!(r, IpNet::V4(r) if meets(r)));
+    let routes = routes.map(|route| format!("route of host {} ({route})", node.name));
+    let resolvers = node.description.resolvers.iter();
+    let resolvers = resolvers.filter(move |r| matches!(r, IpAddr::V4(r) if subnet.contains(r)));
+    routes.chain(resolvers.map(|resolver| format!("resolver of host {} ({resolver})", node.name)))
 }
 
 /// The /64 of a network: the cluster's ULA prefix and 16 bits of the VNI. VNIs are given in sequence, so two networks

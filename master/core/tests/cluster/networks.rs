@@ -45,9 +45,43 @@ fn a_subnet_meets_no_network_and_no_route_of_a_host() {
     assert_eq!(error.message, "subnet 172.17.9.0/24 overlaps a route of host n1 (172.17.0.0/16)");
     c.ok(create("free", None));
     assert_eq!(c.model().network("free").unwrap().subnet4, "10.80.0.0/20".parse().unwrap(), "behind the route");
+    // A resolver is one address, and no network is around it.
+    let mut description = Cluster::description("n1");
+    description.resolvers = vec!["10.64.3.3".parse().unwrap(), "192.0.2.53".parse().unwrap()];
+    c.ok(Command::Describe { node: c.node("n1"), description: Box::new(description) });
+    let error = c.refused(create("b", Some("192.0.2.0/24")), "subnet_overlaps");
+    assert_eq!(error.message, "subnet 192.0.2.0/24 overlaps a resolver of host n1 (192.0.2.53)");
+    c.ok(create("beside", None));
+    assert_eq!(c.model().network("beside").unwrap().subnet4, "10.64.16.0/20".parse().unwrap());
+    assert_eq!(c.core.take_notices(), [""; 0]);
     for subnet in ["10.1.0.0/31", "0.0.0.0/0"] {
         c.refused(create("b", Some(subnet)), "bad_subnet");
     }
+}
+
+#[test]
+fn a_host_whose_routes_meet_a_network_is_told_of() {
+    let mut c = Cluster::with_nodes(1);
+    c.ok(create("a", Some("10.9.0.0/16")));
+    let mut join = c.join_command("n2");
+    if let Command::Join { description, .. } = &mut join {
+        description.routes = vec!["10.0.0.0/8".parse().unwrap(), "172.16.0.0/12".parse().unwrap()];
+    }
+    c.ok(join);
+    let said = "network a (10.9.0.0/16) overlaps a route of host n2 (10.0.0.0/8)";
+    let end = ": neither can be reached there; choose another subnet or route";
+    assert_eq!(c.core.take_notices(), [format!("{said}{end}")]);
+    let usage = c.core.network_usage(c.model().network("a").unwrap());
+    assert_eq!(usage.overlaps, ["route of host n2 (10.0.0.0/8)"]);
+    // Said once; what comes later is said too.
+    let mut description = c.model().nodes[&c.node("n2")].description.clone();
+    description.resolvers = vec!["10.9.9.9".parse().unwrap()];
+    c.ok(Command::Describe { node: c.node("n2"), description: Box::new(description.clone()) });
+    let said = "network a (10.9.0.0/16) overlaps a resolver of host n2 (10.9.9.9)";
+    assert_eq!(c.core.take_notices(), [format!("{said}{end}")]);
+    description.underlay_mtu = 1_400;
+    c.ok(Command::Describe { node: c.node("n2"), description: Box::new(description) });
+    assert_eq!(c.core.take_notices(), [""; 0]);
 }
 
 #[test]
