@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Most routes that are told: the master takes no more.
 const ROUTES_MAX: usize = 4_096;
 
+/// From a change of the host's links, addresses or routes to the look at its underlay.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// Underlay addresses of this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Underlay {
@@ -113,8 +116,10 @@ pub struct Host {
     pub name: String,
     /// The engine.
     pub engine: Engine,
-    /// Addresses for the overlay.
-    pub underlay: Underlay,
+    /// Masters that it may dial.
+    pub masters: Vec<String>,
+    /// Addresses for the overlay: looked at again when the host's links, addresses or routes change.
+    pub underlay: Arc<watch::Sender<Underlay>>,
     /// Knows routes and MTU.
     pub kernel: Arc<netlib::linux::LinuxKernel>,
 }
@@ -126,7 +131,8 @@ impl Host {
     /// The engine or the kernel does not answer.
     pub async fn describe(&self) -> anyhow::Result<NodeDescription> {
         let engine = self.engine.describe().await?;
-        let address = self.underlay.v4.map(IpAddr::V4).or(self.underlay.v6.map(IpAddr::V6));
+        let underlay = *self.underlay.borrow();
+        let address = underlay.v4.map(IpAddr::V4).or(underlay.v6.map(IpAddr::V6));
         let kernel = self.kernel.clone();
         let looked = tokio::task::spawn_blocking(move || {
             let mtu = address.map(|a| kernel.underlay_mtu(None, a)).transpose()?;
@@ -141,8 +147,8 @@ impl Host {
             overcommit: self.config.overcommit,
             generic: self.config.generic.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            underlay4: self.underlay.v4,
-            underlay6: self.underlay.v6,
+            underlay4: underlay.v4,
+            underlay6: underlay.v6,
             vxlan_port: self.config.vxlan_port,
             underlay_mtu,
             routes: most_of(routes.into_iter().map(|r| r.dst).collect()),
@@ -150,6 +156,23 @@ impl Host {
             freezes: true,
             ..engine
         })
+    }
+
+    /// Looks at the underlay alone, without the engine: peers wait for this. One that is gone for a moment stays as it was.
+    async fn look_at_underlay(&self, description: &watch::Sender<NodeDescription>) {
+        let (host, before) = (self.clone(), *self.underlay.borrow());
+        let looked = tokio::task::spawn_blocking(move || {
+            let now = underlay(&host.config, &host.masters).ok()?;
+            let address = now.v4.map(IpAddr::V4).or(now.v6.map(IpAddr::V6))?;
+            Some((now, host.kernel.underlay_mtu(None, address).ok()?))
+        });
+        let Ok(Some((now, underlay_mtu))) = looked.await else { return };
+        // The master first: its answer is what others follow.
+        let old = description.borrow().clone();
+        tell(description, NodeDescription { underlay4: now.v4, underlay6: now.v6, underlay_mtu, ..old });
+        if now != before {
+            self.underlay.send_replace(now);
+        }
     }
 
     /// Looks again and again, and tells when something changed: troubles at once, the rest within `LOOK`.
@@ -160,7 +183,14 @@ impl Host {
         shutdown: CancellationToken,
     ) {
         let (mut next, mut ready, mut failed) = (Instant::now() + LOOK, true, None);
+        let mut changes = sources.host_changes();
         loop {
+            if changes != sources.host_changes() || Instant::now() >= next {
+                // Changes come in bursts: an address goes before the next one comes.
+                tokio::time::sleep(SETTLE).await;
+                changes = sources.host_changes();
+                self.look_at_underlay(&description).await;
+            }
             let came_back = sources.engine_is_ready() && !ready;
             ready = sources.engine_is_ready();
             if came_back || Instant::now() >= next {
@@ -240,13 +270,15 @@ mod tests {
         let (_executor_tx, executor) = watch::channel(ExecutorStatus::default());
         let (attached_tx, attached) = watch::channel(Vec::new());
         let (_addresses_tx, addresses) = watch::channel(Default::default());
+        let (_host_tx, host) = watch::channel(0);
         let standing = vec!["standing".into()];
-        let sources = Sources { standing, ledger, engine: engine_rx, overlay, addresses, executor, attached };
+        let sources = Sources { standing, ledger, engine: engine_rx, overlay, addresses, host, executor, attached };
         let host = Host {
             config: Config::default(),
             name: "h1".into(),
             engine,
-            underlay: Underlay::default(),
+            masters: Vec::new(),
+            underlay: Arc::new(watch::Sender::new(Underlay::default())),
             kernel: Arc::new(netlib::linux::LinuxKernel::try_new(dir.path()).expect("netlink")),
         };
         let (description_tx, mut description) = watch::channel(NodeDescription::default());

@@ -28,7 +28,7 @@ use skein_agent::{
 };
 use skein_api::{DEFAULT_PORT, JoinToken, grpc};
 use skein_daemon::{EXIT_CONFIG, chain, fail, init_log, wait_for_signal};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Exit code after removal from the cluster, so that a service manager does not start the agent again.
@@ -131,7 +131,9 @@ fn engine(config: &Config, membership: Option<&Membership>) -> Engine {
 fn host(config: &Config, name: String, engine: &Engine, masters: &[String]) -> anyhow::Result<Host> {
     let underlay = host::underlay(config, masters).context("failed to find the underlay address")?;
     let kernel = LinuxKernel::try_new(&config.netns_dir).context("failed to open netlink")?;
-    Ok(Host { config: config.clone(), name, engine: engine.clone(), underlay, kernel: Arc::new(kernel) })
+    let (config, engine, masters) = (config.clone(), engine.clone(), masters.to_vec());
+    let underlay = Arc::new(watch::Sender::new(underlay));
+    Ok(Host { config, name, engine, masters, underlay, kernel: Arc::new(kernel) })
 }
 
 async fn join(config: Config, args: JoinArgs) -> anyhow::Result<ExitCode> {
@@ -246,7 +248,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let engine = engine(&config, Some(&membership));
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
     let manager = Manager::from_env();
-    let mut network = network(&config, host.underlay, manager.clone()).await?;
+    let mut network = network(&config, *host.underlay.borrow(), manager.clone()).await?;
     let shutdown = CancellationToken::new();
     let settings = agent_core::Settings {
         image_unused_ms: (config.image_retention_hours > 0)
@@ -279,10 +281,13 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         engine: engine.state(),
         overlay: network.overlay.troubles(),
         addresses: network.overlay.addresses(),
+        host: network.overlay.host_changes(),
         executor: handle.status(),
         attached,
     };
     let executor = tokio::spawn(executor.run(shutdown.clone()));
+    let mut moves = JoinSet::new();
+    moves.spawn(follow_underlay(host.underlay.subscribe(), network.overlay.clone()));
     let follow = tokio::spawn(host.follow(sources, description_tx, shutdown.clone()));
     let session = session.run(shutdown.clone());
     if let Some(manager) = &manager {
@@ -307,6 +312,16 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         Ended::Shutdown => ExitCode::SUCCESS,
         Ended::Removed(_) => ExitCode::from(EXIT_REMOVED),
     })
+}
+
+/// The overlay follows the host's underlay addresses. Ends with the last of them, or when it is dropped.
+async fn follow_underlay(mut underlay: watch::Receiver<host::Underlay>, overlay: OverlayHandle) {
+    while underlay.changed().await.is_ok() {
+        let host::Underlay { v4, v6 } = *underlay.borrow_and_update();
+        if let Err(error) = overlay.set_underlay(v4, v6).await {
+            tracing::error!(error = chain(&error), "the overlay does not follow the underlay's address");
+        }
+    }
 }
 
 /// The host's first description; an engine that is not up yet is waited for.
@@ -335,7 +350,7 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
     engine.ping().await?;
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
     // The engine asks the plugin when networks go, so it must be served.
-    let mut network = network(&config, host.underlay, None).await?;
+    let mut network = network(&config, *host.underlay.borrow(), None).await?;
     let plugin = network.serve()?;
     let mut failures = Vec::new();
     let mut note = |what: String, result: Result<(), String>| match result {

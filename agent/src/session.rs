@@ -321,6 +321,10 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
         tokio::pin!(apply);
         let (mut reports, mut description) = (session.reports.changed(), session.description.clone());
         reports.mark_changed();
+        let underlay = {
+            let told = description.borrow();
+            (told.underlay4, told.underlay6)
+        };
         let began = Instant::now();
         let now_ms = || millis(began.elapsed());
         let mut pulse = Pulse::new(now_ms());
@@ -371,7 +375,12 @@ impl<D: Dial, F: Follow> Live<'_, D, F> {
                 }
                 changed = description.changed() => {
                     if changed.is_ok() {
-                        let json = json(&*description.borrow_and_update());
+                        let now = description.borrow_and_update().clone();
+                        if underlay != (now.underlay4, now.underlay6) {
+                            // The connection may hang on an address that is gone. A new one brings the description.
+                            return Err(Broken::Failed("this host's underlay address changed".into()));
+                        }
+                        let json = json(&now);
                         self.send(agent_message::Body::DescriptionJson(json)).await?;
                     }
                 }

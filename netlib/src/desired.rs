@@ -116,7 +116,8 @@ fn add_vxlan(want: &mut Desired, config: &HostConfig, state: &NetworkState) {
         want.fdb.insert((dev.clone(), mac), peer.vtep);
         want.nexthops.insert(id, Nexthop { dev: dev.clone(), via, protocol: names::RTPROT_SKEIN });
         for block in &peer.blocks {
-            want.routes.insert(RouteKey::new(*block), Route::ours(Target::Nexthop(id)));
+            let route = Route { mtu: peer.mtu, ..Route::ours(Target::Nexthop(id)) };
+            want.routes.insert(RouteKey::new(*block), route);
         }
     }
 }
@@ -146,7 +147,8 @@ fn add_uplink(want: &mut Desired, state: &NetworkState) {
 /// Adds what one container needs in the fabric. The same for a whole network and for the fast path of one container.
 pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &Endpoint) {
     let dev = endpoint.fabric_ifname();
-    let spec = LinkSpec { make: LinkMake::Elsewhere, mac: Some(names::gateway_mac(state.vni)), mtu: Some(state.mtu) };
+    let mtu = Some(endpoint.mtu.unwrap_or(state.mtu));
+    let spec = LinkSpec { make: LinkMake::Elsewhere, mac: Some(names::gateway_mac(state.vni)), mtu };
     want.links.insert(dev.clone(), spec);
     // Neighbour discovery for an address on lo is not answered: each veth needs the gateway itself.
     if let (Some(gateway), Some(_)) = (state.gateway6, endpoint.addr6) {
@@ -158,6 +160,10 @@ pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &
         want.routes.insert(RouteKey::new(host_net(addr)), Route::ours(target));
     }
 }
+
+/// A TCP connection is told of the smallest MTU on its way when it begins, in both directions: to other hosts by the
+/// route's MTU, out of the cluster by the host's. Without it large answers depend on ICMP, which many networks drop.
+const CLAMP: &str = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
 
 fn chain(kind: &str, hook: &str, priority: i32, rules: Vec<String>) -> Chain {
     Chain { hook: Hook { kind: kind.to_owned(), hook: hook.to_owned(), priority }, rules }
@@ -174,6 +180,7 @@ fn fabric_table(config: &HostConfig, state: &NetworkState, host_addrs: &BTreeSet
     // Egress is masqueraded as the host, which is a VTEP that peers trust: VXLAN must not get that far.
     let inject = format!("oifname \"{uplink}\" udp dport {port} counter drop");
     table.chains.insert("inject", chain("filter", "forward", 0, vec![inject]));
+    table.chains.insert("mss", chain("filter", "forward", 10, vec![CLAMP.to_owned()]));
     // Without published ports and services no rule here touches conntrack, and connections are not tracked.
     let mut targets = BTreeSet::new();
     let publishes = !state.internal && !state.published.is_empty();
@@ -468,6 +475,8 @@ fn host_table(config: &HostConfig, state: &HostState) -> Table {
         format!("oifname \"{up}*\" counter drop"),
     ];
     table.chains.insert("into", chain("filter", "forward", -5, into));
+    let clamp = ["iifname", "oifname"].map(|way| format!("{way} \"{up}*\" {CLAMP}"));
+    table.chains.insert("mss", chain("filter", "forward", 10, clamp.to_vec()));
     let mut publish = publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();
     publish.extend(publish_rules("fib daddr type local meta l4proto { tcp, udp }", true));
     table.chains.insert("publish", chain("nat", "prerouting", -105, publish));

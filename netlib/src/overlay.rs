@@ -381,6 +381,15 @@ impl Overlay {
         self.run(Scope::Host, "reading the mtu", move |inner| inner.kernel.underlay_mtu(dev.as_deref(), addr)).await
     }
 
+    /// What the host's way to each of these VTEPs takes, bytes; see [`LinuxKernel::path_mtus`].
+    ///
+    /// # Errors
+    /// When the host's namespace cannot be entered.
+    pub async fn path_mtus(&self, peers: BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, u32>, Error> {
+        let local = self.inner.config.vtep;
+        self.run(Scope::Host, "reading the mtu of paths", move |inner| inner.kernel.path_mtus(local, &peers)).await
+    }
+
     /// Subscribes to changes in the host's namespace and every fabric, also those made later. Subscribe first, then
     /// ensure, then follow.
     ///

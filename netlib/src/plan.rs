@@ -162,7 +162,8 @@ impl fmt::Display for Op {
                 write!(f, "put next hop {id} via {} on {}", hop.via, hop.dev)
             }
             Self::PutRoute { key, route, .. } => {
-                write!(f, "put route {} {}", key.dst, target_text(&route.target))
+                write!(f, "put route {} {}", key.dst, target_text(&route.target))?;
+                route.mtu.map_or(Ok(()), |mtu| write!(f, ", mtu {mtu}"))
             }
             Self::AcceptInDockerUser(family, direction) => {
                 let tool = if *family == Family::V4 { "iptables" } else { "ip6tables" };

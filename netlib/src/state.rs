@@ -130,12 +130,14 @@ pub struct Route {
     pub target: Target,
     /// Who made it (`rtm_protocol`).
     pub protocol: u8,
+    /// Largest packet that may take it, bytes (RTAX_MTU); `None`: what its device takes.
+    pub mtu: Option<u32>,
 }
 
 impl Route {
     /// A route of ours.
     pub fn ours(target: Target) -> Self {
-        Self { target, protocol: names::RTPROT_SKEIN }
+        Self { target, protocol: names::RTPROT_SKEIN, mtu: None }
     }
 }
 

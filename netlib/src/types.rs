@@ -202,6 +202,10 @@ pub struct Peer {
     pub vtep: IpAddr,
     /// The prefixes that live there: its blocks, and as /32 or /128 every address outside of its blocks.
     pub blocks: BTreeSet<IpNet>,
+    /// Largest packet of the network that gets there whole, bytes, where the way to it takes less than the others'
+    /// ([`crate::Overlay::path_mtus`]); [`MTU_MIN`] or more.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 /// A container's place in a network.
@@ -213,12 +217,17 @@ pub struct Endpoint {
     pub addr4: Ipv4Addr,
     /// Its IPv6 address, in networks that have IPv6.
     pub addr6: Option<Ipv6Addr>,
+    /// MTU of its link, bytes, as it was made; `None`: the network's. The two ends of a pair must agree, since a packet
+    /// that is too large for the other end is lost without a word, and the container's end is not ours to change. So the
+    /// link keeps its MTU when the network's changes.
+    #[serde(default)]
+    pub mtu: Option<u32>,
 }
 
 impl Endpoint {
     /// An endpoint with the MAC that follows from its address.
     pub fn new(addr4: Ipv4Addr, addr6: Option<Ipv6Addr>) -> Self {
-        Self { mac: crate::names::endpoint_mac(addr4), addr4, addr6 }
+        Self { mac: crate::names::endpoint_mac(addr4), addr4, addr6, mtu: None }
     }
 
     /// Its addresses.

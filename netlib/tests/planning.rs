@@ -40,7 +40,7 @@ fn blocks(host: u8, six: bool) -> BTreeSet<ipnet::IpNet> {
 
 fn state(peers: &BTreeSet<u8>, endpoints: &BTreeSet<u8>, six: bool, internal: bool, vni: u32) -> NetworkState {
     let peer = |host: &u8| {
-        (HostIndex(u16::from(*host)), Peer { vtep: IpAddr::from([192, 0, 2, *host]), blocks: blocks(*host, six) })
+        (HostIndex(u16::from(*host)), Peer { vtep: IpAddr::from([192, 0, 2, *host]), blocks: blocks(*host, six), mtu: None })
     };
     let endpoint =
         |nth: &u8| (EndpointId(format!("e{nth}")), Endpoint::new(addr4(1, *nth), six.then(|| addr6(1, *nth))));
@@ -117,7 +117,7 @@ fn quiet(kernel: &FakeKernel, state: &NetworkState) {
 fn plant(kernel: &FakeKernel, id: &NetworkId) {
     let link = || Link { kind: LinkKind::Other, mac: netlib::Mac([4; 6]), mtu: 1500, up: true };
     let key = RouteKey::new("198.51.100.0/24".parse().expect("net"));
-    let route = || Route { target: Target::Dev { dev: "eth9".into(), via: None }, protocol: 4 };
+    let route = || Route { target: Target::Dev { dev: "eth9".into(), via: None }, protocol: 4, mtu: None };
     kernel.with(|state| {
         let fabric = state.fabrics.get_mut(id).expect("fabric");
         for ns in [&mut state.host, fabric] {
@@ -296,7 +296,7 @@ fn the_host_is_brought_into_shape_once() {
 fn a_foreign_route_on_the_host_is_told_and_left_alone() {
     let kernel = FakeKernel::new();
     let key = RouteKey::new("10.57.1.0/24".parse().expect("net"));
-    let theirs = Route { target: Target::Other, protocol: 4 };
+    let theirs = Route { target: Target::Other, protocol: 4, mtu: None };
     kernel.with(|state| state.host.routes.insert(key, theirs.clone()));
     let want = state(&numbers([2]), &numbers([]), false, false, 5);
     let report = driver::ensure_network(&kernel, &config(), &want).expect("ensures");
@@ -490,7 +490,7 @@ fn contradictions_are_refused_before_anything_changes() {
         state.peers.get_mut(&HostIndex(2)).expect("peer").vtep = "2001:db8::2".parse().expect("ip");
     });
     check("cannot be a peer", &|state| {
-        let peer = Peer { vtep: IpAddr::from([192, 0, 2, 9]), blocks: BTreeSet::new() };
+        let peer = Peer { vtep: IpAddr::from([192, 0, 2, 9]), blocks: BTreeSet::new(), mtu: None };
         state.peers.insert(HostIndex(1), peer);
     });
     let lead = |state: &mut NetworkState, vip: IpAddr, backend: IpAddr| {

@@ -204,7 +204,7 @@ fn plant(ns: &mut Observed, number: u8) {
     ns.links.insert(dev.clone(), link);
     ns.addrs.insert((dev.clone(), at(1).into()));
     ns.neighs.insert((dev.clone(), at(2)), Mac([6; 6]));
-    ns.routes.insert(RouteKey::new(dst), Route { target: Target::Dev { dev, via: None }, protocol: 4 });
+    ns.routes.insert(RouteKey::new(dst), Route { target: Target::Dev { dev, via: None }, protocol: 4, mtu: None });
 }
 
 fn pick<'a, K: Clone + 'a>(keys: impl Iterator<Item = &'a K>, rng: &mut Random) -> Option<K> {

@@ -13,7 +13,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use netlib::{Endpoint, EndpointId, HostIndex, HostState, InvalidState, NetworkState, Peer, PublishedPort};
+use netlib::{
+    Endpoint, EndpointId, HostIndex, HostState, InvalidState, NetworkState, Peer, PublishedPort,
+    types::{MTU_MIN, overlay_mtu},
+};
 use skein_api::{NetworkAssignment, NetworkId, PeerAssignment, block6};
 
 /// A peer that cannot be reached: it has no underlay address of the family that this host uses.
@@ -72,7 +75,7 @@ pub fn network<'a>(
     for peer in peers.into_iter().filter(|p| p.host_index != ours.host_index) {
         match vtep_of(peer, vtep) {
             Some(vtep) => {
-                let entry = Peer { vtep, blocks: blocks(ours, &peer.blocks) };
+                let entry = Peer { vtep, blocks: blocks(ours, &peer.blocks), mtu: None };
                 state.peers.insert(HostIndex(peer.host_index), entry);
             }
             None => unreachable.push(Unreachable { network: ours.id.clone(), node: peer.node.to_string() }),
@@ -108,6 +111,16 @@ fn vtep_of(peer: &PeerAssignment, ours: IpAddr) -> Option<IpAddr> {
     match ours {
         IpAddr::V4(_) => peer.underlay4.map(IpAddr::V4),
         IpAddr::V6(_) => peer.underlay6.map(IpAddr::V6),
+    }
+}
+
+/// Fits a network to what the underlay takes: `underlay_mtu` of this host's own device and `paths` to peers, bytes, by
+/// VTEP. The master knows the former and makes it the network's soon, for all hosts; until then packets shall not be lost.
+pub fn fit(state: &mut NetworkState, vtep: IpAddr, underlay_mtu: u32, paths: &BTreeMap<IpAddr, u32>) {
+    let fits = |underlay: u32| overlay_mtu(underlay, vtep).max(MTU_MIN);
+    state.mtu = state.mtu.min(fits(underlay_mtu));
+    for peer in state.peers.values_mut() {
+        peer.mtu = paths.get(&peer.vtep).map(|mtu| fits(*mtu)).filter(|mtu| *mtu < state.mtu);
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Sources {
     pub overlay: watch::Receiver<Vec<String>>,
     /// Addresses in use: no trouble, but told at once like one, since another host may wait for it.
     pub addresses: watch::Receiver<AddressUse>,
+    /// Counts changes of the host's own links, addresses and routes.
+    pub host: watch::Receiver<u64>,
     /// Containers.
     pub executor: watch::Receiver<ExecutorStatus>,
     /// Containers in our networks that were started by hand. No trouble, and told as soon.
@@ -40,9 +42,15 @@ impl Sources {
             () = moved(&mut self.engine) => {}
             () = moved(&mut self.overlay) => {}
             () = moved(&mut self.addresses) => {}
+            () = moved(&mut self.host) => {}
             () = moved(&mut self.executor) => {}
             () = moved(&mut self.attached) => {}
         }
+    }
+
+    /// How often the host's own links, addresses or routes changed.
+    pub fn host_changes(&self) -> u64 {
+        *self.host.borrow()
     }
 
     /// The description with what the parts say now.

@@ -5,7 +5,7 @@
 //! timers. Requests run one after another: each takes a few milliseconds, a whole `apply` as long as the kernel does.
 //!
 //! `requests`: what the engine asks for. `ports`: ports of the host. `disk`: what is remembered, and what does not work.
-//! `look`: pictures of it.
+//! `look`: pictures of it. `underlay`: what packets between hosts travel on.
 //!
 //! The kernel is checked (*audit*): what changed according to netlink half a second later, everything once a minute.
 
@@ -13,6 +13,7 @@ mod disk;
 mod look;
 mod ports;
 mod requests;
+mod underlay;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -85,6 +86,8 @@ pub(super) struct Actor {
     shared: Arc<Shared>,
     netlib: Option<netlib::Overlay>,
     watch: Option<netlib::Watch>,
+    /// What the host's way to each peer takes, bytes.
+    paths: BTreeMap<IpAddr, u32>,
     /// Assigned networks, and those that are no more but still have containers.
     known: BTreeMap<NetworkId, NetworkAssignment>,
     /// Those of `known` that the master has taken away.
@@ -164,6 +167,7 @@ impl Actor {
             shared,
             netlib: None,
             watch: None,
+            paths: BTreeMap::new(),
             known,
             retired: BTreeSet::new(),
             peers: BTreeMap::new(),
@@ -228,6 +232,9 @@ impl Actor {
             }
             Message::Reserve { task, network, asked, reply } => {
                 let _ = reply.send(self.reserve(&task, &network, asked).await);
+            }
+            Message::Underlay { v4, v6, reply } => {
+                let _ = reply.send(self.set_underlay(v4, v6).await);
             }
             Message::Unannounced { task, reply } => {
                 let named = |n: &NetworkId| self.endpoints.iter().any(|e| e.task == task && e.network == *n);
@@ -298,6 +305,7 @@ impl Actor {
             }
             services?;
         } else {
+            self.look_at_paths().await;
             self.ensure_all(Cause::Request).await?;
         }
         stored?;
@@ -396,10 +404,11 @@ impl Actor {
         if let Some(other) = indexes.find(|i| *i != index) {
             return Err(OverlayError::HostIndex(index, other));
         }
-        if let Some(netlib) = self.netlib.as_ref().filter(|n| n.config().host.0 == index) {
+        let vtep = self.config.vtep().ok_or(OverlayError::NoUnderlay)?;
+        let same = |n: &&netlib::Overlay| (n.config().host.0, n.config().vtep) == (index, vtep);
+        if let Some(netlib) = self.netlib.as_ref().filter(same) {
             return Ok(netlib.clone());
         }
-        let vtep = self.config.vtep().ok_or(OverlayError::NoUnderlay)?;
         let failed = |source| OverlayError::Kernel { what: "the host's namespace".into(), source };
         let mut config = HostConfig::new(HostIndex(index), vtep, netlib::types::MTU_MAX);
         config.vxlan_port = self.config.vxlan_port;
@@ -488,6 +497,13 @@ impl Actor {
         }
     }
 
+    /// Fits a network to what the underlay takes.
+    fn fit(&self, state: &mut netlib::NetworkState) {
+        if let Some(netlib) = &self.netlib {
+            desired::fit(state, netlib.config().vtep, netlib.config().underlay_mtu, &self.paths);
+        }
+    }
+
     /// What a network shall be, and which of its hosts cannot be reached.
     fn network_state(
         &self,
@@ -499,6 +515,7 @@ impl Actor {
         let plugin = (&self.plugin, &self.draining);
         let (mut state, unreachable) = desired::network(ours, peers, plugin, &self.leases, vtep)
             .map_err(|source| OverlayError::Invalid { network: id.clone(), source })?;
+        self.fit(&mut state);
         state.services = self.backends.get(id).cloned().unwrap_or_default();
         state.ingress = self.ingress.get(id).cloned();
         Ok((state, unreachable))
@@ -598,6 +615,9 @@ impl Actor {
     fn changed(&mut self, scopes: Result<Vec<Scope>, netlib::Error>) {
         match scopes {
             Ok(scopes) => {
+                if scopes.contains(&Scope::Host) {
+                    self.shared.host_changes.send_modify(|count| *count += 1);
+                }
                 self.dirty.extend(scopes);
                 self.audit_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
             }
@@ -613,6 +633,10 @@ impl Actor {
         self.audit_at = None;
         let dirty = std::mem::take(&mut self.dirty);
         if !self.applied {
+            return;
+        }
+        if dirty.contains(&Scope::Host) && self.look_at_underlay().await {
+            warn_of(self.ensure_all(Cause::Request).await);
             return;
         }
         for scope in dirty {
@@ -641,6 +665,7 @@ impl Actor {
         {
             self.watch = netlib.watch().await.ok();
         }
+        self.look_at_underlay().await;
         warn_of(self.ensure_all(Cause::Audit).await);
     }
 

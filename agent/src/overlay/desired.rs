@@ -10,7 +10,7 @@ use std::{
 
 use agent_core::lease::Leases;
 use agent_network::Attached;
-pub use agent_network::{Unreachable, bare_network};
+pub use agent_network::{Unreachable, bare_network, fit};
 use netlib::{Endpoint, EndpointId, HostState, Ingress, IngressPort, NetworkState, Proto, PublishedPort, Service};
 use skein_api::{
     EndpointAssignment, NetworkAssignment, NetworkId, PeerAssignment, ServiceAssignment, ServiceId, TaskId, address6,
@@ -59,7 +59,7 @@ fn stand_ins(
 ) -> impl Iterator<Item = (EndpointId, Endpoint)> {
     leases.asked_for(&ours.id).filter(|(v4, _, _)| !plugin.has_address(&ours.id, *v4)).filter_map(|(v4, mac, v6)| {
         let addr6 = v6.then(|| address6(ours.subnet6, ours.subnet4, v4));
-        let endpoint = Endpoint { mac: mac.parse().ok()?, addr4: v4, addr6 };
+        let endpoint = Endpoint { mac: mac.parse().ok()?, addr4: v4, addr6, mtu: None };
         Some((EndpointId(format!("unreadable-{v4}")), endpoint))
     })
 }
@@ -215,7 +215,7 @@ mod tests {
         };
         assert_eq!(links(&[]), [], "nothing is missed");
         let found = links(&[("plugin/endpoint/p1", "{\"netw")]);
-        assert_eq!(found, [Endpoint { mac: mac.parse().unwrap(), addr4: used, addr6: None }]);
+        assert_eq!(found, [Endpoint { mac: mac.parse().unwrap(), addr4: used, addr6: None, mtu: None }]);
     }
 
     #[test]

@@ -243,6 +243,12 @@ enum Message {
         avoid: BTreeSet<(Proto, u16)>,
         reply: oneshot::Sender<Result<Vec<PortBinding>, OverlayError>>,
     },
+    /// The host has other addresses on the underlay.
+    Underlay {
+        v4: Option<Ipv4Addr>,
+        v6: Option<Ipv6Addr>,
+        reply: oneshot::Sender<Result<(), OverlayError>>,
+    },
     /// In which networks the task has an address but no name.
     Unannounced {
         task: TaskId,
@@ -262,6 +268,8 @@ struct Shared {
     repairs: Repairs,
     troubles: watch::Sender<Vec<String>>,
     addresses: watch::Sender<AddressUse>,
+    /// Counts what netlink told of the host's own namespace.
+    host_changes: watch::Sender<u64>,
     by_hand: watch::Sender<BTreeMap<String, ByHand>>,
 }
 
@@ -428,6 +436,20 @@ impl OverlayHandle {
     /// How many repairs there were in a namespace since the start, and the last of them. See [`picture`] for its words.
     pub fn repairs(&self, what: &str) -> (u64, Vec<skein_api::Repair>) {
         self.shared.repairs.of(what)
+    }
+
+    /// The host has these addresses on the underlay now: packets leave from them, and no container notices. Returns when
+    /// the kernel follows it.
+    ///
+    /// # Errors
+    /// As [`OverlayHandle::apply`].
+    pub async fn set_underlay(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Result<(), OverlayError> {
+        self.ask(|reply| Message::Underlay { v4, v6, reply }).await?
+    }
+
+    /// Counts changes of the host's own links, addresses and routes.
+    pub fn host_changes(&self) -> watch::Receiver<u64> {
+        self.shared.host_changes.subscribe()
     }
 
     /// What the master wants to know of this host's addresses.

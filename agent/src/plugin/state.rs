@@ -150,12 +150,15 @@ pub struct PluginEndpoint {
     /// Published ports, with the host port that was taken.
     #[serde(default)]
     pub ports: Vec<PortBinding>,
+    /// MTU of its link, bytes, as it was made; none: it was made by a release that did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 impl PluginEndpoint {
     /// For the kernel.
     pub fn to_netlib(&self) -> Endpoint {
-        Endpoint { mac: self.mac, addr4: self.v4, addr6: self.v6 }
+        Endpoint { mac: self.mac, addr4: self.v4, addr6: self.v6, mtu: self.mtu }
     }
 
     /// The published ports as the kernel's maps have them: an entry per family.
@@ -263,6 +266,13 @@ impl PluginState {
             found.entry(sandbox).or_default().push(entry);
         }
         found.into_values().collect()
+    }
+
+    /// Notes with which MTU the link of an endpoint is made.
+    pub fn set_mtu(&mut self, id: &str, mtu: u32) -> Option<Change> {
+        let endpoint = self.endpoints.get_mut(id)?;
+        endpoint.mtu = Some(mtu);
+        Some(put_endpoint(id, endpoint))
     }
 
     /// Checks wanted ports against those of other endpoints.
@@ -416,7 +426,7 @@ impl PluginState {
             outcome.changes.extend(gone.changes);
             outcome.effects.extend(gone.effects);
         }
-        let endpoint = PluginEndpoint { network, task, v4, v6, mac, sandbox: None, ports: Vec::new() };
+        let endpoint = PluginEndpoint { network, task, v4, v6, mac, sandbox: None, ports: Vec::new(), mtu: None };
         let change = put_endpoint(&id, &endpoint);
         self.damaged.remove(change.key());
         outcome.changes.push(change);

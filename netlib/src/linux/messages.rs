@@ -20,7 +20,8 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        RouteType,
     },
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
@@ -206,6 +207,7 @@ fn route_message(key: &RouteKey, route: &Route, index: Option<u32>) -> RouteMess
         message.attributes.push(RouteAttribute::Destination(route_address(key.dst.addr())));
     }
     message.attributes.push(RouteAttribute::Priority(key.metric));
+    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     match &route.target {
         Target::Nexthop(id) => message.attributes.push(RouteAttribute::NhId(*id)),
         Target::Unreachable => message.header.kind = RouteType::Unreachable,
@@ -233,7 +235,7 @@ pub(super) fn put_route(key: &RouteKey, route: &Route, index: Option<u32>, repla
 
 /// Removes exactly this route: destination, metric and protocol must agree.
 pub(super) fn delete_route(key: &RouteKey, route: &Route) -> Request {
-    let mut message = route_message(key, &Route { target: Target::Other, protocol: route.protocol }, None);
+    let mut message = route_message(key, &Route { target: Target::Other, protocol: route.protocol, mtu: None }, None);
     message.header.scope = RouteScope::NoWhere;
     if route.target == Target::Unreachable {
         message.header.kind = RouteType::Unreachable;
@@ -475,7 +477,7 @@ impl Tables {
             _ => return None,
         };
         let (mut dst, mut metric, mut table) = (zero, 0, u32::from(header.table));
-        let (mut dev, mut via, mut id, mut multipath) = (None, None, None, false);
+        let (mut dev, mut via, mut id, mut multipath, mut mtu) = (None, None, None, false, None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(v4)) => dst = IpAddr::V4(*v4),
@@ -487,6 +489,10 @@ impl Tables {
                 RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => via = Some(IpAddr::V6(*v6)),
                 RouteAttribute::NhId(number) => id = Some(*number),
                 RouteAttribute::MultiPath(_) => multipath = true,
+                RouteAttribute::Metrics(metrics) => {
+                    let of = |m: &RouteMetric| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None };
+                    mtu = metrics.iter().find_map(of).filter(|mtu| *mtu > 0);
+                }
                 _ => {}
             }
         }
@@ -500,6 +506,6 @@ impl Tables {
             _ => Target::Other,
         };
         let dst = IpNet::new(dst, header.destination_prefix_length).ok()?;
-        Some((RouteKey { dst, metric }, Route { target, protocol: u8::from(header.protocol) }))
+        Some((RouteKey { dst, metric }, Route { target, protocol: u8::from(header.protocol), mtu }))
     }
 }

@@ -247,6 +247,17 @@ impl LinuxKernel {
         found.links.get(name).map(|link| link.mtu).ok_or_else(|| Error::NoUnderlay(name.to_owned()))
     }
 
+    /// What the host's way to each of these addresses takes, bytes, from the address `local`: the MTU of the device or of
+    /// the route, or what the kernel has learnt of it. Addresses without a way are left out. About 20 us each.
+    ///
+    /// # Errors
+    /// When the host's namespace cannot be entered.
+    pub fn path_mtus(&self, local: IpAddr, peers: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, u32>, Error> {
+        self.run_in(&Scope::Host, "ask for the mtu of paths", || {
+            Ok(peers.iter().filter_map(|peer| Some((*peer, socket::path_mtu(local, *peer).ok()?))).collect())
+        })
+    }
+
     /// Removes our nft table and `DOCKER-USER` rules from the host's namespace.
     ///
     /// # Errors

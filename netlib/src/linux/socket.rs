@@ -3,7 +3,12 @@
 //! A socket stays in the namespace it was opened in, whichever thread uses it. Every wait is bounded by
 //! [`REPLY_TIMEOUT`]. It knows messages only as type, flags and bytes. No tasks, no channels.
 
-use std::{io, os::fd::AsRawFd, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, UdpSocket},
+    os::fd::AsRawFd,
+    time::Duration,
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkSerializable,
@@ -12,8 +17,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::{
     errno::Errno,
+    libc,
     sys::{
-        socket::{MsgFlags, recv, setsockopt, sockopt},
+        socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt},
         time::TimeVal,
     },
 };
@@ -319,4 +325,30 @@ mod tests {
         let whole = dump(&[answer(7, 7, NLM_F_DUMP_INTR), answer(1, 1, 0)]);
         assert_eq!(whole.expect("ours"), [(OBJECT, vec![1; 4])]);
     }
+}
+
+/// What the way from `local` to `peer` takes, bytes. Sends nothing: connecting a UDP socket only asks the routes.
+pub(super) fn path_mtu(local: IpAddr, peer: IpAddr) -> io::Result<u32> {
+    /// Any port: nothing is sent (RFC 863: discard).
+    const PORT: u16 = 9;
+    let socket = UdpSocket::bind((local, 0))?;
+    socket.connect((peer, PORT))?;
+    let mtu = match peer {
+        IpAddr::V4(_) => getsockopt(&socket, sockopt::IpMtu)?,
+        IpAddr::V6(_) => ipv6_mtu(&socket)?,
+    };
+    u32::try_from(mtu).map_err(io::Error::other)
+}
+
+/// `IPV6_MTU` (ipv6(7)), which nix does not have.
+#[allow(unsafe_code, reason = "a system call that no crate we use wraps")]
+fn ipv6_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
+    let mut mtu: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
+    let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_MTU);
+    // SAFETY: the descriptor is open for as long as `socket` lives; the kernel writes at most `len` bytes to `mtu`,
+    // which has as many, and is the integer that this option gives.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut len) };
+    Errno::result(result)?;
+    Ok(mtu)
 }

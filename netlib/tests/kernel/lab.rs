@@ -146,6 +146,13 @@ impl Host {
         Overlay::try_new_in(self.config.clone(), self.ns.fd()).expect("overlay")
     }
 
+    /// The same host at another address of the underlay, which it is given here.
+    pub(crate) fn moved(&self, to: &str) -> Overlay {
+        self.ns.sh(&format!("ip addr flush dev eth0 scope global; ip addr add {to}/24 dev eth0"));
+        let config = HostConfig { vtep: to.parse().expect("address"), ..self.config.clone() };
+        Overlay::try_new_in(config, self.ns.fd()).expect("overlay")
+    }
+
     /// The fabric of a network, as a namespace.
     pub(crate) fn fabric(&self, id: &str) -> Ns {
         Ns::of(File::open(self.dir.path().join(format!("sk-{id}"))).expect("fabric"))
@@ -205,7 +212,7 @@ pub(crate) fn network(name: &str, vni: u32, here: HostIndex, hosts: u16, six: bo
     let block = |host: u16| {
         [format!("10.{vni}.{host}.0/24"), format!("fd57:{vni}:{host}::/48")].map(|net| net.parse().expect("net")).into()
     };
-    let peer = |host: u16| (HostIndex(host), Peer { vtep: vtep(HostIndex(host), six), blocks: block(host) });
+    let peer = |host: u16| (HostIndex(host), Peer { vtep: vtep(HostIndex(host), six), blocks: block(host), mtu: None });
     NetworkState {
         id: name.parse().expect("id"),
         vni,

@@ -10,3 +10,4 @@ mod lab;
 mod ports;
 mod repair;
 mod services;
+mod underlay;

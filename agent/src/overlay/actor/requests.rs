@@ -116,8 +116,12 @@ impl Actor {
         let (kernel_endpoint, ifname) = (endpoint.to_netlib(), container_ifname(id));
         let ours = self.known.get(&network).ok_or_else(|| OverlayError::UnknownNetwork(network.clone()))?;
         let what = format!("{} of network {}", endpoint.v4, ours.name);
-        let state =
+        let mut state =
             desired::bare_network(ours).map_err(|source| OverlayError::Invalid { network: network.clone(), source })?;
+        self.fit(&mut state);
+        // Before there is such a link: an audit would give it the network's MTU of then.
+        let noted = self.plugin.set_mtu(id, state.mtu);
+        self.persist(noted).await?;
         let result = match netlib.add_endpoint(&state, &kernel_endpoint, &ifname).await {
             // After a boot the engine may be here before the fabric.
             Err(netlib::Error::NoNetwork(_)) if self.applied => {
