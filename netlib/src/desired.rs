@@ -477,7 +477,11 @@ fn host_table(config: &HostConfig, state: &HostState) -> Table {
     table.chains.insert("into", chain("filter", "forward", -5, into));
     let clamp = ["iifname", "oifname"].map(|way| format!("{way} \"{up}*\" {CLAMP}"));
     table.chains.insert("mss", chain("filter", "forward", 10, clamp.to_vec()));
-    let mut publish = publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();
+    // Translated before the kernel looks whether 127/8 may come from there at all: a neighbour that sends a packet to
+    // 127.0.0.1 by our Ethernet address would reach what is published there for this host alone. Left as it is, the
+    // packet is a martian. (IPv6 drops `::1` before any hook.)
+    let mut publish = vec!["iifname != \"lo\" ip daddr 127.0.0.0/8 accept".to_owned()];
+    publish.extend(publish_rules("fib daddr type local meta l4proto { tcp, udp }", false));
     publish.extend(publish_rules("fib daddr type local meta l4proto { tcp, udp }", true));
     table.chains.insert("publish", chain("nat", "prerouting", -105, publish));
     let mut publish_own = publish_rules("fib daddr type local meta l4proto { tcp, udp }", false).to_vec();

@@ -138,6 +138,7 @@ mod tests {
 
     fn state() -> NetworkState {
         let peer = Peer {
+            mtu: None,
             vtep: "192.0.2.2".parse().expect("an address"),
             blocks: ["10.57.2.0/24".parse().expect("a block")].into(),
         };

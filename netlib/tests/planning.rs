@@ -40,7 +40,10 @@ fn blocks(host: u8, six: bool) -> BTreeSet<ipnet::IpNet> {
 
 fn state(peers: &BTreeSet<u8>, endpoints: &BTreeSet<u8>, six: bool, internal: bool, vni: u32) -> NetworkState {
     let peer = |host: &u8| {
-        (HostIndex(u16::from(*host)), Peer { vtep: IpAddr::from([192, 0, 2, *host]), blocks: blocks(*host, six), mtu: None })
+        (
+            HostIndex(u16::from(*host)),
+            Peer { vtep: IpAddr::from([192, 0, 2, *host]), blocks: blocks(*host, six), mtu: None },
+        )
     };
     let endpoint =
         |nth: &u8| (EndpointId(format!("e{nth}")), Endpoint::new(addr4(1, *nth), six.then(|| addr6(1, *nth))));

@@ -43,7 +43,7 @@ pub(super) async fn exposed(overlay: &OverlayHandle) -> Result<Vec<ExposedPort>,
         };
         ports.push(port(proto, Some(address.ip()), address.port(), by));
     }
-    ports.sort_by(|a, b| (a.port, a.proto, a.address).cmp(&(b.port, b.proto, b.address)));
+    ports.sort_by_key(|p| (p.port, p.proto, p.address));
     ports.dedup();
     Ok(ports)
 }

@@ -160,8 +160,7 @@ impl Core {
     }
 
     fn free_vni(&self, last: u32, planned: &[Network]) -> Result<u32, ApiError> {
-        let used: std::collections::BTreeSet<u32> =
-            self.model.networks.values().chain(planned).map(|n| n.vni).collect();
+        let used: BTreeSet<u32> = self.model.networks.values().chain(planned).map(|n| n.vni).collect();
         let last = last.max(VNI_MIN - 1);
         let mut following = (last + 1..=VNI_MAX).chain(VNI_MIN..=last);
         following.find(|vni| !used.contains(vni)).ok_or_else(|| ApiError::new("no_vni", "all VNIs are in use"))

@@ -17,7 +17,7 @@ mod tools;
 pub(crate) mod watch;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},

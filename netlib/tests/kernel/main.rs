@@ -6,6 +6,7 @@
 mod connectivity;
 mod guards;
 mod ingress;
+mod isolation;
 mod lab;
 mod ports;
 mod repair;

@@ -112,7 +112,10 @@ async fn a_network_whose_mtu_shrinks_keeps_its_containers() {
         assert!(host.overlay.ensure_network(state).await.expect("network").is_empty());
         let mtu = |ns: &crate::lab::Ns, dev: &str| ns.json(&format!("ip -j link show {dev}"))[0]["mtu"].clone();
         let fabric = host.fabric("blue");
-        assert_eq!((mtu(&fabric, "skvx"), mtu(&fabric, "skup"), mtu(&host.ns, "ske-57")), (1400.into(), 1400.into(), 1400.into()));
+        assert_eq!(
+            (mtu(&fabric, "skvx"), mtu(&fabric, "skup"), mtu(&host.ns, "ske-57")),
+            (1400.into(), 1400.into(), 1400.into())
+        );
     }
     let link = &lab.hosts[0].fabric("blue").json("ip -j link show skv-0a390107")[0];
     assert_eq!(link["mtu"], 1450, "its other end is the container's");

@@ -26,7 +26,7 @@ fn endpoint() -> Endpoint {
 fn looks() -> (Look, Look) {
     let kernel = FakeKernel::default();
     let config = HostConfig::new(HostIndex(1), ip("192.0.2.1"), 1500);
-    let peer = Peer { vtep: ip("192.0.2.2"), blocks: ["10.57.2.0/24".parse().expect("a block")].into() };
+    let peer = Peer { vtep: ip("192.0.2.2"), mtu: None, blocks: ["10.57.2.0/24".parse().expect("a block")].into() };
     let service = Service { backends: [ip(THERE)].into(), ..Service::default() };
     let state = NetworkState {
         id: "blue".parse().expect("an id"),
@@ -203,7 +203,7 @@ fn a_port_needs_a_listener_that_others_reach() {
 fn a_container_needs_its_address_and_a_route() {
     let gateway = ip("10.57.0.1");
     let link = Link { kind: netlib::state::LinkKind::Veth, mac: netlib::Mac([6; 6]), mtu: 1450, up: true };
-    let by = |via| Route { target: Target::Dev { dev: "eth0".into(), via }, protocol: 3 };
+    let by = |via| Route { target: Target::Dev { dev: "eth0".into(), via }, protocol: 3, mtu: None };
     let inside = Observed {
         links: [("eth0".to_owned(), link)].into(),
         addrs: [("eth0".to_owned(), "10.57.1.7/32".parse().expect("a net"))].into(),
