@@ -33,7 +33,7 @@ use crate::{
     engine::Engine,
     executor::Reports,
     identity::{self, Dial, IdentityDir, Membership},
-    inspect,
+    inspect::{self, Reply},
     ledger::{AssignmentChange, Ledger, LedgerError},
     overlay::{OverlayError, OverlayHandle, Wanted},
     streams::{self, FRAMES_BUFFERED, Frame},
@@ -66,8 +66,8 @@ pub trait Follow: Clone + Send + Sync + 'static {
     /// Makes this the whole of what the host shall have; returns when kernel and names follow it. Idempotent.
     fn follow(&self, wanted: Wanted) -> impl Future<Output = Result<(), OverlayError>> + Send;
 
-    /// Answers a question with JSON, or in words why not.
-    fn answer(&self, question: NetQuestion) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+    /// Answers a question, or says in words why not.
+    fn answer(&self, question: NetQuestion) -> impl Future<Output = Result<Reply, String>> + Send;
 }
 
 impl Follow for OverlayHandle {
@@ -75,8 +75,8 @@ impl Follow for OverlayHandle {
         self.apply(wanted).await
     }
 
-    async fn answer(&self, question: NetQuestion) -> Result<Vec<u8>, String> {
-        inspect::answer(self, &question).await
+    async fn answer(&self, question: NetQuestion) -> Result<Reply, String> {
+        inspect::answer(self, question).await
     }
 }
 

@@ -17,7 +17,10 @@ use skein_api::{
 };
 use tokio::{io::AsyncWriteExt, sync::mpsc, time::Instant};
 
-use crate::engine::{Engine, EngineError, ExecOutput, Inspected, LogStream};
+use crate::{
+    engine::{Engine, EngineError, ExecOutput, Inspected, LogStream},
+    inspect::Reply,
+};
 
 /// Depth of the channels on either side of [`serve`].
 pub const FRAMES_BUFFERED: usize = 16;
@@ -25,6 +28,8 @@ pub const FRAMES_BUFFERED: usize = 16;
 pub const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// How long an ended exec may take to show its exit code: the engine closes the stream shortly before it knows.
 const EXIT_CODE_WAIT: Duration = Duration::from_secs(10);
+/// How long an answer may hold something: a check of the largest kind takes half a minute.
+pub const HELD_MAX: Duration = Duration::from_secs(120);
 /// How often that is looked at.
 const EXIT_CODE_POLL: Duration = Duration::from_millis(20);
 
@@ -127,19 +132,25 @@ pub async fn serve(engine: &Engine, request: StreamRequest, input: mpsc::Receive
     let _ = gone.send(last).await;
 }
 
-/// Sends a document and the end, or why there is none.
-pub async fn send(document: Result<Vec<u8>, String>, output: mpsc::Sender<Frame>) {
-    let mut bytes = match document {
-        Ok(document) => Bytes::from(document),
+/// Sends an answer and the end, or why there is none. With something held the end comes when nobody receives frames any
+/// more, or after [`HELD_MAX`].
+pub async fn send(answer: Result<Reply, String>, output: mpsc::Sender<Frame>) {
+    let Reply { json, held } = match answer {
+        Ok(answer) => answer,
         // Nobody there to hear it is an end like any other, here and below.
         Err(why) => return drop(output.send(Frame::Error(why)).await),
     };
+    let mut bytes = Bytes::from(json);
     while !bytes.is_empty() {
         let part = bytes.split_to(bytes.len().min(FRAME_BYTES_MAX));
         if output.send(Frame::Stdout(part)).await.is_err() {
             return;
         }
     }
+    if held.is_some() {
+        let _ = tokio::time::timeout(HELD_MAX, output.closed()).await;
+    }
+    drop(held);
     let _ = output.send(Frame::Exit(0)).await;
 }
 
@@ -241,13 +252,21 @@ mod tests {
     async fn a_document_is_sent_whole_in_frames_of_a_bounded_size() {
         let (tx, mut rx) = mpsc::channel(FRAMES_BUFFERED);
         let document: Vec<u8> = (0..FRAME_BYTES_MAX * 2 + 5).map(|n| n as u8).collect();
-        send(Ok(document.clone()), tx.clone()).await;
+        send(Ok(Reply { json: document.clone(), held: None }), tx.clone()).await;
         let mut got = Vec::new();
         while let Some(Frame::Stdout(part)) = rx.recv().await {
             assert!(part.len() <= FRAME_BYTES_MAX);
             got.extend_from_slice(&part);
         }
         assert_eq!(got, document);
+        let (held_tx, held_rx) = tokio::sync::oneshot::channel::<()>();
+        let (out, mut frames) = mpsc::channel(FRAMES_BUFFERED);
+        let held = Reply { json: b"[]".to_vec(), held: Some(Box::new(held_tx)) };
+        let sending = tokio::spawn(send(Ok(held), out));
+        assert_eq!(frames.recv().await, Some(Frame::Stdout(Bytes::from_static(b"[]"))));
+        assert!(!sending.is_finished(), "it lives as long as the stream");
+        drop(frames);
+        assert!(held_rx.await.is_err(), "and no longer");
         send(Err("no".into()), tx).await;
         assert_eq!(rx.recv().await, Some(Frame::Error("no".into())));
     }

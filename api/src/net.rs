@@ -12,7 +12,7 @@ use std::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkId, NodeId, PathQuestion, Protocol, TaskId, UnixMillis};
+use crate::{CheckTarget, NetworkId, NodeId, PathQuestion, Protocol, TaskId, UnixMillis};
 
 /// Longest answer of an agent, bytes of JSON: some thousand networks with what differs in each.
 pub const NET_ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -32,6 +32,17 @@ pub enum NetQuestion {
     PathFrom(Box<PathQuestion>),
     /// The way in to a container of its own: [`crate::PathSide`].
     PathTo(Box<PathQuestion>),
+    /// Opens places for probes in these networks for as long as the stream is open, two minutes at most: a list of
+    /// [`crate::ProbePlace`], and no end.
+    Respond {
+        /// The networks.
+        networks: Vec<NetworkId>,
+    },
+    /// Sends probes to places of other hosts: [`crate::HostCheck`].
+    Check {
+        /// The places.
+        targets: Vec<CheckTarget>,
+    },
     /// An address outside of the overlay, from a container of its own or from the host: a list of [`crate::Hop`].
     Reach {
         /// The container's task; none: from the host.

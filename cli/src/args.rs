@@ -167,6 +167,11 @@ pub(crate) enum NetCommand {
         /// Only this host
         node: Option<String>,
     },
+    /// Send through the tunnel between every pair of hosts: UDP and TCP, IPv4 and IPv6, all sizes
+    Check {
+        /// Only between this host and all others
+        node: Option<String>,
+    },
     /// Show what an outsider can reach on each host
     Exposed {
         /// Only this host

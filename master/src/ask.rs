@@ -11,7 +11,10 @@ use skein_api::{
     ApiError, HostAnswer, NET_ANSWER_BYTES_MAX, NetQuestion, NodeId, StreamRequest, grpc::stream_frame::Body,
 };
 
-use crate::{broker::Broker, cluster::Handle};
+use crate::{
+    broker::{AgentStream, Broker},
+    cluster::Handle,
+};
 
 /// How long an answer may take once its stream is open: the agent's own limit of 15 s and some for the way.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -66,6 +69,29 @@ impl Asker {
         };
         let json = tokio::time::timeout(ANSWER_WITHIN, collect).await.map_err(late)??;
         serde_json::from_slice(&json).map_err(|e| refused(format!("the answer cannot be read: {e}")))
+    }
+
+    /// Asks one agent for something that lasts as long as the stream that comes with the answer. The answer is one frame.
+    ///
+    /// # Errors
+    /// As [`Asker::ask`].
+    pub async fn open<T: DeserializeOwned>(
+        &self,
+        asked: &Asked,
+        question: &NetQuestion,
+    ) -> Result<(T, AgentStream), ApiError> {
+        let request = StreamRequest::Net { question: question.clone() };
+        let mut open = self.broker.open(&self.cluster, asked.node.clone(), &request).await?;
+        let refused = |why: String| ApiError::new("not_answered", format!("node {}: {why}", asked.name));
+        let first = tokio::time::timeout(ANSWER_WITHIN, open.frames.message()).await;
+        let first = first.map_err(|_| refused("no answer in time".to_owned()))?;
+        let json = match first.map_err(|status| refused(status.message().to_owned()))?.and_then(|frame| frame.body) {
+            Some(Body::Stdout(json)) => json,
+            Some(Body::Error(why)) => return Err(refused(why)),
+            _ => return Err(refused("the answer broke off".to_owned())),
+        };
+        let answer = serde_json::from_slice(&json).map_err(|e| refused(format!("the answer cannot be read: {e}")))?;
+        Ok((answer, open))
     }
 
     /// Asks several agents the same, beside each other. The answers come in the order of `asked`.

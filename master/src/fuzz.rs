@@ -255,8 +255,9 @@ impl World {
     pub(crate) fn request(&self, method: &str, path: &str, body: Vec<u8>) -> Option<(u16, Vec<u8>)> {
         let info = ConnInfo { identity: Identity::Local(0), cancel: CancellationToken::new() };
         let request = Request::builder().method(method).uri(path).extension(info).body(Body::from(body)).ok()?;
-        // Logs come from an agent, and here none opens a stream; the master would wait for it.
-        let patience = if path.contains("/logs") { STREAM_PATIENCE } else { Duration::MAX };
+        // Logs and what is told of networks come from agents, and here none opens a stream; the master would wait for it.
+        let of_agent = path.contains("/logs") || path.contains("/net/");
+        let patience = if of_agent { STREAM_PATIENCE } else { Duration::MAX };
         self.wait(async {
             let answered = tokio::time::timeout(patience, self.router.clone().oneshot(request)).await;
             let response = answered.ok()?.expect("the router always answers");

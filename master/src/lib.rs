@@ -4,7 +4,7 @@
 //! - [`store`]: typed objects with revisions, durable before anybody sees them
 //! - [`server`]: listeners; [`tls`] and [`pki`]: who is at the other end
 //! - [`agents`]: the agent protocol; [`http`]: the native API; [`broker`]: logs and exec between the two;
-//!   [`ask`]: questions to agents
+//!   [`ask`]: questions to agents; [`tunnels`]: checks of the ways between hosts
 //! - [`config`]: file, environment, flags
 
 pub mod agents;
@@ -20,3 +20,4 @@ pub mod server;
 pub mod stall;
 pub mod store;
 pub mod tls;
+pub mod tunnels;

@@ -7,13 +7,14 @@ use clap::{Parser, Subcommand};
 use skein_daemon::{EXIT_CONFIG, fail, init_log, raise_descriptor_limit, wait_for_signal};
 use skein_master::{
     agents::Agents,
+    ask::Asker,
     broker::Broker,
     cluster::Cluster,
     config::{Config, Overrides},
     http, pki,
     server::{Connections, Server, bind_unix},
     store::{self, EmbeddedStore, Store},
-    tls,
+    tls, tunnels,
 };
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -114,7 +115,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let ca = Arc::new(cluster.ca()?);
     let broker = Broker::default();
     let agents = Agents { cluster: handle.clone(), ca: ca.clone(), broker: broker.clone(), tasks: tasks.clone() };
+    let asker = Asker { cluster: handle.clone(), broker: broker.clone() };
     let api = http::Api::new(handle, ca.clone(), broker, embedded.clone(), tasks.clone());
+    tasks.spawn(tunnels::watch_new(asker, api.findings.clone(), shutdown.clone()));
     let server = Server::new(http::router(api, agents), shutdown.clone(), tasks, connections);
     let resolver = Arc::new(tls::Resolver::new(&ca, &config.names)?);
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls::server_config(&ca, resolver.clone())?));

@@ -28,7 +28,8 @@ use crate::{
         watch::{Feed, follow},
     },
     look::{self, Counted, Look},
-    state::Observed,
+    plan::Op,
+    state::{LinkKind, Observed, Query},
     types::{Endpoint, HostConfig, HostState, Ingress, NetworkId, NetworkState, PublishedPort, Report, Service},
 };
 
@@ -335,6 +336,67 @@ impl Overlay {
         let inner = Arc::clone(&self.inner);
         let task = spawn_blocking(move || inner.kernel.run_at(&path, verb, work));
         task.await.map_err(|_| Error::Worker("work in a namespace"))?
+    }
+
+    /// Runs blocking work on a thread inside a namespace; beside everything else.
+    ///
+    /// # Errors
+    /// When there is no such network, or what `work` says.
+    pub async fn run_in<T: Send + 'static>(
+        &self,
+        scope: Scope,
+        verb: &'static str,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.inner);
+        let task = spawn_blocking(move || inner.kernel.run_in(&scope, verb, work));
+        task.await.map_err(|_| Error::Worker("work in a namespace"))?
+    }
+
+    /// Gives a network's fabric an address of its own on `lo`, beside the gateway. It is not part of any wanted state, and
+    /// no audit removes it: the caller does, with [`Overlay::remove_local`]. Idempotent.
+    ///
+    /// # Errors
+    /// When there is no such network or the kernel refuses.
+    pub async fn add_local(&self, id: &NetworkId, addr: IpAddr) -> Result<(), Error> {
+        let scope = Scope::Fabric(id.clone());
+        let op = Op::AddAddr("lo".to_owned(), addr.into());
+        self.run(scope.clone(), "adding an address", move |inner| inner.kernel.apply(&scope, &[op])).await
+    }
+
+    /// Takes an address from `lo` of a network's fabric. That it is not there, or the network, is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_local(&self, id: &NetworkId, addr: IpAddr) -> Result<(), Error> {
+        let scope = Scope::Fabric(id.clone());
+        let op = Op::DeleteAddr("lo".to_owned(), addr.into());
+        let removed =
+            self.run(scope.clone(), "removing an address", move |inner| inner.kernel.apply(&scope, &[op])).await;
+        match removed {
+            Err(Error::NoNetwork(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// VXLAN devices in the host's namespace on the port of ours, with their VNI: ours are in namespaces of their own.
+    ///
+    /// # Errors
+    /// When the links cannot be read.
+    pub async fn foreign_vxlans(&self) -> Result<Vec<(String, u32)>, Error> {
+        let port = self.config().vxlan_port;
+        self.run(Scope::Host, "reading links", move |inner| {
+            let query = Query { objects: true, only_our_routes: true, ..Query::default() };
+            let links = inner.kernel.observe(&Scope::Host, &query)?.links;
+            let of_port = links.into_iter().filter_map(|(name, link)| match link.kind {
+                LinkKind::Vxlan(vxlan) | LinkKind::LearningVxlan(vxlan) if vxlan.port == port => {
+                    Some((name, vxlan.vni))
+                }
+                _ => None,
+            });
+            Ok(of_port.collect())
+        })
+        .await
     }
 
     /// Reads the links, addresses and routes of the namespace that `path` shows, a container's.

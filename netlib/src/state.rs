@@ -37,6 +37,8 @@ pub struct Vxlan {
 pub enum LinkKind {
     /// A VXLAN device without learning. `learning` is always false in what we make.
     Vxlan(Vxlan),
+    /// A VXLAN device that learns, which we never make.
+    LearningVxlan(Vxlan),
     /// One end of a veth pair.
     Veth,
     /// `lo`.

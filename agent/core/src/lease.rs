@@ -402,6 +402,18 @@ impl Leases {
         addresses.filter(|(_, h)| !matches!(h, Holder::Released { .. })).count()
     }
 
+    /// The addresses of tasks whose id begins so.
+    pub fn of_tasks(&self, prefix: &str) -> Vec<(NetworkId, Ipv4Addr, TaskId)> {
+        let all = self.networks.iter().flat_map(|(network, held)| held.iter().map(move |(a, h)| (network, *a, h)));
+        let of_task = all.filter_map(|(network, address, holder)| match holder {
+            Holder::Task { task, .. } if task.as_str().starts_with(prefix) => {
+                Some((network.clone(), address, task.clone()))
+            }
+            _ => None,
+        });
+        of_task.collect()
+    }
+
     /// How many addresses of a block are held, and how many it has that can be given.
     pub fn used_of(&self, network: &NetworkAssignment, block: Ipv4Net) -> (u64, u64) {
         let inside = self.networks.get(&network.id).into_iter().flatten().filter(|(a, _)| block.contains(*a));

@@ -290,6 +290,9 @@ impl Actor {
         self.draining = desired::draining(&self.endpoints, &self.plugin);
         changes.extend(self.reserve_own());
         self.hold_ports();
+        if !self.applied {
+            self.end_checks().await;
+        }
         self.applied = true;
         self.publish_zone();
         let stored = self.persist(changes).await;

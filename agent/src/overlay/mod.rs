@@ -62,6 +62,9 @@ use crate::{
 /// the sender waits, and an engine's request then runs into its own time limit.
 const REQUESTS_MAX: usize = 160;
 
+/// How the holders of addresses begin that probes of `skein net check` have; no task's id does.
+pub const CHECK_TASK: &str = "net-check-";
+
 /// How long a container waits for its names: the master's answer takes a round trip and a commit; one that does not
 /// answer must not keep containers from starting.
 pub const ANNOUNCED_TIMEOUT: Duration = Duration::from_secs(10);

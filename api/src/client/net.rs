@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{Call, Client, ClientError};
-use crate::{ExposedPort, HostAnswer, NetStatus, PathReport, Protocol};
+use crate::{CheckReport, ExposedPort, HostAnswer, NetStatus, PathReport, Protocol};
 
 /// How long an answer may take: each agent has 15 s, and is asked beside the others.
 const NET_TIMEOUT: Duration = Duration::from_secs(60);
@@ -16,6 +16,11 @@ impl Client {
     pub async fn net_status(&self, node: Option<&str>) -> Result<Vec<HostAnswer<NetStatus>>, ClientError> {
         let patient = self.clone().with_request_timeout(NET_TIMEOUT);
         patient.json(Call::get(&["net", "status"]).query("node", node)).await
+    }
+    /// Sends through the tunnels between all hosts, or between one and all others.
+    pub async fn net_check(&self, node: Option<&str>) -> Result<CheckReport, ClientError> {
+        let patient = self.clone().with_request_timeout(NET_TIMEOUT);
+        patient.json(Call::get(&["net", "check"]).query("node", node)).await
     }
     /// What an outsider can reach, on one host or on all.
     pub async fn net_exposed(&self, node: Option<&str>) -> Result<Vec<HostAnswer<Vec<ExposedPort>>>, ClientError> {

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use skein_api::{ExposedBy, ExposedPort, Hop, HopState, HostAnswer, NetStatus, PathReport, Protocol, ScopeStatus};
+use skein_api::{
+    CheckReport, ExposedBy, ExposedPort, Hop, HopState, HostAnswer, NetStatus, PathReport, Protocol, ScopeStatus,
+};
 
 use super::App;
 use crate::{
@@ -15,6 +17,15 @@ use crate::{
 pub(super) async fn run(app: &App, command: NetCommand) -> Result<u8, Failure> {
     match command {
         NetCommand::Status { node } => status(app, node.as_deref()).await,
+        NetCommand::Check { node } => {
+            let report = app.client("skein net check")?.net_check(node.as_deref()).await?;
+            if app.out.json {
+                app.out.value(&report)?
+            } else {
+                app.out.text(&check_text(&report))?
+            }
+            Ok(if report.fine { 0 } else { code::FAILED })
+        }
         NetCommand::Exposed { node } => {
             let answers = app.client("skein net exposed")?.net_exposed(node.as_deref()).await?;
             if app.out.json {
@@ -68,6 +79,37 @@ fn path_text(report: &PathReport) -> String {
     };
     let rows: Vec<Vec<String>> = report.hops.iter().map(row).collect();
     format!("{}\n{}\n", table(&["NODE", "HOP", "STATE", "WANTED", "FOUND"], &rows), report.summary)
+}
+
+/// Every pair as a row, what is wrong as a line each, then the sentence.
+fn check_text(report: &CheckReport) -> String {
+    let mut rows = Vec::new();
+    let mut notes = Vec::new();
+    for host in &report.hosts {
+        let name = &host.name;
+        notes.extend(host.error.iter().map(|error| format!("{name}: no answer: {error}")));
+        let Some(check) = &host.answer else { continue };
+        notes.extend(check.clashes.iter().map(|clash| format!("{name}: {clash}")));
+        if check.checksum_errors > 0 {
+            notes.push(format!("{name}: {} packets came in with a wrong checksum", check.checksum_errors));
+        }
+        for pair in &check.pairs {
+            let took = pair.round_trip_us.map_or_else(|| "-".to_owned(), |us| us.to_string());
+            let state = if pair.faults.is_empty() { "ok" } else { "BROKEN" };
+            let family = if pair.v6 { "IPv6" } else { "IPv4" };
+            let size = pair.largest_bytes.to_string();
+            rows.push(vec![name.clone(), pair.name.clone(), family.into(), size, took, state.into()]);
+            notes.extend(pair.faults.iter().map(|fault| format!("{name} -> {}: {fault}", pair.name)));
+        }
+    }
+    notes.extend(report.unopened.iter().cloned());
+    notes.extend(report.apart.iter().map(|(a, b)| format!("{a} and {b} share no network: nothing to check")));
+    let mut text = table(&["FROM", "TO", "FAMILY", "LARGEST", "ROUND TRIP US", "STATE"], &rows);
+    for note in notes {
+        let _ = writeln!(text, "{note}");
+    }
+    let _ = writeln!(text, "{}", report.summary);
+    text
 }
 
 /// Who reaches what: first what everybody reaches, then what only the host itself does.
@@ -240,6 +282,42 @@ mod tests {
     use skein_api::{BlockStatus, NetworkStatus};
 
     use super::*;
+
+    #[test]
+    fn a_check_is_a_row_for_each_pair_and_a_line_for_each_fault() {
+        let fault = "IPv4: packets of 1401 bytes and more are lost";
+        let pair = |v6, faults: &[&str]| skein_api::PairCheck {
+            name: "h2".into(),
+            v6,
+            round_trip_us: Some(80),
+            largest_bytes: if faults.is_empty() { 1450 } else { 1400 },
+            faults: faults.iter().map(|f| (*f).to_owned()).collect(),
+            ..skein_api::PairCheck::default()
+        };
+        let check = skein_api::HostCheck {
+            clashes: vec!["nc (pid 7) has UDP 0.0.0.0:4789 and eats VXLAN".into()],
+            pairs: vec![pair(false, &[fault]), pair(true, &[])],
+            ..skein_api::HostCheck::default()
+        };
+        let report = CheckReport {
+            summary: "2 faults".into(),
+            apart: vec![("h1".into(), "h3".into())],
+            hosts: vec![HostAnswer { name: "h1".into(), answer: Some(check), ..HostAnswer::default() }],
+            ..CheckReport::default()
+        };
+        assert_eq!(
+            check_text(&report),
+            "\
+FROM   TO   FAMILY   LARGEST   ROUND TRIP US   STATE
+h1     h2   IPv4     1400      80              BROKEN
+h1     h2   IPv6     1450      80              ok
+h1: nc (pid 7) has UDP 0.0.0.0:4789 and eats VXLAN
+h1 -> h2: IPv4: packets of 1401 bytes and more are lost
+h1 and h3 share no network: nothing to check
+2 faults
+"
+        );
+    }
 
     #[test]
     fn what_only_the_host_reaches_is_shown_apart() {

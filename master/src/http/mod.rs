@@ -36,6 +36,7 @@ use crate::{
     pki::{self, Ca, Identity},
     server::ConnInfo,
     store::{EmbeddedStore, Revision, Store as _},
+    tunnels::Findings,
 };
 
 /// What the API works with.
@@ -51,6 +52,8 @@ pub struct Api {
     pub store: EmbeddedStore,
     /// Where streams run.
     pub tasks: TaskTracker,
+    /// What is wrong with hosts that joined.
+    pub findings: Findings,
     events: events::Texts,
     /// One for each question of the form "what if" that may be answered at a time: each has a copy of the cluster.
     questions: Arc<Semaphore>,
@@ -63,7 +66,8 @@ impl Api {
     /// An API over these.
     pub fn new(cluster: Handle, ca: Arc<Ca>, broker: Broker, store: EmbeddedStore, tasks: TaskTracker) -> Self {
         let questions = Arc::new(Semaphore::new(QUESTIONS_MAX));
-        Self { cluster, ca, broker, store, tasks, events: events::Texts::default(), questions }
+        let (events, findings) = (events::Texts::default(), Findings::default());
+        Self { cluster, ca, broker, store, tasks, findings, events, questions }
     }
 }
 
@@ -100,6 +104,7 @@ pub fn router(api: Api, agents: Agents) -> Router {
         .route("/v1/check", get(check))
         .route("/v1/net/status", get(net::status))
         .route("/v1/net/path", get(net::path))
+        .route("/v1/net/check", get(net::check))
         .route("/v1/net/exposed", get(net::exposed))
         .route("/v1/events", get(events))
         .route("/v1/certs", post(cert_issue))
@@ -255,12 +260,16 @@ fn add(sum: &mut Resources, more: Resources) {
 }
 
 async fn nodes(State(api): State<Api>, _: User) -> Result<Response, Failure> {
-    Ok(list::answer(api.read(|core| core.model().nodes.values().map(|n| core.node_view(n)).collect::<Vec<_>>()).await?))
+    let mut nodes = api.read(|core| core.model().nodes.values().map(|n| core.node_view(n)).collect::<Vec<_>>()).await?;
+    nodes.iter_mut().for_each(|node| api.findings.add_to(node));
+    Ok(list::answer(nodes))
 }
 
 async fn node(State(api): State<Api>, _: User, Path(reference): Path<String>) -> Answer<Node> {
     let found = api.read(move |core| core.model().find_node(&reference).map(|n| core.node_view(n)));
-    Ok(Json(found.await??))
+    let mut node = found.await??;
+    api.findings.add_to(&mut node);
+    Ok(Json(node))
 }
 
 async fn node_update(State(api): State<Api>, user: User, Path(reference): Path<String>, body: Bytes) -> Answer<Node> {

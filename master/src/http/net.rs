@@ -9,14 +9,18 @@ use axum::{
     extract::{Query, State},
 };
 use serde::Deserialize;
-use skein_api::{ExposedBy, ExposedPort, HostAnswer, NetQuestion, NetStatus};
+use skein_api::{CheckReport, ExposedBy, ExposedPort, HostAnswer, NetQuestion, NetStatus};
 
 pub(super) use self::path::path;
 use super::{Answer, Api, Failure, User};
-use crate::ask::{Asked, Asker};
+use crate::{
+    ask::{Asked, Asker},
+    tunnels::{Plan, checked},
+};
 
 impl Api {
-    fn asker(&self) -> Asker {
+    /// Asks agents.
+    pub(super) fn asker(&self) -> Asker {
         Asker { cluster: self.cluster.clone(), broker: self.broker.clone() }
     }
 
@@ -67,4 +71,13 @@ pub(super) async fn exposed(
         answers
     });
     Ok(Json(named.await?))
+}
+
+pub(super) async fn check(
+    State(api): State<Api>,
+    _: User,
+    Query(OfNode { node }): Query<OfNode>,
+) -> Answer<CheckReport> {
+    let plan = api.read(move |core| Plan::of(core, node.as_deref())).await??;
+    Ok(Json(checked(&api.asker(), plan).await))
 }

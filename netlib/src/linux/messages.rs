@@ -350,7 +350,7 @@ fn parse_link_info(infos: Vec<LinkInfo>, found: &mut FoundLink) {
                     }
                 }
                 // One that learns is not one we made: it must not compare as equal.
-                found.link.kind = if plain { LinkKind::Vxlan(vxlan) } else { LinkKind::Other };
+                found.link.kind = if plain { LinkKind::Vxlan(vxlan) } else { LinkKind::LearningVxlan(vxlan) };
             }
             _ => {}
         }

@@ -36,19 +36,30 @@ services:
 networks: {one: {}, other: {}, lonely: {internal: true}}
 "#;
 
+/// Some checks on the same cluster, which they leave as they found it.
+type Section = fn(&mut Checks, &Lab, &Cluster<'_>) -> Result<()>;
+
 #[test]
 fn what_is_broken_is_named() -> Result<()> {
     let lab = lab("net", 2, &["busybox", "net-tools"])?;
     let cluster = cluster(&lab)?;
     let file = cluster.compose_file("s", TWO)?;
     cluster.stack_up("s", &file)?;
+    let sections: [(&str, Section); 8] = [
+        ("status", status),
+        ("exposed", exposed),
+        ("check", check),
+        ("paths", paths),
+        ("entries", entries),
+        ("underlay", underlay),
+        ("joined", joined),
+        ("inside", inside),
+    ];
     let mut checks = Checks::default();
-    status(&mut checks, &lab, &cluster)?;
-    exposed(&mut checks, &lab, &cluster)?;
-    paths(&mut checks, &cluster)?;
-    entries(&mut checks, &lab, &cluster)?;
-    underlay(&mut checks, &lab, &cluster)?;
-    inside(&mut checks, &lab, &cluster)?;
+    for (name, section) in sections {
+        let result = section(&mut checks, &lab, &cluster);
+        checks.ok(name, result);
+    }
     checks.finish().with_context(|| lab.logs(40))
 }
 
@@ -136,7 +147,7 @@ fn works(checks: &mut Checks, cluster: &Cluster<'_>, name: &str, args: &[&str]) 
     Ok(serde_json::from_str(&said.out).unwrap_or_default())
 }
 
-fn paths(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
+fn paths(checks: &mut Checks, _: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     let report = works(checks, cluster, "a service", &["s_a.1", "s_b", "--port", "80"])?;
     let hops: Vec<&str> =
         report["hops"].as_array().into_iter().flatten().filter_map(|hop| hop["hop"].as_str()).collect();
@@ -176,7 +187,7 @@ fn paths(checks: &mut Checks, cluster: &Cluster<'_>) -> Result<()> {
 fn entries(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
     let netns = format!("--net={}", fabric(cluster, "s_one")?);
     let cases = [
-        ("route", "for r in $(ip -4 route show proto 83 | grep nhid | cut -d' ' -f1); do ip route del $r; done"),
+        ("route", LOSE_ROUTES),
         ("neighbour", "for n in $(ip neigh show dev skvx | cut -d' ' -f1); do ip neigh del $n dev skvx; done"),
         (
             "forwarding entry",
@@ -250,5 +261,58 @@ fn exposed(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result<()> 
     checks.words("VXLAN", &line(outside, "4789/udp"), &["vxlan", "from", &vtep, "only"]);
     checks.words("loopback", &line(inside, "7002/tcp"), &["127.0.0.1", "program"]);
     checks.ensure("only there", !outside.contains("7002/tcp"), outside);
+    Ok(())
+}
+
+/// All ways of two hosts; one that loses large packets, with the size; somebody else on the port; what a crash leaves.
+fn check(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
+    let h2 = lab.host("h2");
+    let said = skein(cluster, &["net", "check"])?;
+    checks.ensure("all is well", said.code == 0, format_args!("{said:?}"));
+    checks.words("all is well", &said.out, &["all is well: 4 ways", "h1", "h2", "IPv4", "IPv6", "1450"]);
+    let netns = format!("--net={}", fabric(cluster, "s_one")?);
+    let given_back = || {
+        let left = h2.run(&["nsenter", &netns, "ip", "-4", "-o", "addr", "show", "dev", "lo"])?;
+        Ok((left.lines().count() == 2).then_some(()))
+    };
+    checks.ok("only 127.0.0.1 and the gateway are left", wait_for("the end of a check", PATIENCE, given_back));
+
+    // VXLAN adds 50 bytes: packets of 1400 pass.
+    let rule = "add table ip small; add chain ip small in { type filter hook input priority -200; }; \
+        add rule ip small in udp dport 4789 meta length > 1450 drop";
+    h2.run(&["nft", rule])?;
+    let said = skein(cluster, &["net", "check", "h1"])?;
+    checks.ensure("a way that loses large packets", said.code == 1, format_args!("{said:?}"));
+    let words = ["h1 -> h2: IPv4: packets of 1401 bytes and more are lost, 1400 pass, and the network's MTU is 1450"];
+    checks.words("with the size", &said.out, &words);
+    h2.run(&["nft", "delete table ip small"])?;
+
+    h2.run(&["ip", "link", "add", "foreign0", "type", "vxlan", "id", "77", "dstport", "4789"])?;
+    let said = skein(cluster, &["net", "check"])?;
+    let words = ["h2: device foreign0 (vni 77), which is not Skein's, uses UDP port 4789 too", "another `vxlan_port`"];
+    checks.ensure("somebody else on the port", said.code == 1, format_args!("{said:?}"));
+    checks.words("somebody else on the port", &said.out, &words);
+    h2.run(&["ip", "link", "del", "foreign0"])?;
+    Ok(())
+}
+
+/// A host that has just joined is checked by itself; while its tunnel loses large packets it says so.
+fn joined(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result<()> {
+    let rule = "add table ip small; add chain ip small in { type filter hook input priority -200; }; \
+        add rule ip small in udp dport 4789 meta length > 1450 drop";
+    let h2 = lab.host("h2");
+    h2.run(&["nft", rule])?;
+    // A master that starts anew looks at all hosts that are new.
+    cluster.process("master", "skein-master")?.kill()?;
+    cluster.start_master()?;
+    cluster.wait_for_nodes(2)?;
+    let told = wait_for("the trouble of a new host", PATIENCE, || {
+        let table = cluster.skein(&["node", "ls"])?;
+        Ok(table.contains("skein net check: ").then_some(table))
+    });
+    if let Some(table) = checks.ok("a trouble", told) {
+        checks.words("which", &table, &["h1 -> h2: IPv4: packets of 1401 bytes and more are lost"]);
+    }
+    h2.run(&["nft", "delete table ip small"])?;
     Ok(())
 }

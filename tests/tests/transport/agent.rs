@@ -342,7 +342,7 @@ impl Follow for NetworkSide {
         Ok(())
     }
 
-    async fn answer(&self, _: skein_api::NetQuestion) -> Result<Vec<u8>, String> {
+    async fn answer(&self, _: skein_api::NetQuestion) -> Result<skein_agent::inspect::Reply, String> {
         Err("this host has no kernel to look at".to_owned())
     }
 }

@@ -1,11 +1,15 @@
-//! Pictures of what the actor wants and remembers, for questions that are answered beside it.
+//! Pictures of what the actor wants and remembers, for questions that are answered beside it, and what such questions
+//! left behind.
 //!
 //! Owns: nothing. Must not know: what is asked. No tasks and channels of its own.
 
-use skein_api::{BlockStatus, NetworkAssignment, block6};
+use skein_api::{BlockStatus, NetworkAssignment, address6, block6};
 
 use super::{Actor, chain, desired};
-use crate::overlay::picture::{NetworkPicture, Picture};
+use crate::overlay::{
+    CHECK_TASK,
+    picture::{NetworkPicture, Picture},
+};
 
 impl Actor {
     /// Everything as it is wanted now; some copies, no system call.
@@ -24,6 +28,24 @@ impl Actor {
             zone: self.dns.zone(),
             dns: self.dns.clone(),
             troubles: self.troubles.values().cloned().collect(),
+        }
+    }
+
+    /// Gives back what checks had that an earlier agent did not end: first the address, then the lease, so that nobody
+    /// is given an address that is still on this host.
+    pub(super) async fn end_checks(&mut self) {
+        for (network, v4, task) in self.leases.of_tasks(CHECK_TASK) {
+            let Some(ours) = self.known.get(&network) else { continue };
+            let v6 = address6(ours.subnet6, ours.subnet4, v4);
+            let (Ok(netlib), Ok(id)) = (self.netlib().await, network.as_str().parse()) else { continue };
+            for address in [v4.into(), v6.into()] {
+                if let Err(error) = netlib.remove_local(&id, address).await {
+                    tracing::warn!(%network, %address, %error, "failed to remove the address of a check");
+                    return;
+                }
+            }
+            let changes = self.leases.release(&task, |_, _| false);
+            self.persist_or_warn(changes).await;
         }
     }
 
