@@ -31,6 +31,16 @@ pub(super) fn program(package: &str) -> Result<PathBuf> {
     Ok(root.join("target/release").join(package))
 }
 
+/// Builds an example of a package that measures, for speed.
+///
+/// # Errors
+/// It cannot be built.
+pub(super) fn example(package: &str, name: &str) -> Result<PathBuf> {
+    let root = repository_root();
+    test::must(test::cargo(&root, &["build", "--quiet", "--release", "--package", package, "--example", name]))?;
+    Ok(root.join("target/release/examples").join(name))
+}
+
 /// Reads what such a program said.
 ///
 /// # Errors

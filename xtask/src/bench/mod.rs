@@ -4,6 +4,7 @@
 //! them measure, [`report`] where it goes; each benchmark is a module that gives rows.
 
 mod figures;
+pub mod overlay;
 pub mod packing;
 pub mod report;
 pub mod rows;
@@ -30,6 +31,8 @@ pub struct BenchArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Bench {
+    /// The overlay beside Swarm's, a bare VXLAN device and the underlay, in a lab of its own
+    Overlay(overlay::OverlayArgs),
     /// How full hosts get: a trace of arrivals by every strategy and by other rules
     Packing(packing::PackingArgs),
     /// One real master and thousands of agents
@@ -46,6 +49,7 @@ enum Bench {
 /// It could not be run. A missed goal is no error: it is shown as missed.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let outcome = match &args.bench {
+        Bench::Overlay(overlay) => overlay::run(overlay)?,
         Bench::Packing(packing) => packing::run(packing)?,
         Bench::Scale(scale) => scale::run(scale)?,
         Bench::Scheduler(scheduler) => scheduler::run(scheduler)?,

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -54,6 +55,12 @@ impl Place {
         Self { name: host.name().to_owned(), namespace: namespace.into() }
     }
 
+    /// The network that is pinned at a path inside a host.
+    #[must_use]
+    pub fn pinned(host: &Host, path: &str) -> Self {
+        Self { name: format!("{}:{path}", host.name()), namespace: host.path(path) }
+    }
+
     /// The network of a running container.
     ///
     /// # Errors
@@ -64,8 +71,19 @@ impl Place {
         Ok(Self { name: format!("{}/{id}", host.name()), namespace: format!("/proc/{pid}/ns/net").into() })
     }
 
-    /// Does `work` on a thread in this network, and waits for it.
-    fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    /// A command in this network, and in no other namespace of the place.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.namespace.display())).arg("--").arg(program);
+        command
+    }
+
+    /// Does `work` on a thread in this network, and waits for it. Sockets that it makes stay there, whoever uses them.
+    ///
+    /// # Errors
+    /// The network cannot be entered, or what `work` gives.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         // A thread of its own: a namespace belongs to a thread.
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
