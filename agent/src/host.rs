@@ -158,7 +158,8 @@ impl Host {
         })
     }
 
-    /// Looks at the underlay alone, without the engine: peers wait for this. One that is gone for a moment stays as it was.
+    /// Looks at the underlay alone, without the engine: peers wait for this. One that is gone for a moment stays as it
+    /// was.
     async fn look_at_underlay(&self, description: &watch::Sender<NodeDescription>) {
         let (host, before) = (self.clone(), *self.underlay.borrow());
         let looked = tokio::task::spawn_blocking(move || {

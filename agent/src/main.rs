@@ -248,7 +248,8 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let engine = engine(&config, Some(&membership));
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
     let manager = Manager::from_env();
-    let mut network = network(&config, *host.underlay.borrow(), manager.clone()).await?;
+    let underlay = *host.underlay.borrow();
+    let mut network = network(&config, underlay, manager.clone()).await?;
     let shutdown = CancellationToken::new();
     let settings = agent_core::Settings {
         image_unused_ms: (config.image_retention_hours > 0)
@@ -350,7 +351,8 @@ async fn leave(config: Config) -> anyhow::Result<ExitCode> {
     engine.ping().await?;
     let host = host(&config, membership.name.clone(), &engine, &membership.masters)?;
     // The engine asks the plugin when networks go, so it must be served.
-    let mut network = network(&config, *host.underlay.borrow(), None).await?;
+    let underlay = *host.underlay.borrow();
+    let mut network = network(&config, underlay, None).await?;
     let plugin = network.serve()?;
     let mut failures = Vec::new();
     let mut note = |what: String, result: Result<(), String>| match result {

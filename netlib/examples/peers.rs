@@ -45,7 +45,7 @@ fn state(hosts: u16, families: Families) -> Result<NetworkState, Error> {
             blocks.insert(IpNet::V6(Ipv6Net::new(first, 124)?));
         }
         let vtep = IpAddr::from(Ipv4Addr::from(0x0a80_0000 + u32::from(host)));
-        peers.insert(HostIndex(host), Peer { vtep, blocks });
+        peers.insert(HostIndex(host), Peer { vtep, blocks, mtu: None });
     }
     Ok(NetworkState {
         id: "bench".parse()?,
@@ -61,6 +61,7 @@ fn state(hosts: u16, families: Families) -> Result<NetworkState, Error> {
         endpoints: BTreeMap::new(),
         published: Default::default(),
         services: BTreeMap::new(),
+        ingress: None,
     })
 }
 

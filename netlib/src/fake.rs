@@ -294,7 +294,7 @@ fn put_route(ns: &mut Observed, key: &RouteKey, route: &Route, replace: bool) ->
     if !replace && ns.routes.contains_key(key) {
         return refuse(Errno::EEXIST);
     }
-    ns.routes.insert(*key, route.clone());
+    ns.routes.insert(*key, Route { mtu: route.mtu.filter(|mtu| *mtu > 0), ..route.clone() });
     Ok(())
 }
 

@@ -338,8 +338,13 @@ impl Planner<'_> {
             if there && self.now.routes.get(key) != Some(route) {
                 // A fabric is ours as a whole. In the host's namespace only our own routes are read, so what is not
                 // found may still be somebody else's.
-                let replace = want.owned == Owned::Fabric || self.now.routes.contains_key(key);
-                self.push(Op::PutRoute { key: *key, route: route.clone(), replace });
+                let found = self.now.routes.get(key);
+                let replace = want.owned == Owned::Fabric || found.is_some();
+                let mut put = route.clone();
+                // Asked for a route to a next hop object without metrics, Linux 6.18 takes any that it has to that object
+                // (`fib_find_info_nh`), so the old one again, with its MTU. A metric of 0 is none, and is compared.
+                put.mtu = put.mtu.or(found.and_then(|found| found.mtu).map(|_| 0));
+                self.push(Op::PutRoute { key: *key, route: put, replace });
                 self.now.routes.insert(*key, route.clone());
             }
         }

@@ -57,7 +57,7 @@ impl Places {
         let mut opened = Vec::new();
         for network in networks {
             let Ok(id) = netlib::NetworkId::try_from(network.as_str().to_owned()) else { continue };
-            let Ok(leased) = overlay.reserve(&places.task, network).await else { continue };
+            let Ok(leased) = overlay.reserve(&places.task, network, None).await else { continue };
             let mut sockets = Vec::new();
             for address in [leased.v4.map(IpAddr::V4), leased.v6.map(IpAddr::V6)].into_iter().flatten() {
                 places.addresses.push((netlib.clone(), id.clone(), address));

@@ -244,7 +244,7 @@ impl Core {
             let ticket = self.static_ticket(&network.id, address);
             let answer = self.model.nodes.get(&block.node).and_then(|n| n.description.frozen.get(&ticket));
             match answer {
-                Some(in_use) if in_use.contains(&address) => {
+                Some(in_use) if in_use.contains(&address) && !self.ended_with(network, &block.node, address) => {
                     return Err(
                         format!("address {address} of network {} is in use on host {name}", network.spec.name).into()
                     );
@@ -258,6 +258,13 @@ impl Core {
             }
         }
         Ok(Some(single(network, node, address, false, ctx)))
+    }
+
+    /// Whether a node keeps an address only for a task that has ended and never starts again: its container is there for
+    /// its logs.
+    fn ended_with(&self, network: &Network, node: &NodeId, address: Ipv4Addr) -> bool {
+        let mut had = self.model.node_tasks(node).filter(|t| known_address(t, &network.id) == Some(address)).peekable();
+        had.peek().is_some() && !had.any(keeps_addresses)
     }
 
     /// Another block, or a single address, for a node that has too few addresses for `tasks` tasks. Idempotent.
@@ -321,17 +328,13 @@ impl Core {
 
     /// Nodes whose engines run containers by themselves get addresses for their tasks all the same. Idempotent.
     pub(crate) fn grow_plain(&mut self, node: &NodeId, now: Now, rng: &mut Rng) {
-        let Some(known) = self.model.nodes.get(node).filter(|n| !n.description.plain_addresses.is_empty()) else {
-            return;
-        };
-        let networks = known.description.plain_addresses.keys().filter(|id| self.model.is_member(id, node));
-        let networks: Vec<NetworkId> = networks.cloned().collect();
-        for id in &networks {
+        let Some(known) = self.model.nodes.get(node) else { return };
+        let member = |id: &&NetworkId| self.model.is_member(id, node);
+        let networks: Vec<NetworkId> = known.description.plain_addresses.keys().filter(member).cloned().collect();
+        for network in networks.iter().filter_map(|id| self.model.networks.get(id)).cloned().collect::<Vec<_>>() {
             let ctx = Context { seed: rng.next_u64(), ..meta::internal("allocator", "plain containers", now, 0) };
-            let Some(network) = self.model.networks.get(id).cloned() else { continue };
             let grown = self.ensure_block(&network, node, self.without_block(&network, node, None), &ctx);
-            let block = grown.unwrap_or_else(|shortage| shortage.freeze);
-            if let Some(block) = block {
+            if let Some(block) = grown.unwrap_or_else(|shortage| shortage.freeze) {
                 self.stage(Change::Upsert(Object::Block(block)));
             }
         }

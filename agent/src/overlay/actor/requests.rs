@@ -3,7 +3,7 @@
 //! Owns: the order of deciding, remembering and doing, and what is taken back when one of them fails. Must not know: what
 //! the requests mean, which [`PluginState`](crate::plugin::PluginState) decides. No tasks and channels of its own.
 
-use super::{Actor, Cause, Leases, chain, warn_of};
+use super::{Actor, Cause, Change, Leases, chain, warn_of};
 use crate::{
     overlay::{OverlayError, desired},
     plugin::{
@@ -24,13 +24,20 @@ impl Actor {
         let request = self.claim_ports(request)?;
         // Some hundred small entries: cheaper than the fsync that follows.
         let before = (self.plugin.clone(), self.leases.clone());
-        let outcome = match self.plugin.handle(&self.known, &mut self.leases, request) {
+        let mut outcome = match self.plugin.handle(&self.known, &mut self.leases, request) {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 self.hold_ports();
                 return Err(refusal.to_string());
             }
         };
+        for effect in &outcome.effects {
+            if let Effect::Attach { endpoint } = effect {
+                let noted = self.note_mtu(endpoint);
+                outcome.changes.retain(|change| noted.as_ref().map(Change::key) != Some(change.key()));
+                outcome.changes.extend(noted);
+            }
+        }
         if builds {
             let keys: Vec<String> = outcome.changes.iter().map(|c| c.key().to_owned()).collect();
             // Not remembered means lost at our next start, with its container cut off: better not begun.
@@ -107,6 +114,14 @@ impl Actor {
         }
     }
 
+    /// An endpoint's link is made with the network's MTU of now, and keeps it.
+    fn note_mtu(&mut self, id: &str) -> Option<Change> {
+        let ours = self.known.get(&self.plugin.endpoints().get(id)?.network)?;
+        let mut state = desired::bare_network(ours).ok()?;
+        self.fit(&mut state);
+        self.plugin.set_mtu(id, state.mtu)
+    }
+
     async fn attach(&mut self, id: &str) -> Result<(), OverlayError> {
         let netlib = self.netlib().await?;
         let Some(endpoint) = self.plugin.endpoints().get(id) else {
@@ -118,10 +133,7 @@ impl Actor {
         let what = format!("{} of network {}", endpoint.v4, ours.name);
         let mut state =
             desired::bare_network(ours).map_err(|source| OverlayError::Invalid { network: network.clone(), source })?;
-        self.fit(&mut state);
-        // Before there is such a link: an audit would give it the network's MTU of then.
-        let noted = self.plugin.set_mtu(id, state.mtu);
-        self.persist(noted).await?;
+        state.mtu = kernel_endpoint.mtu.unwrap_or(state.mtu);
         let result = match netlib.add_endpoint(&state, &kernel_endpoint, &ifname).await {
             // After a boot the engine may be here before the fabric.
             Err(netlib::Error::NoNetwork(_)) if self.applied => {

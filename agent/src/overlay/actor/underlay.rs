@@ -46,6 +46,11 @@ impl Actor {
 
     /// Looks at how large packets to each peer may be. Answers whether that changed.
     pub(super) async fn look_at_paths(&mut self) -> bool {
+        if self.peers.values().all(Vec::is_empty) {
+            // Nothing to ask, and a host without a network needs no privilege.
+            self.paths.clear();
+            return false;
+        }
         let Ok(netlib) = self.netlib().await else { return false };
         let own = netlib.config().vtep;
         let vtep = |peer: &skein_api::PeerAssignment| match own {
@@ -53,10 +58,6 @@ impl Actor {
             IpAddr::V6(_) => peer.underlay6.map(IpAddr::V6),
         };
         let peers: BTreeSet<IpAddr> = self.peers.values().flatten().filter_map(vtep).collect();
-        if peers.is_empty() {
-            self.paths.clear();
-            return false;
-        }
         match netlib.path_mtus(peers).await {
             Ok(paths) => {
                 let changed = self.paths != paths;

@@ -71,6 +71,7 @@ const SUBNET: &str = "10.1.0.0/24";
 fn a_static_address_is_a_route_to_where_its_task_runs() {
     let mut c = Cluster::with_nodes(2);
     // .5 lies in the first block, which nobody has yet; .200 far behind.
+    apply(&mut c, SUBNET, vec![at("a", "10.1.0.5", "n1"), at("b", "10.1.0.200", "n2")]);
     apply(&mut c, SUBNET, vec![at("a", "10.1.0.5", "n1"), at("b", "10.1.0.200", "n2"), on("c", "n1", 3)]);
     assert_eq!((addresses(&c, "a"), addresses(&c, "b")), (vec!["10.1.0.5".into()], vec!["10.1.0.200".into()]));
     assert_eq!(addresses(&c, "c"), ["10.1.0.2", "10.1.0.3", "10.1.0.4"]);
@@ -308,7 +309,8 @@ fn an_attachable_network_leaves_each_host_a_block_and_counts_plain_containers() 
     assert_eq!((told(&c, "n1").0.len(), told(&c, "n2").0.len()), (1, 1));
     // The engine of n1 takes the addresses that it has: a task there gets others.
     let n1 = c.node("n1");
-    c.agents.get_mut(&n1).unwrap().plain.extend([2, 3].map(|last| (id.clone(), Ipv4Addr::new(10, 1, 0, last))));
+    let own: ipnet::Ipv4Net = told(&c, "n1").0[0].parse().unwrap();
+    c.agents.get_mut(&n1).unwrap().plain.extend([own.network(), own.broadcast()].map(|a| (id.clone(), a)));
     c.rest();
     c.apply(in_net(1));
     c.rest();

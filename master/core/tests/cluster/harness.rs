@@ -431,8 +431,10 @@ impl Cluster {
         let mut seen: BTreeMap<(NetworkId, Ipv4Addr), String> = BTreeMap::new();
         for (node, agent) in self.agents.iter().filter(|(node, _)| self.core.is_ready(node)) {
             let placed = agent.tasks.iter().filter(|(id, l)| {
+                // One that is known to be two's since a restore is on its way out.
+                let known = |t: &Task| t.status.err.as_deref().is_some_and(|err| err.contains("a backup was restored"));
                 let task = self.model().tasks.get(*id);
-                !l.status.state.is_terminal() && task.is_some_and(|t| !t.status.state.is_terminal())
+                !l.status.state.is_terminal() && task.is_some_and(|t| !t.status.state.is_terminal() && !known(t))
             });
             let of = |l: &Local| l.status.addresses.iter().map(|a| (a.network.clone(), a.v4.expect("given"))).collect();
             let tasks = placed.map(|(id, l)| (id.to_string(), of(l)));

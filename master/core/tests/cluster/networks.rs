@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use master_core::{Command, Reply};
 use skein_api::{
     Assignment, AttachedContainer, Availability, EndpointMode, NetworkId, NetworkSpec, NodeDescription, NodeUpdate,
-    ServiceAssignment, TaskId, TaskState, Vip,
+    ServiceAssignment, TaskAddress, TaskId, TaskState, Vip,
 };
 
 use crate::harness::{Cluster, With, constraint, network, port, replicas, service, stack};
@@ -328,12 +328,15 @@ fn backup_before_addresses() -> (Cluster, std::collections::BTreeMap<master_core
     let found = c.model().network("s_net").unwrap().clone();
     let last = c.model().node_blocks(&found.id, &n1).last().unwrap().clone();
     let mut taken = c.live("later").into_iter().filter(|t| last.block4.contains(&t.status.addresses[0].v4.unwrap()));
-    let address = taken.next().expect("the last block is in use").status.addresses[0].clone();
+    let faster = taken.next().expect("the last block is in use");
+    let address = faster.status.addresses[0].clone();
     let agent = c.agents.get_mut(&n1).expect("joined");
     // The agent makes containers as it likes: what came later was faster.
-    let mut local = agent.tasks[&a.id].clone();
-    local.status.addresses = vec![address.clone()];
-    agent.tasks.insert(a.id.clone(), local);
+    let mut of = |task: &TaskId, addresses: &[TaskAddress]| {
+        agent.tasks.get_mut(task).expect("it runs there").status.addresses = addresses.to_vec();
+    };
+    of(&faster.id, &a.status.addresses);
+    of(&a.id, std::slice::from_ref(&address));
     (c, backup, address.v4.unwrap())
 }
 
