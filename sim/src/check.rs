@@ -219,7 +219,7 @@ impl World {
     }
 
     /// Whether the cluster is where it should be and nothing moves; else what is missing.
-    pub(crate) fn unsettled(&self) -> Option<String> {
+    pub(crate) fn unsettled(&mut self) -> Option<String> {
         let Some(core) = self.master.core() else { return Some("there is no master".into()) };
         if self.users.iter().any(User::is_open) {
             return Some("a user waits for an answer".into());
@@ -245,7 +245,16 @@ impl World {
                 return Some(format!("task {} shall be {desired:?} and is {:?}", task.name, task.status));
             }
         }
-        self.hosts.iter().find_map(|host| unsettled_host(host, core)).or_else(|| self.kernels_unsettled())
+        let hosts = self.hosts.iter().enumerate();
+        let mut hosts = hosts.clone().skip(self.unsettled_at).chain(hosts.take(self.unsettled_at));
+        let found = hosts.find_map(|(at, host)| Some((at, unsettled_host(host, core)?)));
+        match found {
+            Some((at, missing)) => {
+                self.unsettled_at = at;
+                Some(missing)
+            }
+            None => self.kernels_unsettled(),
+        }
     }
 }
 

@@ -122,7 +122,7 @@ pub(crate) struct Master {
     pub(crate) backup: Option<Store>,
     pub(crate) crash_at: Option<CrashAt>,
     pub(crate) rng: Random,
-    /// It was stopped, or waited long for its disk, until then.
+    /// It was stopped, waited long for its disk, or read its store anew, until then.
     pub(crate) held_until_ms: Millis,
     /// Faults that keep it from running.
     pub(crate) held_down: u32,
@@ -420,6 +420,8 @@ impl World {
         if let Some(process) = &mut self.master.process {
             process.leader.resumed(core, chain, now);
         }
+        // Who is heard of is memory of the core that failed: the new one begins to listen.
+        self.master.held_until_ms = self.now_ms;
     }
 
     /// What may be said after a turn: dismissals, answers, assignments.
@@ -481,7 +483,7 @@ impl World {
         let upserts = if earlier {
             self.send_down(conn, ToAgent::OfLaterRelease);
             let readings = &mut self.readings;
-            match batch.upserts.into_iter().map(|document| readings.read(document)).collect() {
+            match batch.upserts.into_iter().map(|document| readings.read(node, document)).collect() {
                 Ok(upserts) => upserts,
                 Err(error) => return self.broken(format!("node {node} cannot read what it is told: {error}")),
             }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use skein_api::Assignment;
+use skein_api::{Assignment, NodeId};
 
 /// The release that a world begins with, and the last one: N-1 and N+1.
 pub(crate) const FIRST: u32 = 1;
@@ -38,29 +38,29 @@ pub(crate) fn as_read<T: Serialize + DeserializeOwned>(sent: &T) -> Result<T, St
     serde_json::from_slice(&with_unknown_fields(&bytes)?).map_err(|e| format!("a later release's document: {e}"))
 }
 
-/// Documents as an earlier release reads them. Those that every host of a network is told are read once for all: of each
-/// key the last one is kept.
+/// Documents that an earlier release reads as they are, by host and key: what is told again, and what every host of a
+/// network is told, is read once.
 #[derive(Debug, Default)]
 pub(crate) struct Readings {
-    /// What was sent, and what was read.
-    shared: BTreeMap<String, (Assignment, Assignment)>,
+    known: BTreeMap<String, Assignment>,
 }
 
 impl Readings {
     /// As [`as_read`].
-    pub(crate) fn read(&mut self, sent: Assignment) -> Result<Assignment, String> {
-        // A task is told to one host, a network to each in its own words.
-        if matches!(sent, Assignment::Task(_) | Assignment::Network(_)) {
-            return as_read(&sent);
-        }
-        let key = sent.key();
-        if let Some((known, read)) = self.shared.get(&key)
-            && *known == sent
-        {
-            return Ok(read.clone());
+    pub(crate) fn read(&mut self, node: &NodeId, sent: Assignment) -> Result<Assignment, String> {
+        let key = match &sent {
+            // Each host has its own words for it.
+            Assignment::Network(_) => format!("{node} {}", sent.key()),
+            _ => sent.key(),
+        };
+        if self.known.get(&key) == Some(&sent) {
+            return Ok(sent);
         }
         let read = as_read(&sent)?;
-        self.shared.insert(key, (sent, read.clone()));
-        Ok(read)
+        if read != sent {
+            return Ok(read);
+        }
+        self.known.insert(key, sent.clone());
+        Ok(sent)
     }
 }

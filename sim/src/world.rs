@@ -185,6 +185,8 @@ pub struct World {
     pub(crate) kernel_rng: Random,
     pub(crate) readings: Readings,
     pub(crate) last_action_ms: Millis,
+    /// The host that was found unsettled last: the first to ask the next time.
+    pub(crate) unsettled_at: usize,
     checked_ms: Millis,
     /// What the last full check saw: the master's run, its revision, and how many faults had begun or ended.
     checked: Option<(u32, u64, u64)>,
@@ -234,6 +236,7 @@ impl World {
             kernel_rng: Random::new(seed, 5),
             readings: Readings::default(),
             last_action_ms: 0,
+            unsettled_at: 0,
             checked_ms: 0,
             checked: None,
             turns: 0,
