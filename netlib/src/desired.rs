@@ -21,6 +21,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
+    fast::{Fast, Local, Program, Role, Way},
     names,
     nft::{Chain, Hook, Set, Table},
     state::{Desired, LinkMake, LinkSpec, Nexthop, Owned, Route, RouteKey, SysctlIf, Target, VethPeer, Vxlan},
@@ -63,6 +64,9 @@ pub fn fabric(
     }
     for endpoint in state.endpoints.values() {
         add_endpoint(&mut want, state, endpoint);
+    }
+    if config.fast_path {
+        want.fast = fast(config, state);
     }
     want.table = Some(fabric_table(config, state, host_addrs));
     Ok(want)
@@ -159,6 +163,46 @@ pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &
         let target = Target::Dev { dev: dev.clone(), via: None };
         want.routes.insert(RouteKey::new(host_net(addr)), Route::ours(target));
     }
+}
+
+/// The fast path of a fabric. `None` where a virtual address lies in a block of some host: the programs would take it for
+/// a container's. The master gives none such.
+fn fast(config: &HostConfig, state: &NetworkState) -> Option<Fast> {
+    let blocks = || state.local_blocks.iter().chain(state.peers.values().flat_map(|peer| &peer.blocks));
+    if state.services.keys().any(|vip| blocks().any(|block| block.contains(vip))) {
+        return None;
+    }
+    let tunnel = names::VXLAN_IFNAME;
+    let mut fast = Fast { careful: !state.services.is_empty(), ..Fast::default() };
+    fast.ways.extend(state.subnet6.map(|subnet| (IpNet::V6(subnet.trunc()), Way::Nobody)));
+    fast.ways.insert(IpNet::V4(state.subnet4.trunc()), Way::Nobody);
+    for (host, peer) in &state.peers {
+        let way = match peer.mtu {
+            None => Way::Peer { dev: tunnel.to_owned(), mac: names::vtep_mac(state.vni, *host) },
+            // The routed way knows what fits, and tells who sends too much.
+            Some(_) => Way::Here,
+        };
+        fast.ways.extend(peer.blocks.iter().map(|block| (*block, way.clone())));
+    }
+    fast.ways.extend(state.local_blocks.iter().map(|block| (*block, Way::Here)));
+    for gateway in [Some(IpAddr::V4(state.gateway4)), state.gateway6.map(IpAddr::V6)].into_iter().flatten() {
+        fast.ways.insert(host_net(gateway), Way::Here);
+    }
+    let source = names::gateway_mac(state.vni);
+    fast.programs.insert(tunnel.to_owned(), Program { role: Role::In, source, mtu: state.mtu });
+    for endpoint in state.endpoints.values() {
+        add_fast(&mut fast, config, state, endpoint);
+    }
+    Some(fast)
+}
+
+/// Adds a container to the fast path.
+pub(crate) fn add_fast(fast: &mut Fast, config: &HostConfig, state: &NetworkState, endpoint: &Endpoint) {
+    let dev = endpoint.fabric_ifname();
+    let source = names::vtep_mac(state.vni, config.host);
+    fast.programs.insert(dev.clone(), Program { role: Role::Out, source, mtu: state.mtu });
+    let local = Local { dev, mac: endpoint.mac };
+    fast.locals.extend(endpoint.addrs().map(|addr| (addr, local.clone())));
 }
 
 /// A TCP connection is told of the smallest MTU on its way when it begins, in both directions: to other hosts by the

@@ -9,7 +9,8 @@ use nix::errno::Errno;
 
 use crate::{
     desired,
-    kernel::{Error, Kernel, Scope},
+    fast::Fast,
+    kernel::{Error, Kernel, OpFailure, OpFailures, Scope},
     names,
     plan::{Op, plan},
     state::{Desired, LinkMake, Query, VethPeer},
@@ -26,7 +27,8 @@ pub fn ensure_network(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkS
     if kernel.create_fabric(&state.id)? {
         report.changes.push(format!("network {}: make namespace {}", state.id, names::netns_name(&state.id)));
     }
-    let want = desired::fabric(config, state, &host_addrs(kernel, state)?)?;
+    let config = HostConfig { fast_path: has_fast_path(kernel, config), ..config.clone() };
+    let want = desired::fabric(&config, state, &host_addrs(kernel, state)?)?;
     let fabric = Scope::Fabric(state.id.clone());
     let missing = converge(kernel, &fabric, &want, &mut report)?;
     let lost = state.endpoints.iter().filter(|(_, endpoint)| missing.contains(&endpoint.fabric_ifname()));
@@ -40,6 +42,10 @@ pub fn ensure_network(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkS
         ensure_uplink(kernel, state, &mut report)?;
     }
     Ok(report)
+}
+
+fn has_fast_path(kernel: &dyn Kernel, config: &HostConfig) -> bool {
+    config.fast_path && kernel.fast_path().is_ok()
 }
 
 /// Brings the rules of a network's fabric to `state`, its services above all, and reads nothing else. Idempotent.
@@ -143,6 +149,23 @@ pub fn add_endpoint(
     made
 }
 
+/// Puts a container that was just added onto the fast path, if there is one: a new container has made no connection yet
+/// that was translated. Its entries stand before its program asks for them. No failure matters: its packets go the
+/// routed way until the next [`ensure_network`].
+pub fn speed_up_endpoint(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkState, endpoint: &Endpoint) {
+    if !has_fast_path(kernel, config) {
+        return;
+    }
+    let mut fast = Fast::default();
+    desired::add_fast(&mut fast, config, state, endpoint);
+    let locals = fast.locals.into_iter().map(|(addr, local)| Op::PutLocal { addr, local, routed: false });
+    let programs = fast.programs.into_iter().map(|(dev, program)| Op::AttachFast(dev, program));
+    let ops: Vec<Op> = locals.chain(programs).collect();
+    if let Err(error) = kernel.apply(&Scope::Fabric(state.id.clone()), &ops) {
+        tracing::debug!(%error, "a new endpoint is not on the fast path yet");
+    }
+}
+
 /// Removes a container's veth pair with its routes, wherever the container's end is, and forgets the connections that
 /// were translated to it. Idempotent.
 ///
@@ -150,7 +173,15 @@ pub fn add_endpoint(
 /// When there is no such fabric or the kernel refuses.
 pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint) -> Result<(), Error> {
     let fabric = Scope::Fabric(id.clone());
-    kernel.apply(&fabric, &[Op::DeleteLink(endpoint.fabric_ifname())])?;
+    let mut ops = vec![Op::DeleteLink(endpoint.fabric_ifname())];
+    if kernel.fast_path().is_ok() {
+        ops.extend(endpoint.addrs().map(Op::DeleteLocal));
+    }
+    match kernel.apply(&fabric, &ops) {
+        // The next ensure_network finds what is left, which leads nowhere.
+        Err(Error::Apply { failures, .. }) if failures.0.iter().all(|one| ops[one.index].is_fast()) => {}
+        other => other?,
+    }
     let gone = |flow: &Translated| endpoint.addrs().any(|addr| addr == flow.answers);
     for scope in [fabric, Scope::Host] {
         match kernel.forget_connections(&scope, &gone) {
@@ -197,6 +228,13 @@ fn vanished(
     Ok(gone.cloned().collect())
 }
 
+/// What failed of the fast path, in words. One is enough, the rest follows from it; a container that ended meanwhile is
+/// none.
+fn routed(scope: &Scope, failures: &[OpFailure]) -> Option<String> {
+    let first = failures.iter().find(|one| one.source.raw_os_error() != Some(Errno::ENODEV as i32))?;
+    Some(format!("{scope}: {}: {}", first.what, first.source))
+}
+
 /// One observe, plan, apply. Answers which links made elsewhere are missing.
 fn converge(
     kernel: &dyn Kernel,
@@ -221,11 +259,16 @@ fn converge(
                 }
                 !foreign
             });
+            let (fast, others): (Vec<_>, Vec<_>) =
+                failures.0.into_iter().partition(|failure| plan.ops.get(failure.index).is_some_and(Op::is_fast));
+            skipped.extend(fast.iter().map(|failure| failure.index));
+            report.routed.extend(routed(&scope, &fast));
+            let mut failures = OpFailures(others);
             if !failures.0.is_empty() {
                 let gone = vanished(kernel, &scope, want, &plan.missing)?;
                 let needs_gone =
                     |index: usize| plan.ops.get(index).is_some_and(|op: &Op| gone.iter().any(|dev| op.needs_link(dev)));
-                skipped = failures.0.iter().map(|failure| failure.index).filter(|index| needs_gone(*index)).collect();
+                skipped.extend(failures.0.iter().map(|failure| failure.index).filter(|index| needs_gone(*index)));
                 failures.0.retain(|failure| !skipped.contains(&failure.index));
                 plan.missing.extend(gone);
             }

@@ -14,6 +14,7 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
+    fast::{FastFound, Way},
     kernel::{Error, Kernel, OpFailure, OpFailures, Scope},
     names,
     nft::TableView,
@@ -268,6 +269,12 @@ fn execute_in(ns: &mut Observed, op: &Op) -> Result<(), io::Error> {
         Op::DeleteNeigh(dev, addr) => drop(ns.neighs.remove(&(dev.clone(), *addr))),
         Op::DeleteFdb(dev, mac, _) => drop(ns.fdb.remove(&(dev.clone(), *mac))),
         Op::DeleteAddr(dev, addr) => drop(ns.addrs.remove(&(dev.clone(), *addr))),
+        Op::AttachFast(..)
+        | Op::PutWay(..)
+        | Op::DeleteWay(_)
+        | Op::PutLocal { .. }
+        | Op::DeleteLocal(_)
+        | Op::RemoveFast => return execute_fast(ns, op),
         Op::DeleteLink(_) | Op::CreateVxlan { .. } | Op::CreateVeth { .. } => {
             return refuse(Errno::EINVAL);
         }
@@ -317,7 +324,31 @@ fn put_elements<'a>(
     Ok(())
 }
 
+/// The operations on the fast path.
+fn execute_fast(ns: &mut Observed, op: &Op) -> Result<(), io::Error> {
+    let dev = match op {
+        Op::AttachFast(dev, _) | Op::PutWay(_, Way::Peer { dev, .. }) => Some(dev),
+        Op::PutLocal { local, .. } => Some(&local.dev),
+        _ => None,
+    };
+    dev.map_or(Ok(()), |dev| exists(ns, dev))?;
+    let fast = ns.fast.get_or_insert_default();
+    match op {
+        Op::AttachFast(dev, program) => drop(fast.programs.insert(dev.clone(), program.name())),
+        Op::PutWay(net, way) => drop(fast.ways.insert(*net, way.clone())),
+        Op::DeleteWay(net) => drop(fast.ways.remove(net)),
+        Op::PutLocal { addr, local, .. } => drop(fast.locals.insert(*addr, local.clone())),
+        Op::DeleteLocal(addr) => drop(fast.locals.remove(addr)),
+        _ => *fast = FastFound::default(),
+    }
+    Ok(())
+}
+
 impl Kernel for FakeKernel {
+    fn fast_path(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     fn networks(&self) -> Result<Vec<NetworkId>, Error> {
         Ok(self.lock().fabrics.keys().cloned().collect())
     }
@@ -355,10 +386,13 @@ impl Kernel for FakeKernel {
         };
         if query.objects {
             let sysctls = std::mem::take(&mut found.sysctls);
-            found = Observed { sysctls, table: None, docker_user: BTreeMap::new(), ..ns.clone() };
+            found = Observed { sysctls, fast: None, table: None, docker_user: BTreeMap::new(), ..ns.clone() };
             if query.only_our_routes {
                 found.routes.retain(|_, route| route.protocol == names::RTPROT_SKEIN);
             }
+        }
+        if query.fast {
+            found.fast = Some(ns.fast.unwrap_or_default());
         }
         if query.table {
             found.table = ns.table;

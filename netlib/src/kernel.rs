@@ -166,6 +166,14 @@ pub trait Kernel: Send + Sync {
     /// When a link or the pin cannot be removed.
     fn remove_fabric(&self, id: &NetworkId) -> Result<bool, Error>;
 
+    /// Whether this kernel can have a fast path, and takes our programs.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    fn fast_path(&self) -> Result<(), String> {
+        Err("not in this kernel".to_owned())
+    }
+
     /// Reads a namespace.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! The network of one Skein host: desired state -> plan -> kernel.
 //!
 //! Owns everything Skein has in a host's kernel: per overlay network a namespace (*the fabric*) with a VXLAN device,
-//! routes, neighbours and forwarding entries to the other hosts, a veth to each container and an uplink to the host; in
+//! routes, neighbours and forwarding entries to the other hosts, a veth to each container and an uplink to the host, and
+//! two small programs that let plain packets pass all of it; in
 //! the host's namespace the routes into those uplinks, one nft table, and two accepting rules in `DOCKER-USER`.
 //! It must not know the master, the engine's protocol or how states are stored.
 //!
@@ -13,7 +14,7 @@
 //!
 //! * [`types`], [`names`]: what callers say, and the names that follow from it.
 //! * [`state`], [`nft`]: the kernel's state as typed data.
-//! * [`desired`]: what it shall be. [`plan`]: the ordered difference. Both pure.
+//! * [`desired`]: what it shall be. [`plan`]: the ordered difference. [`fast`]: the programs of the fast path. All pure.
 //! * [`kernel`]: the trait that both kernels implement; [`driver`]: observe, plan, apply, report.
 //! * [`look`]: wanted beside found, and what was counted, for people's questions.
 //! * [`linux`]: the real kernel. [`fake`]: one that holds typed state and refuses what the real one refuses.
@@ -27,6 +28,7 @@
 pub mod desired;
 pub mod driver;
 pub mod fake;
+pub mod fast;
 pub mod kernel;
 pub mod linux;
 pub mod look;

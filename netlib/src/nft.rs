@@ -78,7 +78,7 @@ impl TableView {
 pub(crate) type Forms = BTreeMap<String, String>;
 
 /// FNV-1a, 64 bits in hex. It guards against accidents; whoever wants to fool us needs root, and then need not.
-fn digest(text: &str) -> String {
+pub(crate) fn digest(text: &str) -> String {
     let hash = text
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));

@@ -22,6 +22,7 @@ use tokio::{
 
 use crate::{
     driver,
+    fast::FastCounters,
     kernel::{Error, HostRoute, Kernel, Scope},
     linux::{
         LinuxKernel,
@@ -234,7 +235,9 @@ impl Overlay {
             ..*network
         };
         self.run(Scope::Fabric(network.id.clone()), "adding an endpoint", move |inner| {
-            driver::add_endpoint(&inner.kernel, &network, &endpoint, &ifname)
+            driver::add_endpoint(&inner.kernel, &network, &endpoint, &ifname)?;
+            driver::speed_up_endpoint(&inner.kernel, &inner.config, &network, &endpoint);
+            Ok(())
         })
         .await
     }
@@ -249,6 +252,21 @@ impl Overlay {
             driver::remove_endpoint(&inner.kernel, &id, &endpoint)
         })
         .await
+    }
+
+    /// Why the kernel refused a program of the fast path, if it did: every packet goes the routed way.
+    pub fn fast_path_refused(&self) -> Option<&str> {
+        self.inner.kernel.fast_path_refused()
+    }
+
+    /// What the fast path of a network counted since its programs were loaded.
+    ///
+    /// # Errors
+    /// When the network does not exist here or it cannot be read.
+    pub async fn fast_counters(&self, id: &NetworkId) -> Result<FastCounters, Error> {
+        let id = id.clone();
+        let scope = Scope::Fabric(id.clone());
+        self.run(scope, "reading the fast path's counters", move |inner| inner.kernel.fast_counters(&id)).await
     }
 
     /// Brings the host's sysctls, guards, published ports and `DOCKER-USER` rules to `state`. Idempotent.

@@ -1,8 +1,9 @@
 //! Owns the ordered difference between a wanted and a found state.
 //!
 //! Order: sysctls (links inherit them), guards, then what must go before it can be made again, then links, addresses,
-//! neighbours, forwarding entries, next hops, routes; stale things go last, routes before what they stand on, so that a
-//! prefix which moves to another host is replaced and never absent. Planning on the result gives nothing.
+//! neighbours, forwarding entries, next hops, routes, and the fast path, which knows its ways before anybody uses it;
+//! stale things go last, routes before what they stand on, so that a prefix which moves to another host is replaced and
+//! never absent. Planning on the result gives nothing.
 //!
 //! Pure: no kernel, no clock. No tasks, no channels.
 
@@ -15,6 +16,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
+    fast::{FastFound, Local, Program, Way},
     nft::Table,
     state::{
         Desired, Direction, Family, LinkKind, LinkMake, LinkSpec, Nexthop, Observed, Owned, Route, RouteKey, Target,
@@ -92,6 +94,25 @@ pub enum Op {
         /// Replace what is there; else a route of that key is refused (EEXIST), for it is not ours.
         replace: bool,
     },
+    /// Attach a program of the fast path to a device, in the place of another of ours.
+    AttachFast(String, Program),
+    /// Add or replace where a prefix leads on the fast path.
+    PutWay(IpNet, Way),
+    /// Remove a prefix from the fast path.
+    DeleteWay(IpNet),
+    /// Add or replace a container of the fast path.
+    PutLocal {
+        /// Its address.
+        addr: IpAddr,
+        /// Where it is.
+        local: Local,
+        /// It may have connections that were translated, so its packets shall go the routed way.
+        routed: bool,
+    },
+    /// Remove a container from the fast path.
+    DeleteLocal(IpAddr),
+    /// Remove all of the fast path; packets go the routed way.
+    RemoveFast,
     /// Accept our uplinks in `DOCKER-USER`, as its first rule.
     AcceptInDockerUser(Family, Direction),
     /// Remove a route of ours.
@@ -107,6 +128,19 @@ pub enum Op {
 }
 
 impl Op {
+    /// Whether it is about the fast path, without which everything works.
+    pub fn is_fast(&self) -> bool {
+        matches!(
+            self,
+            Self::AttachFast(..)
+                | Self::PutWay(..)
+                | Self::DeleteWay(_)
+                | Self::PutLocal { .. }
+                | Self::DeleteLocal(_)
+                | Self::RemoveFast
+        )
+    }
+
     /// Whether it puts something on the link `dev`, and so fails once that is gone.
     pub(crate) fn needs_link(&self, dev: &str) -> bool {
         match self {
@@ -115,8 +149,18 @@ impl Op {
             Self::AddAddr(on, _) | Self::PutNeigh(on, ..) | Self::PutFdb(on, ..) => on == dev,
             Self::PutNexthop(_, hop) => hop.dev == dev,
             Self::PutRoute { route, .. } => matches!(&route.target, Target::Dev { dev: on, .. } if on == dev),
+            Self::AttachFast(on, _) | Self::PutWay(_, Way::Peer { dev: on, .. }) => on == dev,
+            Self::PutLocal { local, .. } => local.dev == dev,
             _ => false,
         }
+    }
+}
+
+fn way_text(way: &Way) -> String {
+    match way {
+        Way::Peer { dev, mac } => format!("to {mac} on {dev}"),
+        Way::Here => "to this host".to_owned(),
+        Way::Nobody => "to no host".to_owned(),
     }
 }
 
@@ -165,6 +209,15 @@ impl fmt::Display for Op {
                 write!(f, "put route {} {}", key.dst, target_text(&route.target))?;
                 route.mtu.map_or(Ok(()), |mtu| write!(f, ", mtu {mtu}"))
             }
+            Self::AttachFast(dev, program) => write!(f, "attach program {} to {dev}", program.name()),
+            Self::PutWay(net, way) => write!(f, "put fast way {net} {}", way_text(way)),
+            Self::DeleteWay(net) => write!(f, "remove fast way {net}"),
+            Self::PutLocal { addr, local, routed } => {
+                write!(f, "put {addr} on {} on the fast path", local.dev)?;
+                if *routed { write!(f, ", routed for now") } else { Ok(()) }
+            }
+            Self::DeleteLocal(addr) => write!(f, "remove {addr} from the fast path"),
+            Self::RemoveFast => write!(f, "remove the fast path"),
             Self::AcceptInDockerUser(family, direction) => {
                 let tool = if *family == Family::V4 { "iptables" } else { "ip6tables" };
                 let way = if *direction == Direction::In { "from" } else { "to" };
@@ -204,6 +257,7 @@ pub fn plan(want: &Desired, found: &Observed) -> Plan {
     planner.links();
     planner.on_links();
     planner.routes();
+    planner.fast();
     planner.docker_user();
     planner.remove_stale();
     planner.plan
@@ -348,6 +402,47 @@ impl Planner<'_> {
                 self.now.routes.insert(*key, route.clone());
             }
         }
+    }
+
+    fn fast(&mut self) {
+        let Some(found) = self.now.fast.clone() else {
+            return;
+        };
+        let Some(want) = &self.want.fast else {
+            if !found.programs.is_empty() {
+                self.push(Op::RemoveFast);
+            }
+            return;
+        };
+        // Programs of another release, or with other constants: they share no maps with those that are wanted.
+        let other = |(dev, name): (&String, &String)| want.programs.get(dev).is_some_and(|p| p.name() != *name);
+        let found = if found.programs.iter().any(other) {
+            self.push(Op::RemoveFast);
+            FastFound::default()
+        } else {
+            found
+        };
+        for (net, way) in &want.ways {
+            if found.ways.get(net) != Some(way) {
+                self.push(Op::PutWay(*net, way.clone()));
+            }
+        }
+        for (addr, local) in &want.locals {
+            if self.present(&local.dev) && found.locals.get(addr) != Some(local) {
+                self.push(Op::PutLocal { addr: *addr, local: local.clone(), routed: want.careful });
+            }
+        }
+        for (dev, program) in &want.programs {
+            if self.present(dev) && !found.programs.contains_key(dev) {
+                self.push(Op::AttachFast(dev.clone(), *program));
+            }
+        }
+        for net in found.ways.keys().filter(|net| !want.ways.contains_key(*net)) {
+            self.plan.ops.push(Op::DeleteWay(*net));
+        }
+        let gone = |local: Option<&Local>| local.is_none_or(|local| self.plan.missing.contains(&local.dev));
+        let stale: Vec<IpAddr> = found.locals.keys().filter(|addr| gone(want.locals.get(*addr))).copied().collect();
+        self.plan.ops.extend(stale.into_iter().map(Op::DeleteLocal));
     }
 
     fn docker_user(&mut self) {

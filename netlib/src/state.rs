@@ -12,6 +12,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
+    fast::{Fast, FastFound, Way},
     names,
     nft::{Table, TableView},
     types::Mac,
@@ -219,6 +220,8 @@ pub struct Desired {
     pub nexthops: BTreeMap<u32, Nexthop>,
     /// Routes.
     pub routes: Routes,
+    /// What takes the short way past routes and rules; `None`: nothing.
+    pub fast: Option<Fast>,
     /// Our nft table; `None` where this part has none.
     pub table: Option<Table>,
     /// Whether `DOCKER-USER`, where it exists, shall accept our uplinks.
@@ -251,6 +254,7 @@ impl Desired {
             fdb: BTreeMap::new(),
             nexthops: BTreeMap::new(),
             routes: BTreeMap::new(),
+            fast: None,
             table: None,
             docker_user: false,
         }
@@ -264,6 +268,7 @@ impl Desired {
             sysctls,
             objects: !matches!(self.owned, Owned::FabricRules | Owned::HostRules),
             only_our_routes: matches!(self.owned, Owned::Uplink(_)),
+            fast: self.owned == Owned::Fabric,
             table: self.table.is_some(),
             docker_user: self.docker_user,
         }
@@ -279,6 +284,8 @@ pub struct Query {
     pub objects: bool,
     /// Of the routes, only those of protocol 83.
     pub only_our_routes: bool,
+    /// The fast path, where there can be one.
+    pub fast: bool,
     /// Our nft table.
     pub table: bool,
     /// The `DOCKER-USER` chains.
@@ -320,6 +327,8 @@ pub struct Observed {
     pub nexthops: BTreeMap<u32, Nexthop>,
     /// Routes of the main table.
     pub routes: Routes,
+    /// The fast path; `None` where it was not read, or the kernel has none.
+    pub fast: Option<FastFound>,
     /// Our nft table, if it is there.
     pub table: Option<TableView>,
     /// Per family whose `DOCKER-USER` chain exists: which of our rules stand in it.
@@ -330,6 +339,14 @@ impl Observed {
     /// Removes what the kernel removes along with a link: what is on it and every next hop and route over it.
     pub fn drop_link(&mut self, name: &str) {
         self.links.remove(name);
+        if let Some(fast) = &mut self.fast {
+            fast.programs.remove(name);
+            // They stay as long as a program does, and lead nowhere.
+            fast.ways.retain(|_, way| !matches!(way, Way::Peer { dev, .. } if dev == name));
+            if fast.programs.is_empty() {
+                *fast = FastFound::default();
+            }
+        }
         self.drop_dependents(name);
     }
 

@@ -165,13 +165,16 @@ pub struct HostConfig {
     pub underlay_dev: Option<String>,
     /// TTL of VXLAN packets, 1 to 255.
     pub vxlan_ttl: u8,
+    /// Whether plain packets between hosts pass routes and rules, see [`crate::fast`]. Where the kernel cannot, or not
+    /// with our programs, they do not, and nothing else is different.
+    pub fast_path: bool,
     /// Where namespaces are pinned. It must lie in a mount namespace that outlives the agent: a service manager that
     /// gives the agent a private one takes every network along when the agent ends.
     pub netns_dir: PathBuf,
 }
 
 impl HostConfig {
-    /// The usual settings for a host with this number and underlay address.
+    /// The usual settings for a host with this number and underlay address; without the fast path.
     pub fn new(host: HostIndex, vtep: IpAddr, underlay_mtu: u32) -> Self {
         Self {
             host,
@@ -180,6 +183,7 @@ impl HostConfig {
             underlay_mtu,
             underlay_dev: None,
             vxlan_ttl: 64,
+            fast_path: false,
             netns_dir: PathBuf::from(DEFAULT_NETNS_DIR),
         }
     }
@@ -425,6 +429,8 @@ pub struct Report {
     pub changes: Vec<String>,
     /// What could not be done because something that is not ours is in the way; it was left alone.
     pub conflicts: Vec<String>,
+    /// What failed of the fast path. Packets that it concerns go the routed way, so nothing else is wrong.
+    pub routed: Vec<String>,
     /// Endpoints whose link is gone. The other end is in a container, so only a new connection brings them back.
     pub lost_endpoints: BTreeSet<EndpointId>,
 }
@@ -432,13 +438,15 @@ pub struct Report {
 impl Report {
     /// Whether nothing was changed and nothing is wrong.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.conflicts.is_empty() && self.lost_endpoints.is_empty()
+        let Self { changes, conflicts, routed, lost_endpoints } = self;
+        changes.is_empty() && conflicts.is_empty() && routed.is_empty() && lost_endpoints.is_empty()
     }
 
     /// Appends what another report says.
     pub fn merge(&mut self, other: Self) {
         self.changes.extend(other.changes);
         self.conflicts.extend(other.conflicts);
+        self.routed.extend(other.routed);
         self.lost_endpoints.extend(other.lost_endpoints);
     }
 }

@@ -10,6 +10,7 @@ use netlib::{
     Endpoint, EndpointId, Error, HostConfig, HostIndex, HostState, Ingress, IngressPort, Kernel, NetworkId,
     NetworkState, Peer, Proto, PublishedPort, Report, Scope, Service, Translated, driver,
     fake::{FakeKernel, FakeState},
+    fast::{FastFound, Way},
     names,
     plan::Op,
     state::{Direction, Family, Link, LinkKind, Observed, Query, Route, RouteKey, Target},
@@ -209,8 +210,41 @@ fn damage(state: &mut FakeState, kind: u8, nth: usize) {
     }
 }
 
+fn fast_config() -> HostConfig {
+    HostConfig { fast_path: true, ..config() }
+}
+
+/// What the fast path is in the fabric.
+fn fast_of(kernel: &FakeKernel, state: &NetworkState) -> FastFound {
+    kernel.with(|all| all.fabrics[&state.id].fast.clone().unwrap_or_default())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_fast_path_follows_and_goes(first in any_state(), second in any_state()) {
+        let kernel = FakeKernel::new();
+        for state in [&first, &second, &first] {
+            let report = driver::ensure_network(&kernel, &fast_config(), state).expect("ensures");
+            for id in &report.lost_endpoints {
+                let endpoint = &state.endpoints[id];
+                driver::add_endpoint(&kernel, state, endpoint, &format!("c-{id}")).expect("attaches");
+                driver::speed_up_endpoint(&kernel, &fast_config(), state, endpoint);
+            }
+            let report = driver::ensure_network(&kernel, &fast_config(), state).expect("ensures");
+            prop_assert!(report.is_empty(), "the second plan is empty: {report:?}");
+            let fast = fast_of(&kernel, state);
+            prop_assert_eq!(fast.programs.len(), 1 + state.endpoints.len(), "tunnel and containers");
+            let addrs: BTreeSet<IpAddr> = state.endpoints.values().flat_map(Endpoint::addrs).collect();
+            prop_assert_eq!(fast.locals.keys().copied().collect::<BTreeSet<_>>(), addrs);
+            let to_peers = fast.ways.values().filter(|way| matches!(way, Way::Peer { .. })).count();
+            prop_assert_eq!(to_peers, state.peers.values().map(|peer| peer.blocks.len()).sum::<usize>());
+            prop_assert_eq!(&fast.ways[&ipnet::IpNet::V4(state.subnet4)], &Way::Nobody);
+        }
+        driver::ensure_network(&kernel, &config(), &first).expect("ensures");
+        prop_assert_eq!(fast_of(&kernel, &first), FastFound::default());
+    }
 
     #[test]
     fn any_states_converge_in_any_order(
@@ -530,4 +564,32 @@ fn names_and_numbers_are_as_documented() {
     }
     assert_eq!(names::network_of_netns("sk-blue"), "blue".parse().ok());
     assert_eq!(names::network_of_netns("other"), None);
+}
+
+#[test]
+fn a_container_that_was_there_before_its_services_is_routed() {
+    let state = state(&[2].into(), &[7].into(), false, false, 1);
+    assert!(!state.services.is_empty());
+    let kernel = FakeKernel::new();
+    settle(&kernel, &state).expect("settles");
+    let report = driver::ensure_network(&kernel, &fast_config(), &state).expect("ensures");
+    let put = report.changes.iter().find(|change| change.contains("put 10.57.1.7 on")).expect("the container");
+    assert!(put.ends_with("routed for now"), "{put}");
+    // The ways stand before anybody asks for them.
+    let at = |text: &str| report.changes.iter().position(|change| change.contains(text)).expect("a change");
+    assert!(at("put fast way 10.57.0.0/16 to no host") < at("put 10.57.1.7 on"));
+    assert!(at("put 10.57.1.7 on") < at("attach program sko"));
+}
+
+#[test]
+fn a_virtual_address_in_a_block_ends_the_fast_path() {
+    let mut state = state(&[2].into(), &[7].into(), false, false, 1);
+    let kernel = FakeKernel::new();
+    settle(&kernel, &state).expect("settles");
+    driver::ensure_network(&kernel, &fast_config(), &state).expect("ensures");
+    assert_eq!(fast_of(&kernel, &state).programs.len(), 2);
+    state.services.extend([(addr4(2, 9).into(), Service::default())]);
+    let report = driver::ensure_network(&kernel, &fast_config(), &state).expect("ensures");
+    assert!(report.changes.iter().any(|change| change.ends_with("remove the fast path")), "{report:?}");
+    assert_eq!(fast_of(&kernel, &state), FastFound::default());
 }

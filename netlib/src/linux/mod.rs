@@ -5,8 +5,10 @@
 //! is checked against the pinned file, so a fabric that was removed and made again is noticed.
 //! Everything here blocks, bounded by time limits. No tasks, no channels (the private module `watch` has both).
 
+mod bpf;
 mod conntrack;
 mod elements;
+mod fastpath;
 #[cfg(test)]
 mod fuzz;
 mod messages;
@@ -26,7 +28,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use ipnet::IpNet;
@@ -34,6 +36,7 @@ use nix::errno::Errno;
 
 use self::socket::{Request, Socket};
 use crate::{
+    fast::FastCounters,
     kernel::{Error, HostRoute, Kernel, OpFailure, OpFailures, Scope},
     look::{self, Counted},
     names,
@@ -71,6 +74,10 @@ pub struct LinuxKernel {
     fabrics: Mutex<HashMap<NetworkId, Arc<Namespace>>>,
     /// How nft prints our rules. What it prints for a text is always the same, so this is no memory of the kernel.
     forms: Mutex<Forms>,
+    /// Whether the kernel has the hook that the fast path needs, or why not; asked once.
+    fast_hook: OnceLock<Result<(), String>>,
+    /// Why it refused a program of ours. It would again.
+    fast_refused: OnceLock<String>,
 }
 
 /// Most rules whose form is remembered, about 100 bytes each. A fabric has some 8, of which 2 are its own; beyond this
@@ -103,7 +110,34 @@ impl LinuxKernel {
     /// As [`LinuxKernel::try_new`].
     pub fn try_new_in(netns_dir: &Path, host: OwnedFd) -> Result<Self, Error> {
         let host = Namespace::open(host.into()).map_err(host_error("open a netlink socket"))?;
-        Ok(Self { netns_dir: netns_dir.to_owned(), host, fabrics: Mutex::default(), forms: Mutex::default() })
+        Ok(Self {
+            netns_dir: netns_dir.to_owned(),
+            host,
+            fabrics: Mutex::default(),
+            forms: Mutex::default(),
+            fast_hook: OnceLock::new(),
+            fast_refused: OnceLock::new(),
+        })
+    }
+
+    /// What a network's fast path counted.
+    ///
+    /// # Errors
+    /// When there is no such fabric or it cannot be read.
+    pub fn fast_counters(&self, id: &NetworkId) -> Result<FastCounters, Error> {
+        self.run_in(&Scope::Fabric(id.clone()), "read the fast path's counters", fastpath::counters)
+    }
+
+    /// Why a program of the fast path was refused, if one was.
+    pub fn fast_path_refused(&self) -> Option<&str> {
+        self.fast_refused.get().map(String::as_str)
+    }
+
+    fn fast_hook(&self) -> &Result<(), String> {
+        self.fast_hook.get_or_init(|| {
+            let probed = netns::run_in(self.host.file.as_fd(), fastpath::probe);
+            probed.map_err(|error| format!("the kernel has no tcx (Linux 6.6 has): {error}"))
+        })
     }
 
     fn pin(&self, id: &NetworkId) -> PathBuf {
@@ -356,6 +390,10 @@ fn read_tables(socket: &mut Socket, only_our_routes: bool) -> io::Result<message
 }
 
 impl Kernel for LinuxKernel {
+    fn fast_path(&self) -> Result<(), String> {
+        self.fast_refused.get().map_or_else(|| self.fast_hook().clone(), |why| Err(why.clone()))
+    }
+
     fn networks(&self) -> Result<Vec<NetworkId>, Error> {
         let failed = |source| Error::Namespace { verb: "list", path: self.netns_dir.clone(), source };
         let entries = match fs::read_dir(&self.netns_dir) {
@@ -421,6 +459,10 @@ impl Kernel for LinuxKernel {
             found.sysctls =
                 netns::run_in(ns.file.as_fd(), || Ok(sysctl::read(&query.sysctls))).map_err(failed("sysctls"))?;
         }
+        if query.fast && self.fast_hook().is_ok() {
+            let read = netns::run_in(ns.file.as_fd(), fastpath::read).map_err(failed("fast path"))?;
+            found.fast = Some(read);
+        }
         if query.table {
             found.table = netns::run_in(ns.file.as_fd(), tools::nft_read).map_err(failed("nft table"))?;
         }
@@ -450,8 +492,15 @@ impl Kernel for LinuxKernel {
             batch: Vec::new(),
             failed: BTreeMap::new(),
         };
-        for (at, op) in ops.iter().enumerate() {
-            run.execute(at, op);
+        let mut at = 0;
+        while at < ops.len() {
+            let fast = ops[at..].iter().take_while(|op| op.is_fast()).count();
+            if fast > 0 {
+                run.fast(at, &ops[at..at + fast]);
+            } else {
+                run.execute(at, &ops[at]);
+            }
+            at += fast.max(1);
         }
         run.flush();
         if run.failed.is_empty() {
@@ -605,8 +654,14 @@ impl Run<'_> {
                 _ => self.batch.push((at, false, messages::put_route(key, route, None, *replace))),
             },
             Op::DeleteRoute(key, route) => self.batch.push((at, true, messages::delete_route(key, route))),
-            // These have to be alone, see `execute`.
-            Op::SetSysctl { .. }
+            // These have to be alone, see `execute` and `fast`.
+            Op::AttachFast(..)
+            | Op::PutWay(..)
+            | Op::DeleteWay(_)
+            | Op::PutLocal { .. }
+            | Op::DeleteLocal(_)
+            | Op::RemoveFast
+            | Op::SetSysctl { .. }
             | Op::PutTable(_)
             | Op::PutElements { .. }
             | Op::AcceptInDockerUser(..)
@@ -614,6 +669,36 @@ impl Run<'_> {
             | Op::CreateVxlan { .. }
             | Op::CreateVeth { .. }
             | Op::SetLink { .. } => {}
+        }
+    }
+
+    /// Executes operations on the fast path that follow each other, all on one thread in the namespace. A program that is
+    /// refused ends the fast path of this fabric, and of the others when they are looked at next.
+    fn fast(&mut self, from: usize, ops: &[Op]) {
+        self.flush();
+        match netns::run_in(self.ns.file.as_fd(), || fastpath::apply(ops)) {
+            Ok(failed) => {
+                for (nth, error) in failed {
+                    if matches!(ops[nth], Op::AttachFast(..)) && fastpath::is_refusal(&error) {
+                        self.refuse_fast(&error);
+                    }
+                    self.note(from + nth, Err(error));
+                }
+            }
+            Err(error) => {
+                for nth in 0..ops.len() {
+                    self.note(from + nth, Err(io::Error::new(error.kind(), error.to_string())));
+                }
+            }
+        }
+    }
+
+    fn refuse_fast(&self, error: &io::Error) {
+        if self.kernel.fast_refused.set(format!("the kernel refuses our program: {error}")).is_ok() {
+            tracing::warn!(%error, "the kernel refuses the fast path's programs: packets go the routed way");
+        }
+        if let Err(error) = netns::run_in(self.ns.file.as_fd(), fastpath::remove) {
+            tracing::warn!(%error, "failed to remove the fast path");
         }
     }
 

@@ -153,6 +153,12 @@ impl Host {
         Overlay::try_new_in(config, self.ns.fd()).expect("overlay")
     }
 
+    /// One that shall have no fast path.
+    pub(crate) fn reborn_routed(&self) -> Overlay {
+        let config = HostConfig { fast_path: false, ..self.config.clone() };
+        Overlay::try_new_in(config, self.ns.fd()).expect("overlay")
+    }
+
     /// The fabric of a network, as a namespace.
     pub(crate) fn fabric(&self, id: &str) -> Ns {
         Ns::of(File::open(self.dir.path().join(format!("sk-{id}"))).expect("fabric"))
@@ -197,6 +203,7 @@ impl Host {
         config.netns_dir = dir.path().to_owned();
         // Both ways are in use: bound to a device, and by the routes.
         config.underlay_dev = six.then(|| "eth0".to_owned());
+        config.fast_path = true;
         let overlay = Overlay::try_new_in(config.clone(), ns.fd()).expect("overlay");
         Self { ns, index, overlay, dir, config }
     }

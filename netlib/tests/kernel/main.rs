@@ -4,6 +4,7 @@
 //! They need root. `SKEIN_TEST_FAST=1` leaves them out; a filter on this binary's name (`kernel`) does too.
 
 mod connectivity;
+mod fast;
 mod guards;
 mod ingress;
 mod isolation;
