@@ -39,6 +39,8 @@ pub struct Config {
     pub underlay: Vec<IpAddr>,
     /// UDP port of VXLAN, the same on every host.
     pub vxlan_port: u16,
+    /// Whether plain packets between hosts take the fast path, where the kernel has what it needs.
+    pub fast_path: bool,
     /// What the cluster may use of this host; default: all of it less `reserve`.
     pub offer: Amount,
     /// What the cluster may not use.
@@ -78,6 +80,7 @@ impl Default for Config {
             labels: BTreeMap::new(),
             underlay: Vec::new(),
             vxlan_port: 4_789,
+            fast_path: false,
             offer: Amount::default(),
             reserve: Amount::default(),
             overcommit: None,

@@ -210,6 +210,7 @@ async fn network(config: &Config, underlay: host::Underlay, manager: Option<Mana
         underlay4: underlay.v4,
         underlay6: underlay.v6,
         vxlan_port: config.vxlan_port,
+        fast_path: config.fast_path,
         netns_dir: config.netns_dir.clone(),
         state_dir: config.state_dir.clone(),
     };

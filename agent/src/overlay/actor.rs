@@ -415,6 +415,7 @@ impl Actor {
         let failed = |source| OverlayError::Kernel { what: "the host's namespace".into(), source };
         let mut config = HostConfig::new(HostIndex(index), vtep, netlib::types::MTU_MAX);
         config.vxlan_port = self.config.vxlan_port;
+        config.fast_path = self.config.fast_path;
         config.netns_dir = self.config.netns_dir.clone();
         let probe = netlib::Overlay::try_new(config.clone()).map_err(failed)?;
         config.underlay_mtu = probe.underlay_mtu(None, vtep).await.map_err(failed)?;
@@ -535,7 +536,10 @@ impl Actor {
         self.serve_names(&netlib, id, &state).await?;
         match unreachable.into_iter().next() {
             Some(desired::Unreachable { network, node }) => Err(OverlayError::Unreachable { network, node, vtep }),
-            None => Ok(report.conflicts),
+            None => {
+                let refused = netlib.fast_path_refused().map(|why| format!("there is no fast path: {why}"));
+                Ok(in_the_way(&report).chain(refused).collect())
+            }
         }
     }
 
@@ -556,7 +560,7 @@ impl Actor {
         let report = netlib.ensure_host(&state).await.map_err(self.failed(what))?;
         self.left.clear();
         self.tell(what, cause, &report);
-        Ok(report.conflicts)
+        Ok(in_the_way(&report).collect())
     }
 
     async fn remove_host(&mut self) -> Result<(), OverlayError> {
@@ -601,6 +605,9 @@ impl Actor {
         if cause == Cause::Audit {
             OverlayCounters::add(&counters.repairs_total, report.changes.len());
             self.shared.repairs.note(what, &report.changes);
+        }
+        for why in &report.routed {
+            tracing::warn!(what, why, "packets go the routed way, without the fast path");
         }
         for conflict in &report.conflicts {
             tracing::warn!(what, conflict, "something that is not ours is in the way");
@@ -780,10 +787,15 @@ impl Actor {
     }
 }
 
+/// What is in the way of a report's network or host.
+fn in_the_way(report: &Report) -> impl Iterator<Item = String> {
+    report.conflicts.iter().map(|conflict| format!("something that is not ours is in the way: {conflict}"))
+}
+
 /// Why it failed, or what is in the way.
 fn words_of(result: &Result<Vec<String>, OverlayError>) -> Option<String> {
     match result {
-        Ok(conflicts) => conflicts.first().map(|c| format!("something that is not ours is in the way: {c}")),
+        Ok(words) => words.first().cloned(),
         Err(error) => Some(chain(error)),
     }
 }

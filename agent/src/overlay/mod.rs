@@ -78,6 +78,8 @@ pub struct OverlayConfig {
     pub underlay6: Option<Ipv6Addr>,
     /// UDP port of VXLAN, the same on every host (RFC 7348: 4789).
     pub vxlan_port: u16,
+    /// Whether plain packets between hosts take the fast path (`netlib::fast`).
+    pub fast_path: bool,
     /// Where network namespaces are pinned; must outlive the agent.
     pub netns_dir: PathBuf,
     /// Where local state is kept; `network` below it is ours.

@@ -45,6 +45,7 @@ async fn main() -> Result<()> {
         underlay4: Some(read()?.underlay4),
         underlay6: None,
         vxlan_port: 4789,
+        fast_path: true,
         netns_dir: "/run/skein/netns".into(),
         state_dir: dir.join("state"),
     };

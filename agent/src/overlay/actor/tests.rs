@@ -54,6 +54,7 @@ impl World {
             underlay4: None,
             underlay6: None,
             vxlan_port: 4789,
+            fast_path: true,
             netns_dir: dir.path().join("netns"),
             state_dir: dir.path().to_owned(),
         };
@@ -245,6 +246,7 @@ async fn the_executors_ports_are_chosen_by_the_overlay() {
         underlay4: None,
         underlay6: None,
         vxlan_port: 4789,
+        fast_path: true,
         netns_dir: dir.path().join("netns"),
         state_dir: dir.path().to_owned(),
     };

@@ -24,6 +24,7 @@ fn world() -> World {
         underlay4: None,
         underlay6: None,
         vxlan_port: 4789,
+        fast_path: true,
         netns_dir: dir.path().join("netns"),
         state_dir: dir.path().join("state"),
     };
