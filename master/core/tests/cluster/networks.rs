@@ -394,7 +394,7 @@ fn a_host_that_lies_gets_no_more_blocks_than_it_has_tasks() {
     let (n2, b) = (c.node("n2"), c.task("s_b.1"));
     let found = c.model().network("s_net").unwrap().clone();
     let mut say = |v4: Ipv4Addr, v6| {
-        let claimed = skein_api::TaskAddress { network: found.id.clone(), v4: Some(v4), v6 };
+        let claimed = TaskAddress { network: found.id.clone(), v4: Some(v4), v6 };
         let status = skein_api::TaskStatus { addresses: vec![claimed], ..b.status.clone() };
         let report = skein_api::TaskReport { task: b.id.clone(), run: b.run, status };
         c.ok(Command::Reports { node: n2.clone(), reports: vec![report] });

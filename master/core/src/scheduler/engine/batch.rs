@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClassId, Engine, NodeIdx, ProfileId, columns::DIMENSIONS, order::each_bit, tree::NONE};
+use super::{ClassId, Engine, NodeIdx, ProfileId, columns::DIMENSIONS, front::Standing, order::each_bit, tree::NONE};
 use crate::scheduler::bits::Bits;
 
 impl Engine {
@@ -85,7 +85,7 @@ impl Engine {
             taken.push(at as u32);
             taken.len() < most
         };
-        self.walk_from(id, own, (0, 0), take);
+        self.walk_from(id, own, Standing::default(), take);
         taken
     }
 
@@ -136,20 +136,17 @@ impl Engine {
 
     /// Counts a copy for this class and the order alone.
     fn enter(&mut self, id: ClassId, profile: ProfileId, at: usize) {
-        self.columns.add(at, profile, &self.profiles.all[profile.index()]);
-        self.count_copy(id, at, true);
+        let left = self.columns.add(at, profile, &self.profiles.all[profile.index()]);
+        self.count_copy(id, at, left.own - 1, left.own);
     }
 
     fn leave(&mut self, id: ClassId, profile: ProfileId, at: usize) {
-        self.columns.remove(at, profile, &self.profiles.all);
-        self.count_copy(id, at, false);
+        let left = self.columns.remove(at, profile, &self.profiles.all);
+        self.count_copy(id, at, left.own + 1, left.own);
     }
 
-    fn count_copy(&mut self, id: ClassId, at: usize, more: bool) {
-        let service = self.hot[id.index()].service;
-        if service != 0 {
-            let now = self.columns.replicas(at, service);
-            let before = if more { now - 1 } else { now + 1 };
+    fn count_copy(&mut self, id: ClassId, at: usize, before: u32, now: u32) {
+        if self.hot[id.index()].service != 0 {
             self.classes[id].set_own(at, before, now, self.columns.len());
         }
         if !self.hot[id.index()].binpack {

@@ -1,6 +1,9 @@
 //! The engine against what it is derived from: every sum, row and bound.
 
-use super::{ClassId, Engine, NodeIdx, ProfileId, class::passes_fixed, columns::Record, order::each_bit, tree::NONE};
+use super::{
+    ClassId, Engine, NodeIdx, ProfileId, Way, class::passes_fixed, columns::Record, front::Standing, order::each_bit,
+    tree::NONE,
+};
 use crate::scheduler::facts::NodeFacts;
 
 /// Nodes times classes that one check looks at, each for a few microseconds. Tests and simulations check after every
@@ -60,7 +63,11 @@ impl Engine {
         } else {
             expected.offer(0, Default::default(), None);
         }
-        tasks.iter().for_each(|id| expected.add(0, *id, &self.profiles.all[id.index()]));
+        for id in tasks {
+            let profile = &self.profiles.all[id.index()];
+            expected.introduce(*id, profile.service);
+            expected.add(0, *id, profile);
+        }
         let found = &self.columns.records[at];
         let expected = &expected.records[0];
         let sums = |record: &Record| (record.offered, record.used, record.scale, record.tasks, record.slots);
@@ -92,11 +99,12 @@ impl Engine {
         if !admitted || key == NONE {
             return None;
         }
-        if !hot.binpack && !hot.lanes {
+        if hot.way != Way::Bounded {
             let own = self.columns.replicas(at, hot.service);
             let level = self.orders[usize::from(hot.reserves)].level(at);
-            let standing = level.map(|level| (level, idx.0));
-            let missing = class.fronts.get(own as usize).is_some_and(|front| standing.is_some_and(|s| front.lacks(s)));
+            let standing = level.map(|level| Standing::new(level, at));
+            let lacks = |standing| class.fronts.get(own as usize).is_some_and(|front| front.lacks(standing));
+            let missing = standing.is_some_and(lacks) && !self.inboxes[id.index()].nodes().contains(&idx.0);
             return missing.then_some("a node is missing in a front");
         }
         let lane = (0..class.lanes.len()).find(|lane| !hot.lanes || class.in_lane(at, *lane));

@@ -123,10 +123,21 @@ pub(super) struct Hot {
     pub(super) further: bool,
     /// Whether somebody wants to know when a node has room.
     pub(super) waiting: bool,
-    /// Whether it looks through the order of all nodes instead of keeping bounds of its own.
-    pub(super) shared: bool,
-    /// No front of it misses a node that stands here or later: the latest of their bounds.
-    pub(super) bound: Standing,
+    pub(super) way: Way,
+    /// Whether it spreads over the values of something first.
+    pub(super) prefers: bool,
+}
+
+/// How a class finds its nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It looks through the order of all nodes and keeps nothing.
+    #[default]
+    Shared,
+    /// It keeps its next nodes in that order.
+    Fronted,
+    /// It has bounds of its own, since it orders nodes differently.
+    Bounded,
 }
 
 /// Nodes that are alike for soft expressions and preferences.
@@ -212,6 +223,8 @@ impl Class {
 
     pub(super) fn hot(&self, service: u32) -> Hot {
         let request = &self.request;
+        let lanes = !self.soft.is_empty() || !request.preferences.is_empty();
+        let bounded = lanes || request.strategy == Strategy::Binpack;
         Hot {
             amounts: [request.reservations.nano_cpus, request.reservations.mem_bytes],
             service,
@@ -219,11 +232,11 @@ impl Class {
             shift: *SHIFTS.start(),
             binpack: request.strategy == Strategy::Binpack,
             reserves: request.reservations != Resources::default(),
-            lanes: !self.soft.is_empty() || !request.preferences.is_empty(),
+            lanes,
             further: !request.generic.is_empty(),
             waiting: false,
-            shared: false,
-            bound: Standing::default(),
+            way: if bounded { Way::Bounded } else { Way::Shared },
+            prefers: !request.preferences.is_empty(),
         }
     }
 
@@ -365,11 +378,14 @@ impl Class {
         path.into_iter().flatten().map(|branch| self.branches.own[*branch as usize])
     }
 
-    /// A node of the row has `now` own tasks and had `before`.
+    /// A node has `now` own tasks and had `before`. False when it is not in the row.
     #[inline]
-    pub(super) fn set_own(&mut self, at: usize, before: u32, now: u32, positions: usize) {
-        self.by_own[before as usize].remove(at);
-        self.enter(at, now, positions);
+    pub(super) fn set_own(&mut self, at: usize, before: u32, now: u32, positions: usize) -> bool {
+        let there = self.by_own.get_mut(before as usize).is_some_and(|nodes| nodes.remove(at));
+        if there {
+            self.enter(at, now, positions);
+        }
+        there
     }
 
     /// A node of so many own tasks comes into the row, or leaves it.
@@ -377,7 +393,7 @@ impl Class {
         let idx = NodeIdx::from_index(at);
         match (self.row.contains(idx), admits) {
             (false, true) => self.enter(at, own, positions),
-            (true, false) => self.by_own[own as usize].remove(at),
+            (true, false) => _ = self.by_own[own as usize].remove(at),
             _ => {}
         }
         self.row.assign(idx, admits);
@@ -405,11 +421,13 @@ impl Class {
         self.by_own[own as usize].contains(at)
     }
 
-    /// A node of the row with so many own tasks stands here now: its front, if there is one, shall know. True when that
-    /// brought its bound nearer.
+    /// A node stands here now: the front of those with as many own tasks, if there is one, shall know.
     #[inline]
-    pub(super) fn offer(&mut self, own: u32, standing: Standing) -> bool {
-        self.fronts.get_mut(own as usize).is_some_and(|front| front.offer(standing))
+    pub(super) fn offer(&mut self, standing: Standing) {
+        let mut with_own = self.fronts.iter_mut().zip(&self.by_own);
+        if let Some((front, _)) = with_own.find(|(_, nodes)| nodes.contains(standing.at())) {
+            front.offer(standing);
+        }
     }
 
     /// The latest bound of a front.

@@ -55,11 +55,17 @@ impl Record {
         std::array::from_fn(|d| share(used(d), self.scale[d]))
     }
 
-    /// Where the node stands for classes that spread, as it is.
+    /// Where the node stands for classes that spread, as it is: for those that reserve nothing, and for those that do.
+    #[inline]
+    pub(super) fn levels(&self) -> [u32; 2] {
+        let most = self.shares_with([0; DIMENSIONS], 0).into_iter().max().expect("there are dimensions");
+        [false, true].map(|reserves| level(most, u64::from(self.tasks), reserves))
+    }
+
+    /// One of [`Record::levels`].
     #[inline]
     pub(super) fn level(&self, reserves: bool) -> u32 {
-        let most = self.shares_with([0; DIMENSIONS], 0).into_iter().max().expect("there are dimensions");
-        level(most, u64::from(self.tasks), reserves)
+        self.levels()[usize::from(reserves)]
     }
 }
 
@@ -71,6 +77,15 @@ pub(super) const DIMENSIONS: usize = 2;
 pub(super) struct Running {
     pub(super) profile: ProfileId,
     pub(super) count: u32,
+}
+
+/// What runs on a node after one task came or went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    /// Tasks of its profile.
+    pub(super) alike: u32,
+    /// Tasks of its service; means nothing for tasks without one.
+    pub(super) own: u32,
 }
 
 /// By position.
@@ -116,26 +131,46 @@ impl Columns {
     }
 
     /// Counts one task more.
-    pub(super) fn add(&mut self, at: usize, id: ProfileId, profile: &Profile) {
+    pub(super) fn add(&mut self, at: usize, id: ProfileId, profile: &Profile) -> Left {
         let record = &mut self.records[at];
         for dimension in 0..DIMENSIONS {
             record.used[dimension] = record.used[dimension].saturating_add(profile.amounts[dimension]);
         }
         record.tasks += 1;
-        match record.running.iter_mut().find(|running| running.profile == id) {
-            Some(entry) => entry.count += 1,
-            None => record.running.push(Running { profile: id, count: 1 }),
+        let mut left = Left { alike: 0, own: 1 };
+        for running in &mut record.running {
+            if running.profile == id {
+                running.count += 1;
+                left.alike = running.count;
+                left.own += running.count - 1;
+            } else if self.services[running.profile.index()] == profile.service {
+                left.own += running.count;
+            }
+        }
+        if left.alike == 0 {
+            left.alike = 1;
+            record.running.push(Running { profile: id, count: 1 });
         }
         self.refresh(at);
+        left
     }
 
-    /// Counts one task less; false when the last of its profile went.
-    pub(super) fn remove(&mut self, at: usize, id: ProfileId, profiles: &[Profile]) -> bool {
+    /// Counts one task less.
+    pub(super) fn remove(&mut self, at: usize, id: ProfileId, profiles: &[Profile]) -> Left {
         let record = &mut self.records[at];
-        let entry = record.running.iter().position(|running| running.profile == id).expect("the task was counted here");
-        record.running[entry].count -= 1;
-        let stays = record.running[entry].count > 0;
-        if !stays {
+        let profile = &profiles[id.index()];
+        let (mut entry, mut left) = (usize::MAX, Left { alike: 0, own: 0 });
+        for (at, running) in record.running.iter_mut().enumerate() {
+            if running.profile == id {
+                running.count -= 1;
+                (entry, left.alike) = (at, running.count);
+                left.own += running.count;
+            } else if self.services[running.profile.index()] == profile.service {
+                left.own += running.count;
+            }
+        }
+        assert!(entry != usize::MAX, "the task was counted here");
+        if left.alike == 0 {
             record.running.swap_remove(entry);
         }
         record.tasks -= 1;
@@ -147,11 +182,11 @@ impl Columns {
                     sum.saturating_add(amount.saturating_mul(u64::from(running.count)))
                 })
             } else {
-                record.used[dimension] - profiles[id.index()].amounts[dimension]
+                record.used[dimension] - profile.amounts[dimension]
             };
         }
         self.refresh(at);
-        stays
+        left
     }
 
     /// Positions where this much of a dimension, which is more than nothing, is free.

@@ -44,11 +44,11 @@ use std::{
 
 pub use self::{class::ClassId, profile::ProfileId, work::Work};
 use self::{
-    class::{Class, Classes, Hot, has_room, key},
+    class::{Class, Classes, Hot, Way, has_room, key},
     columns::Columns,
-    front::Standing,
+    front::Inbox,
     interner::Services,
-    order::Order,
+    order::{Order, each_bit},
     profile::Profiles,
     tree::NONE,
 };
@@ -80,8 +80,10 @@ pub struct Engine {
     stride: usize,
     /// Classes that want the fullest node, as a row of the matrix.
     binpack: Vec<u64>,
-    /// Classes that hear of every node that gets better: those with bounds of their own, and those that wait.
+    /// Classes that hear of nodes that get better: those with fronts or bounds of their own, and those that wait.
     told: Vec<u64>,
+    /// By class, for those that keep fronts.
+    inboxes: Vec<Inbox>,
     /// Nodes by load, for requests that reserve nothing and for those that do; each kept from the first class on that
     /// searches it.
     orders: [Order; 2],
@@ -157,14 +159,10 @@ impl Engine {
 
     /// Adds or takes the own tasks of a node to or from the branches that it is in.
     fn count_own_of_node(&mut self, id: ClassId, at: usize, counts: bool, add: bool) {
-        let class = &mut self.classes[id];
-        if !counts || class.request.preferences.is_empty() {
-            return;
-        }
-        let service = self.hot[id.index()].service;
-        if service != 0 {
+        let Hot { prefers, service, .. } = self.hot[id.index()];
+        if counts && prefers && service != 0 {
             let own = i64::from(self.columns.replicas(at, service));
-            class.count_own(at, if add { own } else { -own });
+            self.classes[id].count_own(at, if add { own } else { -own });
         }
     }
 
@@ -214,51 +212,46 @@ impl Engine {
     pub fn commit(&mut self, id: ProfileId, idx: NodeIdx) {
         let at = idx.index();
         let profile = &self.profiles.all[id.index()];
-        self.columns.add(at, id, profile);
+        let left = self.columns.add(at, id, profile);
         let service = profile.service as usize;
         self.reorder(at);
         if service != 0 {
-            self.count_own(service, idx, 1);
+            self.count_own(service, at, left.own - 1, left.own);
         }
-        self.touch(id, at);
-        // Fuller is better for these only.
-        self.tell(at, false);
+        if left.alike == 1 {
+            self.touch(id, at);
+        }
+        self.tell_of_fuller(at);
     }
 
     /// A task of this profile gives up its place.
     pub fn release(&mut self, id: ProfileId, idx: NodeIdx) {
         let at = idx.index();
-        let last = !self.columns.remove(at, id, &self.profiles.all);
+        let left = self.columns.remove(at, id, &self.profiles.all);
         let service = self.profiles.all[id.index()].service as usize;
         self.reorder(at);
         if service != 0 {
-            self.count_own(service, idx, -1);
+            self.count_own(service, at, left.own + 1, left.own);
         }
-        if last && !skein_api::mutant!("stale-index-bit") {
+        if left.alike == 0 && !skein_api::mutant!("stale-index-bit") {
             self.touch(id, at);
         }
-        self.tell(at, true);
+        self.tell(at);
     }
 
-    /// One task of a service more or less on a node.
-    fn count_own(&mut self, service: usize, idx: NodeIdx, by: i64) {
+    /// A node has so many tasks of a service now.
+    fn count_own(&mut self, service: usize, at: usize, before: u32, now: u32) {
         let classes = self.of_service.get(service).map_or(0, Vec::len);
-        if classes == 0 {
-            return;
-        }
-        let now = self.columns.replicas(idx.index(), service as u32);
         for number in 0..classes {
             let id = self.of_service[service][number];
+            let Hot { prefers, way, .. } = self.hot[id.index()];
             let class = &mut self.classes[id];
-            if !class.request.preferences.is_empty() && self.keeping.contains(idx) {
-                class.count_own(idx.index(), by);
+            if prefers && self.keeping.contains(NodeIdx::from_index(at)) {
+                class.count_own(at, i64::from(now) - i64::from(before));
             }
-            if class.row.contains(idx) {
-                let before = if by > 0 { now - 1 } else { now + 1 };
-                class.set_own(idx.index(), before, now, self.columns.len());
-                if let Some(standing) = self.news(id, idx.index()) {
-                    self.offer(id, now, standing);
-                }
+            // One task less is news to every class, and told by `tell`.
+            if class.set_own(at, before, now, self.columns.len()) && now > before && way == Way::Fronted {
+                self.note(id, at);
             }
         }
     }
@@ -274,22 +267,34 @@ impl Engine {
         self.profiles.all[id.index()].touches = touched;
     }
 
-    /// Lowers the bounds of the classes that may go to a node: all of them, or those that want the fullest.
-    fn tell(&mut self, at: usize, all: bool) {
+    /// Tells the classes that may go to a node and keep something, or wait, that it got better.
+    fn tell(&mut self, at: usize) {
         for word in 0..self.stride {
-            let listening = if all { &self.told } else { &self.binpack };
-            let mut classes = self.matrix[at * self.stride + word] & listening[word];
-            while classes != 0 {
-                let id = ClassId::from_index(word * 64 + classes.trailing_zeros() as usize);
-                classes &= classes - 1;
-                self.lower_admitted(id, at);
+            let classes = self.matrix[at * self.stride + word] & self.told[word];
+            each_bit(word, classes, |class| {
+                self.hear(ClassId::from_index(class), at);
+                true
+            });
+        }
+    }
+
+    /// Fuller is better for the classes that want the fullest only.
+    fn tell_of_fuller(&mut self, at: usize) {
+        for word in 0..self.stride {
+            if self.binpack[word] != 0 {
+                let classes = self.matrix[at * self.stride + word] & self.binpack[word];
+                each_bit(word, classes, |class| {
+                    self.lower_bound(ClassId::from_index(class), at);
+                    true
+                });
             }
         }
     }
 
+    /// A node may be better for a class than it was.
     fn lower(&mut self, id: ClassId, at: usize) {
         if self.admitted(id, at) {
-            self.lower_admitted(id, at);
+            self.hear(id, at);
         }
     }
 
@@ -297,64 +302,45 @@ impl Engine {
         self.matrix[at * self.stride + id.index() / 64] & (1 << (id.index() % 64)) != 0
     }
 
-    fn lower_admitted(&mut self, id: ClassId, at: usize) {
-        let hot = &self.hot[id.index()];
-        let (waits, spreads) = (hot.waiting, !hot.binpack && !hot.lanes);
-        if spreads && !waits {
-            return self.offer_admitted(id, at);
-        }
-        let key = self.key(id, at, 0);
-        if key == NONE {
-            return;
-        }
-        if waits {
+    /// A node where a class may go got better.
+    #[inline]
+    fn hear(&mut self, id: ClassId, at: usize) {
+        let Hot { way, waiting, .. } = self.hot[id.index()];
+        if waiting && self.key(id, at, 0) != NONE {
             self.hot[id.index()].waiting = false;
             self.woken.push(id);
-            self.listen(id, !self.hot[id.index()].shared);
+            self.listen(id);
         }
-        if spreads {
-            return self.offer_admitted(id, at);
-        }
-        let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
-        let lane = if hot.lanes { class.lane(at, self.columns.len().div_ceil(1 << hot.shift)) } else { 0 };
-        class.lanes[lane].tree.lower(at >> hot.shift, key);
-    }
-
-    /// Where a node of a class that spreads stands now, when a front of the class may miss it there. Seldom, as its hot
-    /// line knows.
-    #[inline]
-    fn news(&self, id: ClassId, at: usize) -> Option<Standing> {
-        let hot = &self.hot[id.index()];
-        let standing = (self.columns.records[at].level(hot.reserves), at as u32);
-        (standing < hot.bound).then_some(standing)
-    }
-
-    /// Tells a class that spreads where one of its nodes stands now.
-    #[inline]
-    fn offer_admitted(&mut self, id: ClassId, at: usize) {
-        if let Some(standing) = self.news(id, at) {
-            self.offer(id, self.columns.replicas(at, self.hot[id.index()].service), standing);
+        match way {
+            Way::Shared => {}
+            Way::Fronted => self.note(id, at),
+            Way::Bounded => self.lower_bound(id, at),
         }
     }
 
-    /// Tells a class of a node with so many own tasks.
-    #[inline]
-    fn offer(&mut self, id: ClassId, own: u32, standing: Standing) {
-        if self.classes[id].offer(own, standing) {
-            self.hot[id.index()].bound = self.classes[id].bound();
+    /// Lowers the bound of a node's block.
+    fn lower_bound(&mut self, id: ClassId, at: usize) {
+        let key = self.key(id, at, 0);
+        if key != NONE {
+            let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
+            let lane = if hot.lanes { class.lane(at, self.columns.len().div_ceil(1 << hot.shift)) } else { 0 };
+            class.lanes[lane].tree.lower(at >> hot.shift, key);
         }
     }
 
     /// Whether a class hears of nodes that get better.
-    fn listen(&mut self, id: ClassId, listens: bool) {
-        assign(&mut self.told, id, listens);
+    fn listen(&mut self, id: ClassId) {
+        let hot = &self.hot[id.index()];
+        assign(&mut self.told, id, hot.waiting || hot.way != Way::Shared);
     }
 
     /// Puts a node where its load belongs.
     fn reorder(&mut self, at: usize) {
-        let record = &self.columns.records[at];
-        for reserves in [false, true].into_iter().filter(|reserves| self.ordered[usize::from(*reserves)]) {
-            self.orders[usize::from(reserves)].put(at, record.level(reserves));
+        let levels = self.columns.records[at].levels();
+        for (kind, level) in levels.into_iter().enumerate() {
+            if self.ordered[kind] {
+                self.orders[kind].put(at, level);
+            }
         }
     }
 
@@ -418,11 +404,10 @@ impl Engine {
         self.hot[id.index()] = class.hot(service);
         self.clock += 1;
         class.used_at = self.clock;
-        assign(&mut self.binpack, id, self.hot[id.index()].binpack);
         let hot = &mut self.hot[id.index()];
-        hot.shared = !hot.binpack && !hot.lanes;
-        let (shared, order) = (hot.shared, usize::from(hot.reserves));
-        self.listen(id, !shared);
+        assign(&mut self.binpack, id, hot.binpack);
+        let (shared, order) = (hot.way == Way::Shared, usize::from(hot.reserves));
+        self.listen(id);
         if shared && !self.ordered[order] {
             self.ordered[order] = true;
             let there = facts.iter().enumerate().filter(|(_, facts)| facts.is_some());
@@ -479,6 +464,7 @@ impl Engine {
             return oldest;
         }
         self.hot.push(Hot::default());
+        self.inboxes.push(Inbox::default());
         if self.hot.len() > self.stride * 64 {
             self.widen();
         }
@@ -509,6 +495,7 @@ impl Engine {
             self.woken.push(id);
         }
         self.hot[id.index()] = Hot::default();
+        self.inboxes[id.index()] = Inbox::default();
     }
 
     /// One word more for every node's row of the matrix.
@@ -538,7 +525,7 @@ impl Engine {
     /// Computes every bound of a class anew; O(its nodes). A class that spreads without lanes has none.
     fn rebuild_lanes(&mut self, id: ClassId) {
         let hot = &self.hot[id.index()];
-        if !hot.binpack && !hot.lanes {
+        if hot.way != Way::Bounded {
             return;
         }
         let positions = self.columns.len();
@@ -572,14 +559,12 @@ impl Engine {
     /// Corrects bounds on its way, which is why it is `mut`: decisions do not depend on it.
     pub fn select(&mut self, id: ClassId) -> Option<NodeIdx> {
         self.work = Work::default();
-        if self.hot[id.index()].shared {
-            self.select_shared(id)
-        } else if self.hot[id.index()].lanes {
-            self.select_by_lane(id)
-        } else if self.hot[id.index()].binpack {
-            self.select_in(id, 0).map(|(_, idx)| idx)
-        } else {
-            self.select_fronted(id)
+        let hot = &self.hot[id.index()];
+        match hot.way {
+            Way::Shared => self.select_shared(id),
+            Way::Fronted => self.select_fronted(id),
+            Way::Bounded if hot.lanes => self.select_by_lane(id),
+            Way::Bounded => self.select_in(id, 0).map(|(_, idx)| idx),
         }
     }
 
@@ -641,8 +626,7 @@ impl Engine {
     /// The node that [`Engine::select`] would give, where that takes no correction of bounds: for classes that spread
     /// and have no lanes.
     pub(super) fn peek(&self, id: ClassId) -> Option<NodeIdx> {
-        let hot = &self.hot[id.index()];
-        if hot.binpack || hot.lanes { None } else { self.search(id).0 }
+        if self.hot[id.index()].way == Way::Bounded { None } else { self.search(id).0 }
     }
 
     /// Positions where so much CPU or memory is free; none for other amounts, and for nothing.
@@ -666,7 +650,7 @@ impl Engine {
     /// Asks for a word when a node has room for a class, or gets better for it; once.
     pub(super) fn wait(&mut self, id: ClassId) {
         self.hot[id.index()].waiting = true;
-        self.listen(id, true);
+        self.listen(id);
     }
 
     /// Whether a class waits and was not told yet.
@@ -697,6 +681,7 @@ impl Engine {
             + orders
             + self.columns.bytes()
             + (self.matrix.capacity() + 2 * self.binpack.capacity()) * size_of::<u64>()
+            + self.inboxes.capacity() * size_of::<Inbox>()
     }
 }
 

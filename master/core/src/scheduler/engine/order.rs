@@ -74,7 +74,8 @@ impl Order {
         }
         let slot = self.slots[level as usize];
         let set = &mut self.sets[slot as usize];
-        set.remove(at);
+        let there = set.remove(at);
+        debug_assert!(there, "a node stands in the set of its level");
         if set.is_empty() {
             // A bitset that is empty is kept for the next level that needs one.
             self.slots[level as usize] = ABSENT;
@@ -148,24 +149,28 @@ impl Set {
                     words.resize(positions.div_ceil(64), 0);
                     summary.resize(positions.div_ceil(64 * 64), 0);
                 }
+                if words[at / 64] == 0 {
+                    summary[at / 64 / 64] |= 1 << (at / 64 % 64);
+                }
                 words[at / 64] |= 1 << (at % 64);
-                summary[at / 64 / 64] |= 1 << (at / 64 % 64);
                 *len += 1;
             }
         }
     }
 
-    /// Takes out a node that is there.
-    pub(super) fn remove(&mut self, at: usize) {
+    /// Takes out a node; false when it is not there.
+    pub(super) fn remove(&mut self, at: usize) -> bool {
         match self {
             Self::List(list) => {
-                if let Ok(place) = list.binary_search(&(at as u32)) {
-                    list.remove(place);
-                }
+                let place = list.binary_search(&(at as u32));
+                place.map(|place| list.remove(place)).is_ok()
             }
             Self::Dense { words, summary, len } => {
-                words[at / 64] &= !(1 << (at % 64));
-                if words[at / 64] == 0 {
+                let Some(word) = words.get_mut(at / 64).filter(|word| **word & (1 << (at % 64)) != 0) else {
+                    return false;
+                };
+                *word &= !(1 << (at % 64));
+                if *word == 0 {
                     summary[at / 64 / 64] &= !(1 << (at / 64 % 64));
                 }
                 *len -= 1;
@@ -182,6 +187,7 @@ impl Set {
                     );
                     *self = Self::List(list);
                 }
+                true
             }
         }
     }

@@ -5,7 +5,7 @@
 pub struct Work {
     /// 64-bit words of sets: of the order and of the class, a cache line each at worst.
     pub words: u64,
-    /// Entries of fronts and bounds of blocks.
+    /// Entries of fronts and inboxes, and bounds of blocks.
     pub entries: u64,
     /// Records of nodes, two cache lines each.
     pub records: u64,
