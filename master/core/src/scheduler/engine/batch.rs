@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{ClassId, Engine, NodeIdx, ProfileId, columns::DIMENSIONS, front::Standing, order::each_bit, tree::NONE};
+use super::{
+    ClassId, Engine, NodeIdx, ProfileId, Work, columns::DIMENSIONS, front::Standing, order::each_bit, tree::NONE,
+};
 use crate::scheduler::bits::Bits;
 
 impl Engine {
@@ -15,7 +17,7 @@ impl Engine {
     pub fn batch(&mut self, id: ClassId, profile: ProfileId, count: u32) -> Vec<(NodeIdx, u32)> {
         let class = &self.classes[id];
         let hot = &self.hot[id.index()];
-        let plain = !hot.lanes && !hot.further && !class.reacts();
+        let plain = !class.divides && !hot.further && !class.reacts();
         match (hot.binpack, hot.service) {
             (true, _) if plain => self.by_block(id, profile, count).into_iter().collect(),
             (false, service) if plain && service != 0 => self.by_round(id, profile, count),
@@ -43,8 +45,7 @@ impl Engine {
         let (mut left, mut rounds) = (count, Vec::new());
         let mut own = 0;
         while left > 0 {
-            let class = &self.classes[id];
-            let Some(next) = class.next_own_count(own) else { break };
+            let Some(next) = self.classes[id].lanes[0].next_own_count(own) else { break };
             if next >= self.hot[id.index()].replicas_max {
                 break;
             }
@@ -66,7 +67,7 @@ impl Engine {
     /// The first `most` nodes with so many own tasks that have room, in no order when that is all of them.
     fn round(&self, id: ClassId, own: u32, most: usize) -> Vec<u32> {
         let mut taken: Vec<u32> = Vec::with_capacity(most.min(1 << 20));
-        let set = &self.classes[id].by_own[own as usize];
+        let set = &self.classes[id].lanes[0].by_own[own as usize];
         if set.len() <= most {
             // Who comes first does not matter.
             let room = self.room(id, set.len());
@@ -81,11 +82,12 @@ impl Engine {
             });
             return taken;
         }
-        let take = |_, at: usize, _| {
-            taken.push(at as u32);
+        self.walk_from(id, (0, own), Standing::default(), &mut Work::default(), |standing, _| {
+            if self.has_room(id, standing.at()) {
+                taken.push(standing.at() as u32);
+            }
             taken.len() < most
-        };
-        self.walk_from(id, own, Standing::default(), take);
+        });
         taken
     }
 

@@ -1,7 +1,11 @@
 //! The engine against what it is derived from: every sum, row and bound.
 
 use super::{
-    ClassId, Engine, NodeIdx, ProfileId, Way, class::passes_fixed, columns::Record, front::Standing, order::each_bit,
+    ClassId, Engine, NodeIdx, ProfileId, Way,
+    class::passes_fixed,
+    columns::Record,
+    front::Standing,
+    order::{Set, each_bit},
     tree::NONE,
 };
 use crate::scheduler::facts::NodeFacts;
@@ -41,18 +45,22 @@ impl Engine {
     fn counts_replicas(&self, id: ClassId) -> bool {
         let (class, hot) = (&self.classes[id], &self.hot[id.index()]);
         let own = |idx: NodeIdx| self.columns.replicas(idx.index(), hot.service) as usize;
-        let mut expected: Vec<_> = class.row.iter().map(|idx| (own(idx), idx.index())).collect();
+        let counted = class.row.iter().filter(|_| hot.way != Way::Bounded);
+        let mut expected: Vec<_> = counted.map(|idx| (class.find_lane(idx.index()), own(idx), idx.index())).collect();
         expected.sort_unstable();
         let mut found = Vec::new();
-        for (own, nodes) in class.by_own.iter().enumerate() {
-            nodes.each(|word, bits| {
-                each_bit(word, bits, |at| {
-                    found.push((own, at));
-                    true
-                })
-            });
+        for (number, lane) in class.lanes.iter().enumerate() {
+            for (own, nodes) in lane.by_own.iter().enumerate() {
+                nodes.each(|word, bits| {
+                    each_bit(word, bits, |at| {
+                        found.push((Some(number), own, at));
+                        true
+                    })
+                });
+            }
         }
-        found == expected && class.members() == expected.len()
+        let members: usize = class.lanes.iter().flat_map(|lane| &lane.by_own).map(Set::len).sum();
+        found == expected && members == expected.len()
     }
 
     fn sums_are_right(&self, at: usize, facts: Option<&NodeFacts>, tasks: &[ProfileId]) -> bool {
@@ -103,12 +111,13 @@ impl Engine {
             let own = self.columns.replicas(at, hot.service);
             let level = self.orders[usize::from(hot.reserves)].level(at);
             let standing = level.map(|level| Standing::new(level, at));
-            let lacks = |standing| class.fronts.get(own as usize).is_some_and(|front| front.lacks(standing));
+            let front = class.find_lane(at).and_then(|lane| class.lanes[lane].fronts.get(own as usize));
+            let lacks = |standing| front.is_some_and(|front| front.lacks(standing));
             let missing = standing.is_some_and(lacks) && !self.inboxes[id.index()].nodes().contains(&idx.0);
             return missing.then_some("a node is missing in a front");
         }
-        let lane = (0..class.lanes.len()).find(|lane| !hot.lanes || class.in_lane(at, *lane));
-        match lane.map(|lane| class.lanes[lane].tree.get(at >> hot.shift)) {
+        let tree = class.find_lane(at).map(|lane| &class.lanes[lane].tree).filter(|tree| !tree.is_empty());
+        match tree.map(|tree| tree.get(at >> hot.shift)) {
             Some(bound) if bound <= key => None,
             Some(_) => Some("a bound above a key"),
             None => Some("no lane"),

@@ -8,11 +8,13 @@
 //! are not up, and less those where a port or an affinity says no.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     ops::{Index, IndexMut},
 };
 
 use skein_api::{Resources, Strategy};
+use smallvec::SmallVec;
 
 use super::{
     columns::{Columns, DIMENSIONS, Record},
@@ -117,8 +119,6 @@ pub(super) struct Hot {
     pub(super) binpack: bool,
     /// Whether it reserves anything: then shares rank before counts.
     pub(super) reserves: bool,
-    /// Whether soft expressions or preferences divide the nodes.
-    pub(super) lanes: bool,
     /// Whether it takes more than CPU and memory of a node that limits it.
     pub(super) further: bool,
     /// Whether somebody wants to know when a node has room.
@@ -140,13 +140,56 @@ pub(super) enum Way {
     Bounded,
 }
 
-/// Nodes that are alike for soft expressions and preferences.
-#[derive(Clone, Debug)]
+/// Nodes that are alike for soft expressions and preferences; all nodes where there are none.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Lane {
     /// Bit 63 is cleared where the first soft expression holds, and so on: smaller is better.
-    pub(super) soft: u64,
-    pub(super) branch: u32,
+    soft: u64,
+    branch: u32,
+    /// Nodes of the row by own tasks: those of the class's service. For classes that spread, like the fronts.
+    pub(super) by_own: Vec<Set>,
+    /// By own tasks: which nodes come next. For classes that do not search the order alone.
+    pub(super) fronts: Vec<Front>,
+    /// For classes that want the fullest node.
     pub(super) tree: MinTree,
+}
+
+impl Lane {
+    /// The fewest own tasks, but at least `from`, that some node has.
+    #[inline]
+    pub(super) fn next_own_count(&self, from: u32) -> Option<u32> {
+        let from = from as usize;
+        let found = self.by_own.get(from..)?.iter().position(|nodes| !nodes.is_empty())?;
+        Some(u32::try_from(from + found).expect("own tasks are counted in u32"))
+    }
+
+    /// A node stands here now: the front of those with as many own tasks, if there is one, shall know.
+    #[inline]
+    fn offer(&mut self, standing: Standing) {
+        let mut with_own = self.fronts.iter_mut().zip(&self.by_own);
+        if let Some((front, _)) = with_own.find(|(_, nodes)| nodes.contains(standing.at())) {
+            front.offer(standing);
+        }
+    }
+
+    fn enter(&mut self, at: usize, own: u32, positions: usize) {
+        let own = own as usize;
+        if self.by_own.len() <= own {
+            self.by_own.resize_with(own + 1, Set::default);
+        }
+        self.by_own[own].insert(at, positions);
+    }
+
+    /// False when the node is not there.
+    fn leave(&mut self, at: usize, own: u32) -> bool {
+        self.by_own.get_mut(own as usize).is_some_and(|nodes| nodes.remove(at))
+    }
+
+    fn bytes(&self) -> usize {
+        let sets: usize = self.by_own.iter().map(|set| size_of::<Set>() + set.bytes()).sum();
+        let fronts: usize = self.fronts.iter().map(|front| size_of::<Front>() + front.bytes()).sum();
+        size_of::<Self>() + sets + fronts + self.tree.bytes()
+    }
 }
 
 /// One soft expression.
@@ -182,12 +225,10 @@ pub(super) struct Class {
     wanted: Vec<Vec<ProfileId>>,
     soft: Vec<SoftRow>,
     pub(super) branches: Branches,
+    /// Whether soft expressions or preferences divide the nodes into lanes; otherwise there is one.
+    pub(super) divides: bool,
     pub(super) lanes: Vec<Lane>,
     lane_ids: BTreeMap<(u64, u32), u32>,
-    /// Nodes of `row` by own tasks: those of the class's service.
-    pub(super) by_own: Vec<Set>,
-    /// By own tasks: which nodes come next. For classes that spread, have no lanes and do not search the order alone.
-    pub(super) fronts: Vec<Front>,
     /// Work of the present way to search that the other one would not have had, less what it costs to change.
     pub(super) regret: i64,
     pub(super) used_at: u64,
@@ -211,31 +252,31 @@ impl Class {
             wanted,
             soft,
             branches: Branches::default(),
-            lanes: Vec::new(),
+            divides: !request.soft.is_empty() || !request.preferences.is_empty(),
+            lanes: vec![Lane::default()],
             lane_ids: BTreeMap::new(),
-            by_own: Vec::new(),
-            fronts: Vec::new(),
             regret: 0,
             used_at: 0,
             request,
         }
     }
 
+    fn packs(&self) -> bool {
+        self.request.strategy == Strategy::Binpack
+    }
+
     pub(super) fn hot(&self, service: u32) -> Hot {
         let request = &self.request;
-        let lanes = !self.soft.is_empty() || !request.preferences.is_empty();
-        let bounded = lanes || request.strategy == Strategy::Binpack;
         Hot {
             amounts: [request.reservations.nano_cpus, request.reservations.mem_bytes],
             service,
             replicas_max: if request.max_replicas > 0 && service != 0 { request.max_replicas } else { u32::MAX },
             shift: *SHIFTS.start(),
-            binpack: request.strategy == Strategy::Binpack,
+            binpack: self.packs(),
             reserves: request.reservations != Resources::default(),
-            lanes,
             further: !request.generic.is_empty(),
             waiting: false,
-            way: if bounded { Way::Bounded } else { Way::Shared },
+            way: if self.packs() { Way::Bounded } else { Way::Shared },
             prefers: !request.preferences.is_empty(),
         }
     }
@@ -300,30 +341,48 @@ impl Class {
             && self.wanted.iter().all(|list| record.runs_any(list))
     }
 
-    /// Looks anew at what runs on a node, for soft affinities.
-    pub(super) fn refresh_soft(&mut self, at: usize, columns: &Columns) {
-        for soft in &mut self.soft {
+    /// Looks anew at what runs on a node with so many own tasks, for soft affinities.
+    pub(super) fn refresh_soft(&mut self, at: usize, own: u32, columns: &Columns) {
+        let idx = NodeIdx::from_index(at);
+        for number in 0..self.soft.len() {
+            let soft = &self.soft[number];
             let Some(matching) = &soft.matching else { continue };
-            soft.row.assign(NodeIdx::from_index(at), columns.records[at].runs_any(matching) != soft.negated);
+            let holds = columns.records[at].runs_any(matching) != soft.negated;
+            if holds != soft.row.contains(idx) {
+                self.change_lane(at, own, columns.len(), |class| class.soft[number].row.assign(idx, holds));
+            }
         }
     }
 
-    /// A node's facts changed.
-    pub(super) fn place_node(&mut self, at: usize, facts: &NodeFacts, columns: &Columns) {
+    /// The facts of a node with so many own tasks changed.
+    pub(super) fn place_node(&mut self, at: usize, own: u32, facts: &NodeFacts, columns: &Columns) {
         let idx = NodeIdx::from_index(at);
         self.fixed.assign(idx, self.request.filters().iter().all(|filter| passes_fixed(filter, facts)));
-        for (soft, row) in self.request.soft.iter().zip(&mut self.soft) {
-            if let Soft::Constraint(constraint) | Soft::VolumeAffinity(constraint) = soft {
-                row.row.assign(idx, meets(constraint, facts));
+        self.change_lane(at, own, columns.len(), |class| {
+            for (soft, row) in class.request.soft.iter().zip(&mut class.soft) {
+                if let Soft::Constraint(constraint) | Soft::VolumeAffinity(constraint) = soft {
+                    row.row.assign(idx, meets(constraint, facts));
+                }
             }
-        }
-        self.enter_lanes(at, facts, columns);
+            class.enter_branch(at, facts);
+        });
+        self.refresh_soft(at, own, columns);
     }
 
     /// Enters a node of a new class into soft rows and branches.
     pub(super) fn enter_lanes(&mut self, at: usize, facts: &NodeFacts, columns: &Columns) {
-        self.refresh_soft(at, columns);
+        self.refresh_soft(at, 0, columns);
         self.enter_branch(at, facts);
+    }
+
+    /// Changes what a node is to soft expressions and preferences, which may bring it into another lane.
+    fn change_lane(&mut self, at: usize, own: u32, positions: usize, change: impl FnOnce(&mut Self)) {
+        let before = self.find_lane(at).filter(|lane| self.lanes[*lane].leave(at, own));
+        change(self);
+        if before.is_some() {
+            let lane = self.lane(at);
+            self.lanes[lane].enter(at, own, positions);
+        }
     }
 
     fn enter_branch(&mut self, at: usize, facts: &NodeFacts) {
@@ -334,110 +393,116 @@ impl Class {
     }
 
     /// The node's place among soft expressions.
-    pub(super) fn soft_rank(&self, at: usize) -> u64 {
+    fn soft_rank(&self, at: usize) -> u64 {
         let idx = NodeIdx::from_index(at);
         let holds = |(k, soft): (usize, &SoftRow)| if soft.row.contains(idx) { 1 << (63 - k) } else { 0 };
         !self.soft.iter().enumerate().map(holds).fold(0, |all: u64, bit: u64| all | bit)
     }
 
-    /// The node's lane; made when it is the first of its kind. For classes with lanes.
-    pub(super) fn lane(&mut self, at: usize, blocks: usize) -> usize {
-        let lane = (self.soft_rank(at), self.branches.of.get(at).copied().unwrap_or(0));
-        let next = u32::try_from(self.lanes.len()).expect("fewer lanes than nodes");
-        let id = *self.lane_ids.entry(lane).or_insert(next);
-        if id == next {
-            let tree = MinTree::new(vec![NONE; blocks]);
-            self.lanes.push(Lane { soft: lane.0, branch: lane.1, tree });
+    /// What the node's lane is known by.
+    fn lane_key(&self, at: usize) -> (u64, u32) {
+        (self.soft_rank(at), self.branches.of.get(at).copied().unwrap_or(0))
+    }
+
+    /// The node's lane, if there ever was a node in it.
+    #[inline]
+    pub(super) fn find_lane(&self, at: usize) -> Option<usize> {
+        if self.divides { self.lane_ids.get(&self.lane_key(at)).map(|lane| *lane as usize) } else { Some(0) }
+    }
+
+    /// The node's lane; made when it is the first of its kind.
+    pub(super) fn lane(&mut self, at: usize) -> usize {
+        if !self.divides {
+            return 0;
         }
-        id as usize
+        let (soft, branch) = self.lane_key(at);
+        let next = self.lane_ids.len();
+        let id = *self.lane_ids.entry((soft, branch)).or_insert(next as u32) as usize;
+        if id == next {
+            // The first is there already.
+            self.lanes.resize_with(next + 1, Lane::default);
+            (self.lanes[id].soft, self.lanes[id].branch) = (soft, branch);
+        }
+        id
     }
 
     /// Whether a node belongs to a lane now.
     pub(super) fn in_lane(&self, at: usize, lane: usize) -> bool {
-        let lane = &self.lanes[lane];
-        self.soft_rank(at) == lane.soft && self.branches.of.get(at).copied().unwrap_or(0) == lane.branch
+        !self.divides || self.lane_key(at) == (self.lanes[lane].soft, self.lanes[lane].branch)
     }
 
-    /// All lanes empty, with blocks of a size that suits the row; returns the shift.
-    pub(super) fn reset_lanes(&mut self, positions: usize, lanes: usize) -> u32 {
-        let members = (self.row.len() / lanes.max(1)).max(1);
+    /// The lanes that rank first of those that rank after lane `after`; all of them rank equally.
+    pub(super) fn lanes_after(&self, after: Option<usize>) -> SmallVec<[usize; 8]> {
+        let mut first = SmallVec::new();
+        if !self.divides {
+            first.extend(after.is_none().then_some(0));
+            return first;
+        }
+        let rank = |a: usize, b: usize| {
+            let (a, b) = (&self.lanes[a], &self.lanes[b]);
+            a.soft.cmp(&b.soft).then_with(|| self.standing(a).cmp(self.standing(b)))
+        };
+        for lane in (0..self.lane_ids.len()).filter(|lane| after.is_none_or(|after| rank(*lane, after).is_gt())) {
+            match first.first().map_or(Ordering::Equal, |first| rank(lane, *first)) {
+                Ordering::Less => first = SmallVec::from_slice(&[lane]),
+                Ordering::Equal => first.push(lane),
+                Ordering::Greater => {}
+            }
+        }
+        first
+    }
+
+    /// All lanes empty, with blocks of a size that suits the row; returns the shift. For classes with bounds.
+    pub(super) fn reset_lanes(&mut self, positions: usize) -> u32 {
+        let members = (self.row.len() / self.lanes.len()).max(1);
         let per_block = (positions / members).max(1) * MEMBERS_PER_BLOCK;
         let shift = per_block.next_power_of_two().trailing_zeros().clamp(*SHIFTS.start(), *SHIFTS.end());
-        self.lanes.clear();
-        self.lane_ids.clear();
-        if self.soft.is_empty() && self.request.preferences.is_empty() {
-            let tree = MinTree::new(vec![NONE; positions.div_ceil(1 << shift)]);
-            self.lanes.push(Lane { soft: u64::MAX, branch: 0, tree });
-        }
+        self.lanes.iter_mut().for_each(|lane| lane.tree = MinTree::default());
         shift
     }
 
     /// How many own tasks stand in each branch of a lane, the outer first.
-    pub(super) fn standing(&self, lane: &Lane) -> impl Iterator<Item = u64> + '_ {
+    fn standing(&self, lane: &Lane) -> impl Iterator<Item = u64> + '_ {
         let path = self.branches.paths.get(lane.branch as usize);
         path.into_iter().flatten().map(|branch| self.branches.own[*branch as usize])
     }
 
-    /// A node has `now` own tasks and had `before`. False when it is not in the row.
+    /// A node has `now` own tasks and had `before`. False when no lane has it.
     #[inline]
     pub(super) fn set_own(&mut self, at: usize, before: u32, now: u32, positions: usize) -> bool {
-        let there = self.by_own.get_mut(before as usize).is_some_and(|nodes| nodes.remove(at));
+        let Some(lane) = self.find_lane(at) else { return false };
+        let there = self.lanes[lane].leave(at, before);
         if there {
-            self.enter(at, now, positions);
+            self.lanes[lane].enter(at, now, positions);
         }
         there
     }
 
     /// A node of so many own tasks comes into the row, or leaves it.
     pub(super) fn admit(&mut self, at: usize, admits: bool, own: u32, positions: usize) {
-        let idx = NodeIdx::from_index(at);
-        match (self.row.contains(idx), admits) {
-            (false, true) => self.enter(at, own, positions),
-            (true, false) => _ = self.by_own[own as usize].remove(at),
-            _ => {}
+        self.row.assign(NodeIdx::from_index(at), admits);
+        if self.packs() {
+            return;
         }
-        self.row.assign(idx, admits);
-    }
-
-    fn enter(&mut self, at: usize, own: u32, positions: usize) {
-        let own = own as usize;
-        if self.by_own.len() <= own {
-            self.by_own.resize_with(own + 1, Set::default);
+        let lane = self.lane(at);
+        if admits {
+            self.lanes[lane].enter(at, own, positions);
+        } else {
+            self.lanes[lane].leave(at, own);
         }
-        self.by_own[own].insert(at, positions);
     }
 
-    /// The fewest own tasks, but at least `from`, that some node of the row has.
-    #[inline]
-    pub(super) fn next_own_count(&self, from: u32) -> Option<u32> {
-        let from = from as usize;
-        let found = self.by_own.get(from..)?.iter().position(|nodes| !nodes.is_empty())?;
-        Some(u32::try_from(from + found).expect("own tasks are counted in u32"))
-    }
-
-    /// Whether a node is in the row and has so many own tasks.
-    #[inline]
-    pub(super) fn has_own(&self, at: usize, own: u32) -> bool {
-        self.by_own[own as usize].contains(at)
-    }
-
-    /// A node stands here now: the front of those with as many own tasks, if there is one, shall know.
+    /// A node stands here now: the front that it belongs to, if there is one, shall know.
     #[inline]
     pub(super) fn offer(&mut self, standing: Standing) {
-        let mut with_own = self.fronts.iter_mut().zip(&self.by_own);
-        if let Some((front, _)) = with_own.find(|(_, nodes)| nodes.contains(standing.at())) {
-            front.offer(standing);
+        if let Some(lane) = self.find_lane(standing.at()) {
+            self.lanes[lane].offer(standing);
         }
     }
 
     /// The latest bound of a front.
     pub(super) fn bound(&self) -> Standing {
-        self.fronts.iter().map(Front::bound).max().unwrap_or_default()
-    }
-
-    /// Nodes in the row.
-    pub(super) fn members(&self) -> usize {
-        self.by_own.iter().map(Set::len).sum()
+        self.lanes.iter().flat_map(|lane| &lane.fronts).map(Front::bound).max().unwrap_or_default()
     }
 
     /// Counts own tasks more or less in the branches of a node.
@@ -449,10 +514,8 @@ impl Class {
     pub(super) fn bytes(&self) -> usize {
         let rows = [&self.row, &self.fixed].into_iter().chain(self.soft.iter().map(|s| &s.row));
         let rows: usize = rows.map(Bits::bytes).sum();
-        let lanes: usize = self.lanes.iter().map(|lane| size_of::<Lane>() + lane.tree.bytes()).sum();
-        let levels: usize = self.by_own.iter().map(|set| size_of::<Set>() + set.bytes()).sum();
-        let fronts: usize = self.fronts.iter().map(|front| size_of::<Front>() + front.bytes()).sum();
-        size_of::<Self>() + levels + fronts + rows + lanes + self.branches.of.capacity() * size_of::<u32>()
+        let lanes: usize = self.lanes.iter().map(Lane::bytes).sum();
+        size_of::<Self>() + rows + lanes + self.branches.of.capacity() * size_of::<u32>()
     }
 }
 

@@ -3,6 +3,8 @@
 //! Owns the sums. It must not know classes or strategies. One record is two cache lines side by side, which processors
 //! fetch together.
 
+use std::collections::BTreeMap;
+
 use smallvec::SmallVec;
 
 use super::profile::{Profile, ProfileId};
@@ -98,6 +100,8 @@ pub(super) struct Columns {
     services: Vec<u32>,
     /// Nodes that limit their tasks.
     limited: usize,
+    /// What nodes offer of generic resources, those that have any.
+    generic: BTreeMap<usize, BTreeMap<String, u64>>,
 }
 
 impl Columns {
@@ -122,6 +126,34 @@ impl Columns {
         record.scale = offered.map(reciprocal);
         self.limited += usize::from(record.limits_slots());
         self.refresh(at);
+    }
+
+    /// Sets what a node offers of generic resources.
+    pub(super) fn offer_generic(&mut self, at: usize, offered: &BTreeMap<String, u64>) {
+        if offered.is_empty() {
+            self.generic.remove(&at);
+        } else {
+            self.generic.insert(at, offered.clone());
+        }
+    }
+
+    /// Whether a node has enough of every generic resource for one more beside `copies`.
+    pub(super) fn has_generic(
+        &self,
+        at: usize,
+        asks: &BTreeMap<String, u64>,
+        copies: u32,
+        profiles: &[Profile],
+    ) -> bool {
+        asks.iter().all(|(kind, ask)| {
+            let offered = self.generic.get(&at).and_then(|kinds| kinds.get(kind)).copied().unwrap_or(0);
+            let used: u128 = self.records[at].running.iter().fold(0, |sum, running| {
+                let like = &profiles[running.profile.index()].like;
+                let takes = u128::from(like.generic.get(kind).copied().unwrap_or(0));
+                sum + takes * u128::from(running.count)
+            });
+            used + u128::from(*ask) * (u128::from(copies) + 1) <= u128::from(offered)
+        })
     }
 
     fn refresh(&mut self, at: usize) {

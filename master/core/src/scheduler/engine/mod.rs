@@ -7,11 +7,14 @@
 //! - **Spread** ranks by own tasks, then by a load that does not depend on who asks. So all nodes stand in one order,
 //!   which every class searches from the emptiest on, one word of 64 nodes at a time ([`order`]). A class that would
 //!   look at many nodes in vain keeps a short list of its next ones ([`front`]), and changes back when that costs more.
-//! - **Binpack** ranks by the load with the task, and so does each lane of a class that soft expressions or spread
-//!   preferences divide: there every block of a few nodes has a **lower bound** of its best key, in a tree of minima
-//!   ([`tree`]). The smallest bound is looked at; when it is true the node is found, otherwise it is raised.
+//! - **Binpack** ranks by the load with the task: there every block of a few nodes has a **lower bound** of its best
+//!   key, in a tree of minima ([`tree`]). The smallest bound is looked at; when it is true the node is found, otherwise
+//!   it is raised.
+//! - Soft expressions and spread preferences divide the nodes of a class into *lanes*. Lanes are ranked by them, and
+//!   only nodes of equal lanes by what is above; each lane finds its best node as a class without lanes does.
 //! - A change that makes a node *worse* for a class tells nobody: who gets there finds out. A change that makes a node
-//!   *better* is told at once to the classes that keep lists or bounds; a matrix with a row per node says which.
+//!   *better* is told to the classes that keep lists or bounds; a matrix with a row per node says which. A list is told
+//!   by one store into an inbox, since most such nodes are taken by another class before the list is read.
 //!
 //! So a placement pays for what changed where it looks, not for the number of nodes.
 //!
@@ -66,8 +69,6 @@ const CLASSES_MAX: usize = 1_024;
 #[derive(Clone, Debug, Default)]
 pub struct Engine {
     columns: Columns,
-    /// Generic resources of the nodes that have any.
-    generic: BTreeMap<usize, BTreeMap<String, u64>>,
     /// Nodes that take new tasks.
     up: Bits,
     /// Nodes whose tasks stay: ready and not drained.
@@ -110,19 +111,15 @@ impl Engine {
         }
         self.columns.offer(at, [facts.offered.nano_cpus, facts.offered.mem_bytes], facts.slots);
         self.reorder(at);
-        if facts.generic.is_empty() {
-            self.generic.remove(&at);
-        } else {
-            self.generic.insert(at, facts.generic.clone());
-        }
+        self.columns.offer_generic(at, &facts.generic);
         self.up.assign(idx, facts.takes_tasks());
         let kept = self.keeping.contains(idx);
         self.keeping.assign(idx, facts.keeps_tasks());
         for id in self.classes.ids() {
             self.count_own_of_node(id, at, kept, false);
             if attributes_changed {
-                let class = &mut self.classes[id];
-                class.place_node(at, facts, &self.columns);
+                let own = self.columns.replicas(at, self.hot[id.index()].service);
+                self.classes[id].place_node(at, own, facts, &self.columns);
             }
             self.count_own_of_node(id, at, facts.keeps_tasks(), true);
             self.readmit(id, at);
@@ -136,7 +133,7 @@ impl Engine {
         let at = idx.index();
         self.up.remove(idx);
         self.keeping.remove(idx);
-        self.generic.remove(&at);
+        self.columns.offer_generic(at, &BTreeMap::new());
         self.columns.offer(at, Default::default(), None);
         self.orders.iter_mut().for_each(|order| order.take(at));
         for id in self.classes.ids() {
@@ -145,15 +142,15 @@ impl Engine {
         }
     }
 
-    /// Room for so many positions. Lanes are made anew when their trees are too short.
+    /// Room for so many positions. Bounds are made anew when their trees are too short.
     fn grow(&mut self, positions: usize) {
-        // By half as much again, so that a growing cluster does not make its lanes anew for each node.
+        // By half as much again, so that a growing cluster does not make its bounds anew for each node.
         let positions = positions.max(self.columns.len() + self.columns.len() / 2).next_multiple_of(64);
         self.columns.grow(positions);
         self.orders.iter_mut().for_each(|order| order.grow(positions));
         self.matrix.resize(positions * self.stride, 0);
         for id in self.classes.ids() {
-            self.rebuild_lanes(id);
+            self.rebuild_bounds(id);
         }
     }
 
@@ -260,7 +257,8 @@ impl Engine {
     fn touch(&mut self, id: ProfileId, at: usize) {
         let touched = std::mem::take(&mut self.profiles.all[id.index()].touches);
         for id in touched.iter().copied() {
-            self.classes[id].refresh_soft(at, &self.columns);
+            let own = self.columns.replicas(at, self.hot[id.index()].service);
+            self.classes[id].refresh_soft(at, own, &self.columns);
             self.readmit(id, at);
             self.lower(id, at);
         }
@@ -323,8 +321,12 @@ impl Engine {
         let key = self.key(id, at, 0);
         if key != NONE {
             let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
-            let lane = if hot.lanes { class.lane(at, self.columns.len().div_ceil(1 << hot.shift)) } else { 0 };
-            class.lanes[lane].tree.lower(at >> hot.shift, key);
+            let lane = class.lane(at);
+            let tree = &mut class.lanes[lane].tree;
+            if tree.is_empty() {
+                *tree = tree::MinTree::new(vec![NONE; self.columns.len().div_ceil(1 << hot.shift)]);
+            }
+            tree.lower(at >> hot.shift, key);
         }
     }
 
@@ -349,28 +351,16 @@ impl Engine {
     fn key(&self, id: ClassId, at: usize, copies: u32) -> u64 {
         let (hot, class) = (&self.hot[id.index()], &self.classes[id]);
         let key = key(hot, &self.columns, at, copies);
-        if hot.further && key != NONE && !self.has_generic(&class.request, at, copies) { NONE } else { key }
+        let has = || self.columns.has_generic(at, &class.request.generic, copies, &self.profiles.all);
+        if hot.further && key != NONE && !has() { NONE } else { key }
     }
 
     /// Whether a node has room for one more task of a class, replicas aside: amounts, slots and generic resources.
     #[inline]
     fn has_room(&self, id: ClassId, at: usize) -> bool {
         let hot = &self.hot[id.index()];
-        has_room(hot, &self.columns.records[at], 0)
-            && (!hot.further || self.has_generic(&self.classes[id].request, at, 0))
-    }
-
-    /// Whether a node has enough of every generic resource.
-    fn has_generic(&self, request: &Request, at: usize, copies: u32) -> bool {
-        request.generic.iter().all(|(kind, ask)| {
-            let offered = self.generic.get(&at).and_then(|kinds| kinds.get(kind)).copied().unwrap_or(0);
-            let used: u128 = self.columns.records[at].running.iter().fold(0, |sum, running| {
-                let like = &self.profiles.all[running.profile.index()].like;
-                let takes = u128::from(like.generic.get(kind).copied().unwrap_or(0));
-                sum + takes * u128::from(running.count)
-            });
-            used + u128::from(*ask) * (u128::from(copies) + 1) <= u128::from(offered)
-        })
+        let has = || self.columns.has_generic(at, &self.classes[id].request.generic, 0, &self.profiles.all);
+        has_room(hot, &self.columns.records[at], 0) && (!hot.further || has())
     }
 
     // Classes
@@ -434,7 +424,7 @@ impl Engine {
         let hot = &self.hot[id.index()];
         let class = &mut self.classes[id];
         for (at, facts) in facts.iter().enumerate() {
-            let Some(facts) = facts.as_ref().filter(|_| hot.lanes) else { continue };
+            let Some(facts) = facts.as_ref().filter(|_| class.divides) else { continue };
             class.enter_lanes(at, facts, &self.columns);
         }
         if hot.service != 0 {
@@ -449,7 +439,7 @@ impl Engine {
         for at in candidates {
             self.readmit(id, at);
         }
-        self.rebuild_lanes(id);
+        self.rebuild_bounds(id);
     }
 
     /// A number for a class; the class that was not used for longest makes room.
@@ -522,32 +512,28 @@ impl Engine {
         assign(&mut self.matrix[at * self.stride..], id, admits);
     }
 
-    /// Computes every bound of a class anew; O(its nodes). A class that spreads without lanes has none.
-    fn rebuild_lanes(&mut self, id: ClassId) {
-        let hot = &self.hot[id.index()];
-        if hot.way != Way::Bounded {
+    /// Computes every bound of a class anew; O(its nodes).
+    fn rebuild_bounds(&mut self, id: ClassId) {
+        if self.hot[id.index()].way != Way::Bounded {
             return;
         }
         let positions = self.columns.len();
         let class = &mut self.classes[id];
-        let lanes = class.lanes.len();
-        let shift = class.reset_lanes(positions, lanes);
+        let shift = class.reset_lanes(positions);
         let members: Vec<usize> = class.row.iter().map(NodeIdx::index).collect();
         self.hot[id.index()].shift = shift;
         let blocks = positions.div_ceil(1 << shift);
         let mut keys: Vec<Vec<u64>> = Vec::new();
         for at in members {
             let key = self.key(id, at, 0);
-            let class = &mut self.classes[id];
-            let lane = if self.hot[id.index()].lanes { class.lane(at, blocks) } else { 0 };
+            let lane = self.classes[id].lane(at);
             if keys.len() <= lane {
                 keys.resize(lane + 1, vec![NONE; blocks]);
             }
             let bound = &mut keys[lane][at >> shift];
             *bound = key.min(*bound);
         }
-        let class = &mut self.classes[id];
-        for (lane, keys) in class.lanes.iter_mut().zip(keys) {
+        for (lane, keys) in self.classes[id].lanes.iter_mut().zip(keys) {
             lane.tree = tree::MinTree::new(keys);
         }
     }
@@ -559,12 +545,10 @@ impl Engine {
     /// Corrects bounds on its way, which is why it is `mut`: decisions do not depend on it.
     pub fn select(&mut self, id: ClassId) -> Option<NodeIdx> {
         self.work = Work::default();
-        let hot = &self.hot[id.index()];
-        match hot.way {
+        match self.hot[id.index()].way {
             Way::Shared => self.select_shared(id),
             Way::Fronted => self.select_fronted(id),
-            Way::Bounded if hot.lanes => self.select_by_lane(id),
-            Way::Bounded => self.select_in(id, 0).map(|(_, idx)| idx),
+            Way::Bounded => self.select_bounded(id),
         }
     }
 
@@ -587,7 +571,7 @@ impl Engine {
         let hot = &self.hot[id.index()];
         let (mut best, mut records) = ((NONE, usize::MAX), 0);
         for at in class.row.within(block << hot.shift, 1 << hot.shift) {
-            if !hot.lanes || class.in_lane(at, lane) {
+            if class.in_lane(at, lane) {
                 best = best.min((self.key(id, at, 0), at));
                 records += 1;
             }
@@ -596,35 +580,20 @@ impl Engine {
         best
     }
 
-    /// Lanes in the order of what ranks before the load; the bound of a lane is made true before it is believed.
-    fn select_by_lane(&mut self, id: ClassId) -> Option<NodeIdx> {
-        let lanes = self.classes[id].lanes.len();
-        let mut best: Option<(usize, u64, NodeIdx)> = None;
-        for lane in 0..lanes {
-            let class = &self.classes[id];
-            let Some((block, bound)) = class.lanes[lane].tree.first() else { continue };
-            let better = |class: &Class, key: u64, idx: NodeIdx| {
-                best.is_none_or(|(other, other_key, other_idx)| {
-                    let (a, b) = (&class.lanes[lane], &class.lanes[other]);
-                    let order = a.soft.cmp(&b.soft).then_with(|| class.standing(a).cmp(class.standing(b)));
-                    order.then_with(|| (key, idx).cmp(&(other_key, other_idx))).is_lt()
-                })
-            };
-            let first = NodeIdx::from_index(block << self.hot[id.index()].shift);
-            if !better(class, bound, first) {
-                continue;
+    /// The best node of a class with bounds: the bound of a lane is made true before it is believed.
+    fn select_bounded(&mut self, id: ClassId) -> Option<NodeIdx> {
+        let mut lanes = self.classes[id].lanes_after(None);
+        while let Some(first) = lanes.first().copied() {
+            let found = lanes.iter().filter_map(|lane| self.select_in(id, *lane)).min();
+            if let Some((_, idx)) = found {
+                return Some(idx);
             }
-            let Some((key, idx)) = self.select_in(id, lane) else { continue };
-            let class = &self.classes[id];
-            if better(class, key, idx) {
-                best = Some((lane, key, idx));
-            }
+            lanes = self.classes[id].lanes_after(Some(first));
         }
-        best.map(|(.., idx)| idx)
+        None
     }
 
-    /// The node that [`Engine::select`] would give, where that takes no correction of bounds: for classes that spread
-    /// and have no lanes.
+    /// The node that [`Engine::select`] would give, where that takes no correction of bounds: for classes that spread.
     pub(super) fn peek(&self, id: ClassId) -> Option<NodeIdx> {
         if self.hot[id.index()].way == Way::Bounded { None } else { self.search(id).0 }
     }

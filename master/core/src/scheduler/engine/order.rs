@@ -216,11 +216,27 @@ impl Set {
     /// Visits the words that are not empty, in ascending order, until `visit` says stop (false). Returns false when it
     /// was stopped.
     #[inline]
-    pub(super) fn each(&self, mut visit: impl FnMut(usize, u64) -> bool) -> bool {
+    pub(super) fn each(&self, visit: impl FnMut(usize, u64) -> bool) -> bool {
+        self.each_from(0, visit)
+    }
+
+    /// The same for the positions from `first` on.
+    #[inline]
+    pub(super) fn each_from(&self, first: usize, mut visit: impl FnMut(usize, u64) -> bool) -> bool {
         match self {
-            Self::List(list) => list.iter().all(|at| visit(*at as usize / 64, 1 << (at % 64))),
+            Self::List(list) => {
+                let start = list.partition_point(|at| (*at as usize) < first);
+                list[start..].iter().all(|at| visit(*at as usize / 64, 1 << (at % 64)))
+            }
             Self::Dense { words, summary, .. } => {
-                summary.iter().enumerate().all(|(group, bits)| each_bit(group, *bits, |word| visit(word, words[word])))
+                let start = first / 64;
+                summary.iter().enumerate().skip(start / 64).all(|(group, bits)| {
+                    let before = if group == start / 64 { !(u64::MAX << (start % 64)) } else { 0 };
+                    each_bit(group, bits & !before, |word| {
+                        let before = if word == start { !(u64::MAX << (first % 64)) } else { 0 };
+                        visit(word, words[word] & !before)
+                    })
+                })
             }
         }
     }

@@ -5,9 +5,11 @@
 //! of nodes that get better. It gives them up again when too much of what it is told is of no use, or when it is told
 //! much and seldom asked. Decisions are the same either way.
 
+use std::{cmp::Reverse, collections::BinaryHeap};
+
 use super::{
     ClassId, Engine, NodeIdx, Work,
-    class::Way,
+    class::{Way, has_room},
     front::{END, Front, Inbox, Standing},
     order::{Set, each_bit},
 };
@@ -29,13 +31,18 @@ const LOOKS_PER_READ: i64 = 2;
 const CHANGE_LOOKS: i64 = 2_000;
 
 /// Nodes that a front is filled with.
-const FILL: usize = 32;
+const FILL: usize = 16;
+
+/// A set whose length squared is less than so many times all nodes is looked through node by node: the order has a word
+/// per node or so, so that the next of 447 members among 100,000 nodes lies some 224 words ahead, and to look where all
+/// of them stand costs twice that and fills the front.
+const SPARSE: usize = 2;
 
 /// Words that filling looks at before it is content with one node.
 const FILL_LOOKS: i64 = 128;
 
 impl Engine {
-    /// The best node of a class that spreads and has no lanes.
+    /// The best node of a class that spreads.
     pub(super) fn select_shared(&mut self, id: ClassId) -> Option<NodeIdx> {
         let (found, work) = self.search(id);
         self.work = work;
@@ -94,7 +101,8 @@ impl Engine {
 
     fn drop_fronts(&mut self, id: ClassId) {
         let class = &mut self.classes[id];
-        (class.fronts, class.regret) = (Vec::new(), 0);
+        class.lanes.iter_mut().for_each(|lane| lane.fronts = Vec::new());
+        class.regret = 0;
         self.inboxes[id.index()] = Inbox::default();
         self.hot[id.index()].way = Way::Shared;
         self.listen(id);
@@ -116,134 +124,172 @@ impl Engine {
     /// As [`Engine::search`] decides; and how many entries were out of date.
     fn search_fronts(&mut self, id: ClassId) -> (Option<NodeIdx>, i64) {
         let mut checks = 0;
-        let mut own = 0;
-        loop {
-            let class = &self.classes[id];
-            let Some(next) = class.next_own_count(own) else { return (None, checks) };
-            own = next;
-            if own >= self.hot[id.index()].replicas_max {
-                return (None, checks);
+        let mut lanes = self.classes[id].lanes_after(None);
+        while let Some(first) = lanes.first().copied() {
+            let found = lanes.iter().filter_map(|lane| self.search_lane(id, *lane, &mut checks)).min();
+            if let Some((_, standing)) = found {
+                return (Some(NodeIdx::from_index(standing.at())), checks);
             }
-            if let Some(at) = self.search_front(id, own, &mut checks) {
-                return (Some(NodeIdx::from_index(at)), checks);
-            }
-            own += 1;
+            lanes = self.classes[id].lanes_after(Some(first));
         }
+        (None, checks)
     }
 
-    fn search_front(&mut self, id: ClassId, own: u32, checks: &mut i64) -> Option<usize> {
-        let class = &mut self.classes[id];
-        if class.fronts.len() <= own as usize {
-            class.fronts.resize_with(own as usize + 1, Front::default);
-        }
-        loop {
-            while let Some(entry) = self.front(id, own).best() {
-                let at = entry.at();
-                let order = &self.orders[usize::from(self.hot[id.index()].reserves)];
-                let level = order.level(at).filter(|_| self.classes[id].has_own(at, own));
-                let now = level.map(|level| Standing::new(level, at));
-                self.work.entries += 1;
-                if now == Some(entry) {
-                    self.work.records += 1;
-                    if self.has_room(id, at) {
-                        return Some(at);
-                    }
-                }
-                let front = self.front(id, own);
-                front.drop_best();
-                // Fuller than it was: it comes again where it stands now.
-                if let Some(now) = now.filter(|now| *now != entry) {
-                    front.offer(now);
-                }
-                *checks += 1;
+    /// The best node of a lane by its fronts, with its own tasks.
+    fn search_lane(&mut self, id: ClassId, lane: usize, checks: &mut i64) -> Option<(u32, Standing)> {
+        let mut from = 0;
+        while let Some(own) = self.next_own_count(id, lane, from) {
+            if let Some(standing) = self.search_front(id, lane, own, checks) {
+                return Some((own, standing));
             }
-            let bound = self.front(id, own).bound();
+            from = own + 1;
+        }
+        None
+    }
+
+    /// The fewest own tasks, but at least `from`, that some node of a lane has and the class allows one more of.
+    fn next_own_count(&self, id: ClassId, lane: usize, from: u32) -> Option<u32> {
+        let next = self.classes[id].lanes[lane].next_own_count(from);
+        next.filter(|own| *own < self.hot[id.index()].replicas_max)
+    }
+
+    fn search_front(&mut self, id: ClassId, lane: usize, own: u32, checks: &mut i64) -> Option<Standing> {
+        loop {
+            if let Some(found) = self.best_entry(id, lane, own, checks) {
+                return Some(found);
+            }
+            let front = &mut self.classes[id].lanes[lane].fronts[own as usize];
+            let bound = front.bound();
             if bound == END {
                 return None;
             }
             let (mut found, mut next) = (Vec::with_capacity(FILL), END);
-            let take = |level, at: usize, work: Work| {
-                let standing = Standing::new(level, at);
+            let mut work = Work::default();
+            // Who has no room there is found out when it is the best.
+            self.walk_from(id, (lane, own), bound, &mut work, |standing, work| {
                 if found.len() == FILL || (work.looks() > FILL_LOOKS && !found.is_empty()) {
                     next = standing;
                     return false;
                 }
                 found.push(standing);
                 true
-            };
-            let work = self.walk_from(id, own, bound, take);
+            });
             self.work += work;
-            self.front(id, own).fill(found, next);
+            self.classes[id].lanes[lane].fronts[own as usize].fill(found, next);
         }
     }
 
-    fn front(&mut self, id: ClassId, own: u32) -> &mut Front {
-        let class = &mut self.classes[id];
-        &mut class.fronts[own as usize]
+    /// The first entry of a front that is true and has room; those before it are taken out.
+    fn best_entry(&mut self, id: ClassId, lane: usize, own: u32, checks: &mut i64) -> Option<Standing> {
+        let (hot, class) = (&self.hot[id.index()], &mut self.classes[id]);
+        let order = &self.orders[usize::from(hot.reserves)];
+        let lane = &mut class.lanes[lane];
+        if lane.fronts.len() <= own as usize {
+            lane.fronts.resize_with(own as usize + 1, Front::default);
+        }
+        let front = &mut lane.fronts[own as usize];
+        while let Some(entry) = front.best() {
+            let at = entry.at();
+            self.work.entries += 1;
+            let level = order.level(at).filter(|_| lane.by_own[own as usize].contains(at));
+            let now = level.map(|level| Standing::new(level, at));
+            if now == Some(entry) {
+                self.work.records += 1;
+                let has = || self.columns.has_generic(at, &class.request.generic, 0, &self.profiles.all);
+                if has_room(hot, &self.columns.records[at], 0) && (!hot.further || has()) {
+                    return Some(entry);
+                }
+            }
+            front.drop_best();
+            if now != Some(entry) {
+                *checks += 1;
+                // Fuller than it was: it comes again where it stands now.
+                now.into_iter().for_each(|now| front.offer(now));
+            }
+        }
+        None
     }
 
-    /// The node with the fewest own tasks, of those the one with the lowest load, of those the first; and what that took.
+    /// The node of the first lane that has one, of those the one with the fewest own tasks, of those the one with the
+    /// lowest load, of those the first; and what that took.
     pub(super) fn search(&self, id: ClassId) -> (Option<NodeIdx>, Work) {
-        let class = &self.classes[id];
-        let (mut found, mut work) = (None, Work::default());
+        let mut work = Work::default();
+        let mut lanes = self.classes[id].lanes_after(None);
+        while let Some(first) = lanes.first().copied() {
+            let found = lanes.iter().filter_map(|lane| self.walk_lane(id, *lane, &mut work)).min();
+            if let Some((_, standing)) = found {
+                return (Some(NodeIdx::from_index(standing.at())), work);
+            }
+            lanes = self.classes[id].lanes_after(Some(first));
+        }
+        (None, work)
+    }
+
+    /// The best node of a lane by the order, with its own tasks.
+    fn walk_lane(&self, id: ClassId, lane: usize, work: &mut Work) -> Option<(u32, Standing)> {
         let mut from = 0;
-        while let Some(own) = class.next_own_count(from).filter(|own| *own < self.hot[id.index()].replicas_max) {
-            work += self.walk_from(id, own, Standing::default(), |_, at, _| {
-                found = Some(NodeIdx::from_index(at));
-                false
+        while let Some(own) = self.next_own_count(id, lane, from) {
+            let mut found = None;
+            self.walk_from(id, (lane, own), Standing::default(), work, |standing, work| {
+                work.records += 1;
+                found = self.has_room(id, standing.at()).then_some((own, standing));
+                found.is_none()
             });
             if found.is_some() {
-                break;
+                return found;
             }
             from = own + 1;
         }
-        (found, work)
+        None
     }
 
-    /// Visits the nodes with so many own tasks that have room, in order from a standing on, until `visit` says stop
-    /// (false), and tells it what it took until then; returns what it took.
+    /// Visits the nodes of a lane with so many own tasks in order from a standing on, whether they have room or not, until
+    /// `visit` says stop (false); counts into `work` what it took, which `visit` is told.
     pub(super) fn walk_from(
         &self,
         id: ClassId,
-        own: u32,
+        (lane, own): (usize, u32),
         start: Standing,
-        mut visit: impl FnMut(u32, usize, Work) -> bool,
-    ) -> Work {
-        let (hot, class) = (&self.hot[id.index()], &self.classes[id]);
-        let order = &self.orders[usize::from(hot.reserves)];
-        let mut work = Work::default();
-        let among = match class.by_own.get(own as usize) {
-            None => return work,
-            Some(Set::List(few)) => {
-                // Fewer than the order has words.
-                work.words += 2 * few.len() as u64;
-                work.records += few.len() as u64;
-                let stands = |at: usize| Standing::new(self.columns.records[at].level(hot.reserves), at);
-                let standings = few.iter().map(|at| stands(*at as usize));
-                let mut sorted: Vec<_> =
-                    standings.filter(|standing| *standing >= start && self.has_room(id, standing.at())).collect();
-                sorted.sort_unstable();
-                sorted.into_iter().all(|standing| visit(standing.level(), standing.at(), work));
-                return work;
+        work: &mut Work,
+        mut visit: impl FnMut(Standing, &mut Work) -> bool,
+    ) {
+        let class = &self.classes[id];
+        let order = &self.orders[usize::from(self.hot[id.index()].reserves)];
+        let Some(nodes) = class.lanes[lane].by_own.get(own as usize) else { return };
+        let among = match nodes {
+            Set::Dense { words, .. } if nodes.len() * nodes.len() >= self.columns.len() * SPARSE => words,
+            few => {
+                // To look where each of them stands is cheaper than to look for them in the order.
+                let mut standings = Vec::with_capacity(few.len());
+                few.each(|word, bits| {
+                    work.words += 1 + u64::from(bits.count_ones());
+                    each_bit(word, bits, |at| {
+                        standings.extend(order.level(at).map(|level| Reverse(Standing::new(level, at))));
+                        true
+                    })
+                });
+                standings.retain(|Reverse(standing)| *standing >= start);
+                let mut ascending = BinaryHeap::from(standings);
+                while let Some(Reverse(standing)) = ascending.pop() {
+                    if !visit(standing, work) {
+                        return;
+                    }
+                }
+                return;
             }
-            Some(Set::Dense { words, .. }) => words,
         };
         let mut from = start.level();
         while let Some((level, nodes)) = order.next(from) {
             let first = if level == start.level() { start.at() } else { 0 };
-            let went_on = nodes.each(|word, bits| {
+            let went_on = nodes.each_from(first, |word, bits| {
                 work.words += 2;
                 let candidates = bits & among.get(word).copied().unwrap_or(0);
-                each_bit(word, candidates, |at| {
-                    work.records += u64::from(at >= first);
-                    at < first || !self.has_room(id, at) || visit(level, at, work)
-                })
+                each_bit(word, candidates, |at| visit(Standing::new(level, at), work))
             });
             if !went_on {
-                break;
+                return;
             }
             from = level + 1;
         }
-        work
     }
 }

@@ -28,6 +28,11 @@ impl MinTree {
         Self { levels }
     }
 
+    /// Whether it has no blocks.
+    pub(super) fn is_empty(&self) -> bool {
+        self.levels.is_empty()
+    }
+
     /// The key of one block.
     pub(super) fn get(&self, block: usize) -> u64 {
         self.levels[0][block]
