@@ -6,7 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    ClassId, Engine, NodeIdx, ProfileId, Work, columns::DIMENSIONS, front::Standing, order::each_bit, tree::NONE,
+    ClassId, Engine, NodeIdx, ProfileId, Work,
+    columns::{DIMENSIONS, coarse},
+    front::Standing,
+    order::each_bit,
+    tree::NONE,
 };
 use crate::scheduler::bits::Bits;
 
@@ -82,8 +86,12 @@ impl Engine {
             });
             return taken;
         }
+        let hot = &self.hot[id.index()];
+        let by_amounts = !hot.further && !self.columns.limits_slots();
+        let asks = hot.amounts.map(coarse);
+        let fits = |at| by_amounts && self.columns.surely_free(at, asks) || self.has_room(id, at);
         self.walk_from(id, (0, own), Standing::default(), &mut Work::default(), |standing, _| {
-            if self.has_room(id, standing.at()) {
+            if fits(standing.at()) {
                 taken.push(standing.at() as u32);
             }
             taken.len() < most
