@@ -435,8 +435,7 @@ impl Class {
     pub(super) fn lanes_after(&self, after: Option<usize>) -> SmallVec<[usize; 8]> {
         let mut first = SmallVec::new();
         if !self.divides {
-            first.extend(after.is_none().then_some(0));
-            return first;
+            return if after.is_none() { SmallVec::from_slice(&[0]) } else { first };
         }
         let rank = |a: usize, b: usize| {
             let (a, b) = (&self.lanes[a], &self.lanes[b]);

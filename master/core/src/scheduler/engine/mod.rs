@@ -270,7 +270,10 @@ impl Engine {
         for word in 0..self.stride {
             let classes = self.matrix[at * self.stride + word] & self.told[word];
             each_bit(word, classes, |class| {
-                self.hear(ClassId::from_index(class), at);
+                let hot = &self.hot[class];
+                if hot.waiting || hot.way != Way::Fronted || !self.inboxes[class].push(at) {
+                    self.hear(ClassId::from_index(class), at);
+                }
                 true
             });
         }
@@ -301,7 +304,6 @@ impl Engine {
     }
 
     /// A node where a class may go got better.
-    #[inline]
     fn hear(&mut self, id: ClassId, at: usize) {
         let Hot { way, waiting, .. } = self.hot[id.index()];
         if waiting && self.key(id, at, 0) != NONE {
