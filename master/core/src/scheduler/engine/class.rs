@@ -288,12 +288,13 @@ impl Class {
         !request.ports.is_empty() || !request.affinities.is_empty() || soft
     }
 
-    /// Enters what a profile means for the class; true when it means anything.
-    pub(super) fn meet(&mut self, id: ProfileId, profile: &Placed) -> bool {
+    /// Enters what a profile means for the class; none when it means nothing, and whether it can decide if the class may
+    /// go to a node.
+    pub(super) fn meet(&mut self, id: ProfileId, profile: &Placed) -> Option<bool> {
         let request = &self.request;
         let mut blocks = profile.ports.iter().any(|taken| request.ports.iter().any(|port| ports_conflict(taken, port)));
         let mut wanted = self.wanted.iter_mut();
-        let mut matters = false;
+        let (mut decides, mut ranks) = (false, false);
         for affinity in &request.affinities {
             let matching = matches(affinity, profile);
             if affinity.negated {
@@ -303,7 +304,7 @@ impl Class {
             let list = wanted.next().expect("one for each that wants something");
             if matching {
                 insert(list, id);
-                matters = true;
+                decides = true;
             }
         }
         for (soft, row) in request.soft.iter().zip(&mut self.soft) {
@@ -311,13 +312,14 @@ impl Class {
                 && matches(affinity, profile)
             {
                 insert(list, id);
-                matters = true;
+                ranks = true;
             }
         }
         if blocks {
             insert(&mut self.blocking, id);
         }
-        matters || blocks
+        decides |= blocks;
+        (decides || ranks).then_some(decides)
     }
 
     /// Forgets a profile.
@@ -341,21 +343,27 @@ impl Class {
             && self.wanted.iter().all(|list| record.runs_any(list))
     }
 
-    /// Looks anew at what runs on a node with so many own tasks, for soft affinities.
-    pub(super) fn refresh_soft(&mut self, at: usize, own: u32, columns: &Columns) {
+    /// Looks anew at what runs on a node, for soft affinities; `service` is the class's. True when that brings it into
+    /// another lane.
+    pub(super) fn refresh_soft(&mut self, at: usize, service: u32, columns: &Columns) -> bool {
         let idx = NodeIdx::from_index(at);
+        let mut moves = false;
         for number in 0..self.soft.len() {
             let soft = &self.soft[number];
             let Some(matching) = &soft.matching else { continue };
             let holds = columns.records[at].runs_any(matching) != soft.negated;
             if holds != soft.row.contains(idx) {
+                let own = columns.replicas(at, service);
                 self.change_lane(at, own, columns.len(), |class| class.soft[number].row.assign(idx, holds));
+                moves = true;
             }
         }
+        moves
     }
 
-    /// The facts of a node with so many own tasks changed.
-    pub(super) fn place_node(&mut self, at: usize, own: u32, facts: &NodeFacts, columns: &Columns) {
+    /// A node's facts changed; `service` is the class's.
+    pub(super) fn place_node(&mut self, at: usize, service: u32, facts: &NodeFacts, columns: &Columns) {
+        let own = columns.replicas(at, service);
         let idx = NodeIdx::from_index(at);
         self.fixed.assign(idx, self.request.filters().iter().all(|filter| passes_fixed(filter, facts)));
         self.change_lane(at, own, columns.len(), |class| {
@@ -366,7 +374,7 @@ impl Class {
             }
             class.enter_branch(at, facts);
         });
-        self.refresh_soft(at, own, columns);
+        self.refresh_soft(at, service, columns);
     }
 
     /// Enters a node of a new class into soft rows and branches.

@@ -118,8 +118,8 @@ impl Engine {
         for id in self.classes.ids() {
             self.count_own_of_node(id, at, kept, false);
             if attributes_changed {
-                let own = self.columns.replicas(at, self.hot[id.index()].service);
-                self.classes[id].place_node(at, own, facts, &self.columns);
+                let service = self.hot[id.index()].service;
+                self.classes[id].place_node(at, service, facts, &self.columns);
             }
             self.count_own_of_node(id, at, facts.keeps_tasks(), true);
             self.readmit(id, at);
@@ -190,7 +190,7 @@ impl Engine {
     /// Counts a task of a profile less.
     pub fn forget(&mut self, id: ProfileId) {
         if self.profiles.all[id.index()].tasks == 1 {
-            for class in std::mem::take(&mut self.profiles.all[id.index()].touches) {
+            for (class, _) in std::mem::take(&mut self.profiles.all[id.index()].touches) {
                 self.classes[class].part(id);
             }
         }
@@ -200,8 +200,10 @@ impl Engine {
     /// Tells a class of a profile.
     fn introduce(&mut self, class: ClassId, id: ProfileId) {
         let known = &mut self.classes[class];
-        if known.reacts() && known.meet(id, &self.profiles.all[id.index()].like) {
-            self.profiles.all[id.index()].touches.push(class);
+        if known.reacts()
+            && let Some(decides) = known.meet(id, &self.profiles.all[id.index()].like)
+        {
+            self.profiles.all[id.index()].touches.push((class, decides));
         }
     }
 
@@ -256,11 +258,15 @@ impl Engine {
     /// The classes for which this profile is more than an amount look at the node anew.
     fn touch(&mut self, id: ProfileId, at: usize) {
         let touched = std::mem::take(&mut self.profiles.all[id.index()].touches);
-        for id in touched.iter().copied() {
-            let own = self.columns.replicas(at, self.hot[id.index()].service);
-            self.classes[id].refresh_soft(at, own, &self.columns);
-            self.readmit(id, at);
-            self.lower(id, at);
+        for (id, decides) in touched.iter().copied() {
+            let service = self.hot[id.index()].service;
+            let moves = self.classes[id].refresh_soft(at, service, &self.columns);
+            if decides {
+                self.readmit(id, at);
+            }
+            if decides || moves {
+                self.lower(id, at);
+            }
         }
         self.profiles.all[id.index()].touches = touched;
     }
@@ -476,7 +482,7 @@ impl Engine {
             assign(&mut self.matrix[idx.index() * self.stride..], id, false);
         }
         for profile in &mut self.profiles.all {
-            profile.touches.retain(|class| *class != id);
+            profile.touches.retain(|(class, _)| *class != id);
         }
         let service = self.hot[id.index()].service;
         if let Some(classes) = self.of_service.get_mut(service as usize) {

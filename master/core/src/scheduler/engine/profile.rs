@@ -28,8 +28,9 @@ pub(super) struct Profile {
     pub(super) amounts: [u64; DIMENSIONS],
     /// See [`Services`]; 0 for none.
     pub(super) service: u32,
-    /// Classes for which a task of this profile changes more than amounts on its node: a port, an affinity.
-    pub(super) touches: Vec<ClassId>,
+    /// Classes for which a task of this profile changes more than amounts on its node, a port or an affinity; and
+    /// whether that can decide if they may go there.
+    pub(super) touches: Vec<(ClassId, bool)>,
     /// Tasks that have it.
     pub(super) tasks: u32,
 }
