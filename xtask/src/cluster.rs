@@ -43,6 +43,8 @@ pub struct NodeOptions {
     pub labels: Vec<(String, String)>,
     /// Memory that it offers, such as `512MiB`; enforced by its containers' parent cgroup.
     pub memory: Option<String>,
+    /// Whether the overlay has its fast path; `None` leaves that to the agent.
+    pub fast_path: Option<bool>,
     /// Ids of generic resources by kind.
     pub generic: Vec<(String, Vec<String>)>,
 }
@@ -187,6 +189,9 @@ impl<'a> Cluster<'a> {
         let host = self.lab.host(host);
         let mut text = format!("state_dir = \"{}\"\n", host.dir().join("skein-agent").display());
         text.push_str(&format!("cgroup_parent = \"/skein-lab/{}/{}/containers\"\n", self.lab.name(), host.name()));
+        if let Some(on) = options.fast_path {
+            text.push_str(&format!("fast_path = {on}\n"));
+        }
         if let Some(memory) = &options.memory {
             text.push_str(&format!("offer = {{ memory = \"{memory}\" }}\n"));
         }

@@ -52,14 +52,19 @@ pub fn run(args: &OverlayArgs) -> Result<Outcome> {
     }
     let mut bench = Bench { rounds: args.rounds, seconds: args.seconds, figures: Vec::new() };
     let rig = Rig::up()?;
-    let paths = rig.paths()?;
+    let all = rig.paths()?;
+    let paths: Vec<&Path> = all.iter().collect();
     for round in 1..=args.rounds {
         ui::note(&format!("round {round} of {}", args.rounds));
-        bench.load(&paths, round)?;
+        bench.load(&paths, |path| path.name, round)?;
+        rig.fast_path(false)?;
+        let ours: Vec<&Path> = paths.iter().copied().filter(|path| path.name == "Skein").collect();
+        bench.load(&ours, |_| "Skein, routed", round)?;
+        rig.fast_path(true)?;
     }
     ui::note("what is around traffic");
     bench.life(&rig, &paths)?;
-    drop(paths);
+    drop(all);
     rig.lab.down()?;
     let mut rows = bench.rows();
     // Built beside this program.
@@ -145,30 +150,30 @@ impl Bench {
         self.figures.iter().find(|known| known.case == case && known.metric == metric)
     }
 
-    /// Every load over every way; each round begins with another one.
-    fn load(&mut self, paths: &[Path], round: u32) -> Result<()> {
+    /// Every load over each of these ways, under a name of its own; each round begins with another way.
+    fn load(&mut self, paths: &[&Path], name: impl Fn(&Path) -> &'static str, round: u32) -> Result<()> {
         let duration = Duration::from_secs(u64::from(self.seconds));
         let order = || paths.iter().cycle().skip(round as usize % paths.len()).take(paths.len());
         for (count, speed, cpu) in [(1, ONE, CPU_ONE), (4, FOUR, CPU_FOUR)] {
             for path in order() {
                 let streams = path.streams(count, self.seconds)?;
-                self.add(path.name, speed, streams.gbit_per_s);
-                self.add(path.name, cpu, streams.cpu_s_per_gbit * 1e3);
+                self.add(name(path), speed, streams.gbit_per_s);
+                self.add(name(path), cpu, streams.cpu_s_per_gbit * 1e3);
             }
         }
         for path in order() {
-            self.add(path.name, ROUND_TRIP, path.round_trip_us(duration)?);
+            self.add(name(path), ROUND_TRIP, path.round_trip_us(duration)?);
         }
         for path in order() {
-            self.add(path.name, DATAGRAMS, path.datagrams_per_s(duration)? / 1e3);
+            self.add(name(path), DATAGRAMS, path.datagrams_per_s(duration)? / 1e3);
         }
         Ok(())
     }
 
-    fn life(&mut self, rig: &Rig, paths: &[Path]) -> Result<()> {
+    fn life(&mut self, rig: &Rig, paths: &[&Path]) -> Result<()> {
         const START: (&str, &str) = ("container made, to its first answered packet", "ms");
         let [first, _] = rig.hosts();
-        let server = |name: &str| paths.iter().find(|path| path.name == name).context("a way is missing");
+        let server = |name: &str| paths.iter().copied().find(|path| path.name == name).context("a way is missing");
         for round in 1..=self.rounds {
             for (case, network, path) in [
                 ("docker run, engine's bridge", "bridge", server("underlay")?),

@@ -6,11 +6,12 @@
 //! | underlay | the hosts themselves |
 //! | VXLAN device | a VXLAN device whose only peer is the other host, straight in a container: the least that any VXLAN overlay does |
 //! | Swarm | an attachable overlay of the engines' own Swarm mode |
-//! | Skein | an attachable network of ours, without services |
+//! | Skein | an attachable network of ours, without services, with the fast path |
+//! | Skein, routed | the same network with the fast path switched off at both hosts |
 //!
 //! Three UDP ports keep the three kinds of VXLAN apart. No tasks, no channels.
 
-use std::net::IpAddr;
+use std::{fs, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -22,6 +23,8 @@ use crate::{
 
 /// Name of our network.
 pub(super) const NETWORK: &str = "bench";
+/// Our VXLAN device in a fabric.
+const TUNNEL: &str = "skvx";
 /// Name of Swarm's network.
 pub(super) const SWARM: &str = "bench-swarm";
 /// Swarm's VXLAN port; ours is the usual one.
@@ -48,7 +51,8 @@ impl Rig {
         let lab = Lab::up(LabSpec::new(format!("overlay{}", std::process::id()), 2))?;
         lab.image("busybox")?;
         let rig = Self { lab };
-        let cluster = Cluster::up(&rig.lab, |host| NodeOptions::label("host", host))?;
+        let fast = |host: &str| NodeOptions { fast_path: Some(true), ..NodeOptions::label("host", host) };
+        let cluster = Cluster::up(&rig.lab, fast)?;
         cluster.skein(&["network", "create", "--attachable", NETWORK])?;
         rig.swarm()?;
         for host in rig.hosts() {
@@ -69,6 +73,33 @@ impl Rig {
     /// The cluster of ours.
     pub(super) fn cluster(&self) -> Cluster<'_> {
         Cluster::of(&self.lab)
+    }
+
+    /// Starts the agents anew with the fast path on or off, and waits until the kernel follows. Containers and their
+    /// connections stay.
+    ///
+    /// # Errors
+    /// An agent does not come back.
+    pub(super) fn fast_path(&self, on: bool) -> Result<()> {
+        // What the agent says of its first change of the kinds that it makes then.
+        let said = if on { format!("to {TUNNEL}") } else { "remove the fast path".to_owned() };
+        let count = |log: &str| log.lines().filter(|line| line.contains(&said)).count();
+        for host in self.hosts() {
+            let agent = self.cluster().process(host.name(), "skein-agent")?;
+            let before = count(&agent.log()?);
+            let path = host.dir().join("agent.toml");
+            let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
+            // Keys of the file stand before its tables.
+            let rest = text.lines().filter(|line| !line.starts_with("fast_path")).collect::<Vec<_>>().join("\n");
+            fs::write(&path, format!("fast_path = {on}\n{rest}\n"))?;
+            agent.kill()?;
+            let agent = self.cluster().start_agent(host.name())?;
+            wait_for("the agent to change the fast path", PATIENCE, || {
+                Ok((count(&agent.log()?) > before).then_some(()))
+            })
+            .with_context(|| agent.log_tail())?;
+        }
+        Ok(())
     }
 
     fn swarm(&self) -> Result<()> {
