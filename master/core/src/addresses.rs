@@ -46,7 +46,7 @@ pub(crate) struct Shortage {
     /// In words, for whoever waits for it.
     pub(crate) message: String,
     /// A block to freeze, so that there will be one.
-    pub(crate) freeze: Option<Block>,
+    pub(crate) freeze: Option<Box<Block>>,
 }
 
 impl From<String> for Shortage {
@@ -334,7 +334,7 @@ impl Core {
         for network in networks.iter().filter_map(|id| self.model.networks.get(id)).cloned().collect::<Vec<_>>() {
             let ctx = Context { seed: rng.next_u64(), ..meta::internal("allocator", "plain containers", now, 0) };
             let grown = self.ensure_block(&network, node, self.without_block(&network, node, None), &ctx);
-            if let Some(block) = grown.unwrap_or_else(|shortage| shortage.freeze) {
+            if let Some(block) = grown.unwrap_or_else(|shortage| shortage.freeze.map(|block| *block)) {
                 self.stage(Change::Upsert(Object::Block(block)));
             }
         }
@@ -417,7 +417,7 @@ impl Core {
             return self.full(network).into();
         };
         let freeze = Block { frozen: Some(ticket(&mut Rng::new(ctx.seed))), ..most.clone() };
-        Shortage { message: waits(&freeze), freeze: Some(freeze) }
+        Shortage { message: waits(&freeze), freeze: Some(Box::new(freeze)) }
     }
 
     /// How many addresses a block has that its owner does not need; none when it needs the block.

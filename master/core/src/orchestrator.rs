@@ -434,7 +434,7 @@ impl Core {
                 Ok(block) => blocks.extend(block),
                 Err(Shortage { message, freeze }) => {
                     if let Some(block) = freeze {
-                        self.stage(Change::Upsert(Object::Block(block)));
+                        self.stage(Change::Upsert(Object::Block(*block)));
                     }
                     return Err(message);
                 }
@@ -464,7 +464,9 @@ impl Core {
         }
         for (network, node) in missing {
             let ctx = Context { seed: rng.next_u64(), ..ctx.clone() };
-            let grown = self.ensure_block(&network, &node, 1, &ctx).unwrap_or_else(|shortage| shortage.freeze);
+            let grown = self
+                .ensure_block(&network, &node, 1, &ctx)
+                .unwrap_or_else(|shortage| shortage.freeze.map(|block| *block));
             if let Some(block) = grown {
                 self.stage(Change::Upsert(Object::Block(block)));
             }

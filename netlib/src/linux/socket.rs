@@ -269,6 +269,32 @@ impl Socket {
     }
 }
 
+/// What the way from `local` to `peer` takes, bytes. Sends nothing: connecting a UDP socket only asks the routes.
+pub(super) fn path_mtu(local: IpAddr, peer: IpAddr) -> io::Result<u32> {
+    /// Any port: nothing is sent (RFC 863: discard).
+    const PORT: u16 = 9;
+    let socket = UdpSocket::bind((local, 0))?;
+    socket.connect((peer, PORT))?;
+    let mtu = match peer {
+        IpAddr::V4(_) => getsockopt(&socket, sockopt::IpMtu)?,
+        IpAddr::V6(_) => ipv6_mtu(&socket)?,
+    };
+    u32::try_from(mtu).map_err(io::Error::other)
+}
+
+/// `IPV6_MTU` (ipv6(7)), which nix does not have.
+#[allow(unsafe_code, reason = "a system call that no crate we use wraps")]
+fn ipv6_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
+    let mut mtu: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
+    let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_MTU);
+    // SAFETY: the descriptor is open for as long as `socket` lives; the kernel writes at most `len` bytes to `mtu`,
+    // which has as many, and is the integer that this option gives.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut len) };
+    Errno::result(result)?;
+    Ok(mtu)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -325,30 +351,4 @@ mod tests {
         let whole = dump(&[answer(7, 7, NLM_F_DUMP_INTR), answer(1, 1, 0)]);
         assert_eq!(whole.expect("ours"), [(OBJECT, vec![1; 4])]);
     }
-}
-
-/// What the way from `local` to `peer` takes, bytes. Sends nothing: connecting a UDP socket only asks the routes.
-pub(super) fn path_mtu(local: IpAddr, peer: IpAddr) -> io::Result<u32> {
-    /// Any port: nothing is sent (RFC 863: discard).
-    const PORT: u16 = 9;
-    let socket = UdpSocket::bind((local, 0))?;
-    socket.connect((peer, PORT))?;
-    let mtu = match peer {
-        IpAddr::V4(_) => getsockopt(&socket, sockopt::IpMtu)?,
-        IpAddr::V6(_) => ipv6_mtu(&socket)?,
-    };
-    u32::try_from(mtu).map_err(io::Error::other)
-}
-
-/// `IPV6_MTU` (ipv6(7)), which nix does not have.
-#[allow(unsafe_code, reason = "a system call that no crate we use wraps")]
-fn ipv6_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
-    let mut mtu: libc::c_int = 0;
-    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("four");
-    let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_MTU);
-    // SAFETY: the descriptor is open for as long as `socket` lives; the kernel writes at most `len` bytes to `mtu`,
-    // which has as many, and is the integer that this option gives.
-    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut mtu).cast(), &raw mut len) };
-    Errno::result(result)?;
-    Ok(mtu)
 }

@@ -47,10 +47,11 @@ pub fn run(_: &SimArgs) -> Result<Outcome> {
     let rows = CASES.iter().map(|(case, args, goal)| measure(&program, case, args, *goal)).collect::<Result<_>>()?;
     let notes = vec![
         "Wall time; a world has one thread. The profile `sim` has assertions and overflow checks on.".to_owned(),
-        "Where the time goes: in an hour with few changes a third is `Core::check`, which builds every index anew, a quarter \
-         the master's turns, and the rest the queue, users and agents. In worlds with faults a quarter is `Core::check`, a \
-         tenth each what a turn settles, what a master that starts again reads, and what agents plan; comparing ids of 25 \
-         letters is a sixth of it all."
+        "Where the time goes: in an hour with few changes a fifth each is `Core::check`, which builds every index \
+         anew, and what a turn settles; the rest is spread over queue, users, agents and the other work of a turn. \
+         In worlds with faults a tenth each is what hosts are told, documents between releases, the kernels of the \
+         sample, what a turn settles, what agents plan, and `Core::check`; a fifteenth is what a master that \
+         starts again reads."
             .to_owned(),
     ];
     Ok(Outcome { name: NAME, title: "Simulated clusters", rows, notes })
