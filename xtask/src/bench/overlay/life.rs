@@ -157,22 +157,33 @@ impl<'a> Plugin<'a> {
     }
 }
 
-/// A stack with one service of two replicas, whose virtual address changes.
+/// A stack whose service `web` has a virtual address, and a container on each host that keeps the network there.
+fn stack(replicas: usize) -> String {
+    STACK.replace("REPLICAS", &replicas.to_string())
+}
+
 const STACK: &str = "services:
   web:
     image: busybox
     command: sleep 86400
-    deploy:
-      replicas: 2
-      x-skein:
-        drain: 0s
+    stop_grace_period: 0s
+    deploy: {replicas: REPLICAS, x-skein: {drain: 0s}}
+  everywhere:
+    image: busybox
+    command: sleep 86400
+    deploy: {mode: global, endpoint_mode: dnsrr}
 ";
+
+/// Brings the stack to so many replicas, and waits until they run.
+fn scale(rig: &Rig, replicas: usize) -> Result<()> {
+    let cluster = rig.cluster();
+    let file = cluster.compose_file("vip", &stack(replicas))?;
+    cluster.stack_up("vip", &file).map(drop)
+}
 
 /// Starts the service whose virtual address [`vip_change_ms`] changes, and answers the fabrics of its network.
 pub(super) fn vip_service(rig: &Rig) -> Result<Vec<Place>> {
-    let cluster = rig.cluster();
-    let file = cluster.compose_file("vip", STACK)?;
-    cluster.stack_up("vip", &file)?;
+    scale(rig, 2)?;
     let id = network_id(rig, "vip_default")?;
     Ok(fabrics(rig, &id))
 }
@@ -194,10 +205,6 @@ fn backends(fabric: &Place) -> Result<usize> {
     let maps =
         listed["nftables"].as_array().into_iter().flatten().filter_map(|object| object["map"]["elem"].as_array());
     Ok(maps.map(Vec::len).sum())
-}
-
-fn scale(rig: &Rig, replicas: usize) -> Result<()> {
-    rig.cluster().skein(&["service", "scale", &format!("vip_web={replicas}")]).map(drop)
 }
 
 /// From the command that takes one of two backends away until no fabric leads to it any more, in milliseconds. Puts it
