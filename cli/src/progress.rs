@@ -54,6 +54,8 @@ pub(crate) struct Progress {
     wanted: BTreeMap<ServiceId, Wanted>,
     nodes: BTreeMap<NodeId, String>,
     tasks: BTreeMap<TaskId, Task>,
+    /// Tasks of the specification before.
+    before: BTreeMap<TaskId, Task>,
     shown: BTreeMap<TaskId, String>,
     counted: BTreeSet<TaskId>,
     failures: BTreeMap<Slot, u32>,
@@ -76,6 +78,7 @@ impl Progress {
             wanted: wanted.collect(),
             nodes,
             tasks: BTreeMap::new(),
+            before: BTreeMap::new(),
             shown: BTreeMap::new(),
             counted: BTreeSet::new(),
             failures: BTreeMap::new(),
@@ -95,7 +98,14 @@ impl Progress {
 
     /// Takes in the state of a task; gives back what to show when that changed.
     pub(crate) fn seen(&mut self, task: Task) -> Option<Line> {
-        self.wanted(&task)?;
+        if self.wanted(&task).is_none() {
+            let ours = task.service.as_ref().is_some_and(|service| self.wanted.contains_key(service));
+            let news = self.before.get(&task.id).is_none_or(|k| k.meta.revision <= task.meta.revision);
+            if ours && news {
+                self.before.insert(task.id.clone(), task);
+            }
+            return None;
+        }
         let known = self.tasks.get(&task.id);
         // A list may be older than events that came before it.
         if known.is_some_and(|k| k.meta.revision > task.meta.revision) {
@@ -122,6 +132,7 @@ impl Progress {
     /// Forgets a task that is gone.
     pub(crate) fn gone(&mut self, id: &TaskId) {
         self.tasks.remove(id);
+        self.before.remove(id);
         self.shown.remove(id);
     }
 
@@ -154,7 +165,12 @@ impl Progress {
             self.tasks.values().filter(|t| (of(t) || done(t)) && self.settled(t)).map(slot).collect();
         match wanted.service.spec.mode {
             ServiceMode::Replicated(n) => settled.len() >= n as usize,
-            ServiceMode::Global => !settled.is_empty() && self.unsettled(id).next().is_none(),
+            // How many there are to be is not known here; those of before that go on are still to be replaced.
+            ServiceMode::Global => {
+                let goes_on = |t: &Task| of(&t) && !t.status.state.is_terminal();
+                let before = self.before.values().any(goes_on);
+                !settled.is_empty() && !before && self.unsettled(id).next().is_none()
+            }
         }
     }
 

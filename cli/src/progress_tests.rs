@@ -136,6 +136,20 @@ fn global_services_wait_for_all_their_tasks() {
 }
 
 #[test]
+fn global_services_are_replaced_one_by_one() {
+    let old = |line: &str| Task { spec_generation: 1, ..task(line) };
+    let mut p = progress(vec![service("mon", ServiceMode::Global, RestartCondition::Any)], PlanAction::Recreate);
+    p.seen(old("a mon 0 running n1"));
+    p.seen(old("b mon 0 running n2"));
+    assert_eq!(run(&mut p, &["c mon 0 running n1"]).1, Outcome::Waiting);
+    p.seen(Task { desired_state: TaskState::Shutdown, ..old("a mon 0 running n1") });
+    assert_eq!(p.outcome(), Outcome::Waiting, "one is still to be replaced");
+    p.gone(&TaskId::new("b"));
+    assert_eq!(run(&mut p, &["d mon 0 starting n2"]).1, Outcome::Waiting);
+    assert_eq!(run(&mut p, &["d mon 0 running n2"]).1, Outcome::Done);
+}
+
+#[test]
 fn orphans_and_strangers_are_not_waited_for() {
     let mut p = progress(vec![service("old", ServiceMode::Replicated(1), RestartCondition::Any)], PlanAction::Orphan);
     assert_eq!(run(&mut p, &["a other 1 failed n1"]), (vec![], Outcome::Done));
