@@ -288,8 +288,8 @@ impl Class {
         !request.ports.is_empty() || !request.affinities.is_empty() || soft
     }
 
-    /// Enters what a profile means for the class; none when it means nothing, and whether it can decide if the class may
-    /// go to a node.
+    /// Enters what a profile means for the class: whether it can decide if the class may go to a node; none when it
+    /// means nothing.
     pub(super) fn meet(&mut self, id: ProfileId, profile: &Placed) -> Option<bool> {
         let request = &self.request;
         let mut blocks = profile.ports.iter().any(|taken| request.ports.iter().any(|port| ports_conflict(taken, port)));

@@ -1,7 +1,7 @@
 //! The next nodes of one class, in order: a short list that is filled from the order of all nodes and taken from its end.
 //!
-//! Owns the promise that nothing before `bound` is missing but what is in the class's inbox. It must not know what a node
-//! is: entries are checked by who takes them, since other classes make nodes worse without a word.
+//! Owns the promise that nothing before `bound` is missing but what is in the class's inbox. It must not know what a
+//! node is: entries are checked by who takes them, since other classes make nodes worse without a word.
 
 use crate::scheduler::rank::LEVELS;
 

@@ -243,8 +243,8 @@ impl Engine {
         None
     }
 
-    /// Visits the nodes of a lane with so many own tasks in order from a standing on, whether they have room or not, until
-    /// `visit` says stop (false); counts into `work` what it took, which `visit` is told.
+    /// Visits the nodes of a lane with so many own tasks in order from a standing on, whether they have room or not,
+    /// until `visit` says stop (false); counts into `work` what it took, which `visit` is told.
     pub(super) fn walk_from(
         &self,
         id: ClassId,
