@@ -3,6 +3,8 @@
 //! Owns nothing but data. Changed only through [`Model::apply`], which keeps the secondary indexes; what a change
 //! means is decided elsewhere. All maps are ordered, so that every walk over them is.
 
+mod hosts;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -11,10 +13,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use skein_api::{
-    AttachedContainer, Block, Network, NetworkId, Node, NodeDescription, NodeId, Service, ServiceId, Task, TaskId,
-    TaskSpec, TaskState, Token, TokenId, Volume, VolumeId,
+    AttachedContainer, Block, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, TaskSpec, TaskState,
+    Token, TokenId, Volume, VolumeId,
 };
 use smallvec::SmallVec;
+
+use self::hosts::Hosts;
 
 /// Settings of the whole cluster, made once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,51 +308,6 @@ pub(crate) fn static_addresses(spec: &TaskSpec) -> impl Iterator<Item = (Network
 fn taken_from(task: &Task) -> impl Iterator<Item = &String> {
     let container = &task.spec.container;
     container.volumes_from.iter().map(|v| &v.from).chain(container.share.iter().map(|(_, with)| with))
-}
-
-/// Nodes by what no two of them share, or should not.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Hosts {
-    names: BTreeMap<String, NodeId>,
-    key_digests: BTreeMap<String, NodeId>,
-    indexes: BTreeSet<u16>,
-    /// By address of the underlay, either family.
-    underlays: BTreeMap<IpAddr, BTreeSet<NodeId>>,
-    /// By network: containers that somebody started there by hand, and where.
-    attached: BTreeMap<NetworkId, BTreeSet<(TaskId, NodeId)>>,
-}
-
-fn underlays(node: &Node) -> impl Iterator<Item = IpAddr> {
-    let NodeDescription { underlay4, underlay6, .. } = &node.description;
-    underlay4.map(IpAddr::V4).into_iter().chain(underlay6.map(IpAddr::V6))
-}
-
-impl Hosts {
-    fn add(&mut self, node: &Node) {
-        self.names.insert(node.name.clone(), node.id.clone());
-        self.key_digests.insert(node.key_digest.clone(), node.id.clone());
-        self.indexes.insert(node.host_index);
-        for address in underlays(node) {
-            self.underlays.entry(address).or_default().insert(node.id.clone());
-        }
-        for container in &node.description.attached {
-            let place = (container.id.clone(), node.id.clone());
-            self.attached.entry(container.network.clone()).or_default().insert(place);
-        }
-    }
-
-    fn remove(&mut self, node: &Node) {
-        self.names.remove(&node.name);
-        self.key_digests.remove(&node.key_digest);
-        self.indexes.remove(&node.host_index);
-        for address in underlays(node) {
-            drop_from(&mut self.underlays, &address, &node.id);
-        }
-        for container in &node.description.attached {
-            let place = (container.id.clone(), node.id.clone());
-            drop_from(&mut self.attached, &container.network, &place);
-        }
-    }
 }
 
 /// Takes an id out from under a key; nothing is left of a key without ids.

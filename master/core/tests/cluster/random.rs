@@ -108,7 +108,7 @@ fn spec(at: usize, bits: u8) -> ServiceSpec {
         if bit(2) {
             network(s, if at.is_multiple_of(2) { "s_a" } else { "s_b" });
             // Twice the same address is refused. What is static anywhere meets blocks that hosts have already.
-            if bits % 4 < 2 && (bits % 3 != 0 || !bit(7)) && bits % 5 < 3 {
+            if bits % 4 < 2 && (!bits.is_multiple_of(3) || !bit(7)) && bits % 5 < 3 {
                 let (a, b) = (["10.1.0.4", "10.1.0.9", "10.1.0.29"], ["10.1.1.2", "10.1.1.6", "10.1.1.13"]);
                 let address = (if at.is_multiple_of(2) { a } else { b })[usize::from(bits >> 3) % 3];
                 s.task.networks[0].ipv4 = address.parse().ok();
