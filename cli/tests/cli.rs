@@ -163,8 +163,8 @@ async fn tables_and_json() {
     let mut lines = cluster();
     lines.push(("GET /v1/tasks", ok(json!([task("0123456789abcdef", "running", json!({}))]))));
     let master = Master::start(script(&lines));
-    let table = "ID             NAME         IMAGE   NODE    STATE       PORTS\n\
-                 0123456789ab   shop_web.1   nginx   dc1-a   running -\n";
+    let table = "ID             NAME         IMAGE   NODE    PORTS   STATE\n\
+                 0123456789ab   shop_web.1   nginx   dc1-a           running -\n";
     assert_eq!(master.run(&["ps", "--stack", "shop", "-a"]).await, (0, table.into(), String::new()));
     assert_eq!(master.asked("GET /v1/tasks"), ["GET /v1/tasks?stack=shop&all=true "]);
     let (code, out, _) = master.run(&["ps", "-o", "json"]).await;

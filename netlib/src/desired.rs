@@ -66,7 +66,7 @@ pub fn fabric(
         add_endpoint(&mut want, state, endpoint);
     }
     if config.fast_path {
-        want.fast = fast(config, state);
+        want.fast = fast(config, state, host_addrs);
     }
     want.table = Some(fabric_table(config, state, host_addrs));
     Ok(want)
@@ -167,7 +167,7 @@ pub(crate) fn add_endpoint(want: &mut Desired, state: &NetworkState, endpoint: &
 
 /// The fast path of a fabric. `None` where a virtual address lies in a block of some host: the programs would take it for
 /// a container's. The master gives none such.
-fn fast(config: &HostConfig, state: &NetworkState) -> Option<Fast> {
+fn fast(config: &HostConfig, state: &NetworkState, host_addrs: &BTreeSet<IpAddr>) -> Option<Fast> {
     let blocks = || state.local_blocks.iter().chain(state.peers.values().flat_map(|peer| &peer.blocks));
     if state.services.keys().any(|vip| blocks().any(|block| block.contains(vip))) {
         return None;
@@ -176,6 +176,10 @@ fn fast(config: &HostConfig, state: &NetworkState) -> Option<Fast> {
     let mut fast = Fast { careful: !state.services.is_empty(), ..Fast::default() };
     fast.ways.extend(state.subnet6.map(|subnet| (IpNet::V6(subnet.trunc()), Way::Nobody)));
     fast.ways.insert(IpNet::V4(state.subnet4.trunc()), Way::Nobody);
+    // A port of every host that a container asks here may lead to another host, as a virtual address does. Addresses of
+    // one link are not reached through another.
+    let reached = |addr: &&IpAddr| !addr.is_loopback() && !matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local());
+    fast.ways.extend(host_addrs.iter().filter(reached).map(|addr| (host_net(*addr), Way::Nobody)));
     for (host, peer) in &state.peers {
         let way = match peer.mtu {
             None => Way::Peer { dev: tunnel.to_owned(), mac: names::vtep_mac(state.vni, *host) },

@@ -28,7 +28,7 @@ pub fn ensure_network(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkS
         report.changes.push(format!("network {}: make namespace {}", state.id, names::netns_name(&state.id)));
     }
     let config = HostConfig { fast_path: has_fast_path(kernel, config), ..config.clone() };
-    let want = desired::fabric(&config, state, &host_addrs(kernel, state)?)?;
+    let want = desired::fabric(&config, state, &host_addrs(kernel, &config, state)?)?;
     let fabric = Scope::Fabric(state.id.clone());
     let missing = converge(kernel, &fabric, &want, &mut report)?;
     let lost = state.endpoints.iter().filter(|(_, endpoint)| missing.contains(&endpoint.fabric_ifname()));
@@ -53,7 +53,7 @@ fn has_fast_path(kernel: &dyn Kernel, config: &HostConfig) -> bool {
 /// # Errors
 /// When the state is invalid, there is no such fabric (nothing was changed), or the kernel refuses a change.
 pub fn ensure_rules(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkState) -> Result<Report, Error> {
-    let want = desired::fabric_rules(config, state, &host_addrs(kernel, state)?)?;
+    let want = desired::fabric_rules(config, state, &host_addrs(kernel, config, state)?)?;
     let mut report = Report::default();
     converge(kernel, &Scope::Fabric(state.id.clone()), &want, &mut report)?;
     Ok(report)
@@ -196,9 +196,14 @@ pub fn remove_endpoint(kernel: &dyn Kernel, id: &NetworkId, endpoint: &Endpoint)
     Ok(())
 }
 
-/// The host's own addresses, where the network's rules need them.
-pub(crate) fn host_addrs(kernel: &dyn Kernel, state: &NetworkState) -> Result<BTreeSet<IpAddr>, Error> {
-    if state.internal || (state.published.is_empty() && state.ingress.is_none()) {
+/// The host's own addresses, where the network's rules or its fast path need them.
+pub(crate) fn host_addrs(
+    kernel: &dyn Kernel,
+    config: &HostConfig,
+    state: &NetworkState,
+) -> Result<BTreeSet<IpAddr>, Error> {
+    let ports = !state.published.is_empty() || state.ingress.is_some();
+    if state.internal || !(ports || config.fast_path) {
         return Ok(BTreeSet::new());
     }
     let query = Query { objects: true, only_our_routes: true, ..Query::default() };

@@ -39,7 +39,7 @@ impl Look {
 /// # Errors
 /// When the state is invalid, there is no such fabric, or it cannot be read.
 pub fn network(kernel: &dyn Kernel, config: &HostConfig, state: &NetworkState) -> Result<Vec<Look>, Error> {
-    let want = desired::fabric(config, state, &driver::host_addrs(kernel, state)?)?;
+    let want = desired::fabric(config, state, &driver::host_addrs(kernel, config, state)?)?;
     let mut looks = vec![look(kernel, Scope::Fabric(state.id.clone()), want)?];
     let ipv6 = !state.internal && state.subnet6.is_some() && driver::uplink_has_ipv6(kernel, state)?;
     if let Some(want) = desired::uplink(state, ipv6) {

@@ -11,7 +11,7 @@ use std::{
 use skein_api::Protocol;
 use socket2::{Domain, Socket, Type};
 
-/// What every probe says, so that it is known in a capture.
+/// What datagrams and echo requests say, so that they are known in a capture. A connection says nothing.
 pub(super) const MARK: &[u8] = b"skein net probe";
 /// Tries of an echo request, and datagrams of a UDP probe.
 pub(super) const TRIES: u16 = 3;

