@@ -292,8 +292,13 @@ impl<'a> Cluster<'a> {
     /// There is none.
     pub fn task(&self, name: &str) -> Result<Value> {
         let tasks = self.tasks()?;
-        let live = |t: &&Value| t["name"] == name && t["desired_state"] == "running";
-        tasks.iter().find(live).cloned().with_context(|| format!("no live task {name}"))
+        let wanted = tasks.iter().filter(|t| t["name"] == name && t["desired_state"] == "running");
+        // One that ended is wanted to run for as long as it is listed, beside its replacement.
+        let ended = |t: &&Value| {
+            let state = t["status"]["state"].as_str().unwrap_or_default();
+            ["complete", "shutdown", "failed", "rejected", "orphaned"].contains(&state)
+        };
+        wanted.min_by_key(ended).cloned().with_context(|| format!("no live task {name}"))
     }
 
     /// Waits until a task of that name runs, and returns it.
