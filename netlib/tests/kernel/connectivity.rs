@@ -5,7 +5,7 @@ use std::{net::UdpSocket, time::Duration};
 use netlib::HostState;
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, container, left_out, network, vtep};
+use crate::lab::{Lab, blue, blue_alone, container, left_out, network, vtep};
 
 async fn talk_between_two_hosts(six: bool) {
     let lab = Lab::with(2, six);
@@ -146,10 +146,8 @@ async fn spoofed_and_injected_packets_are_dropped() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(1);
+    let (lab, mut state) = blue_alone().await;
     let (host, victim) = (&lab.hosts[0], lab.machine(100));
-    let mut state = network("blue", 57, host.index, 1, false);
-    host.overlay.ensure_network(&state).await.expect("network");
     host.overlay.ensure_host(&HostState { ipv6: true, ..HostState::default() }).await.expect("host");
     let a = container(host, &mut state, 7).await;
     let b = container(host, &mut state, 8).await;
@@ -183,10 +181,8 @@ async fn vxlan_is_taken_from_known_vteps_only() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(2);
-    let mut states: Vec<_> = lab.hosts.iter().map(|host| network("blue", 57, host.index, 2, false)).collect();
-    for (host, state) in lab.hosts.iter().zip(&states) {
-        host.overlay.ensure_network(state).await.expect("network");
+    let (lab, mut states) = blue(2).await;
+    for host in &lab.hosts {
         host.overlay.ensure_host(&HostState::default()).await.expect("host");
     }
     let a = container(&lab.hosts[0], &mut states[0], 7).await;
@@ -230,11 +226,7 @@ async fn no_packet_is_lost_while_a_new_process_adopts() {
     }
     /// Packets sent while the network is ensured again and again.
     const PACKETS: u32 = 300;
-    let lab = Lab::new(2);
-    let mut states: Vec<_> = lab.hosts.iter().map(|host| network("blue", 57, host.index, 2, false)).collect();
-    for (host, state) in lab.hosts.iter().zip(&states) {
-        host.overlay.ensure_network(state).await.expect("network");
-    }
+    let (lab, mut states) = blue(2).await;
     let a = container(&lab.hosts[0], &mut states[0], 7).await;
     let far = container(&lab.hosts[1], &mut states[1], 9).await;
     let echo = far.ns.run(|| UdpSocket::bind(far.addr4(7))).expect("bind");

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use netlib::{HostState, Proto, PublishedPort};
+use netlib::{HostState, Proto};
 use nix::{
     net::if_::if_nametoindex,
     sys::socket::{
@@ -16,25 +16,18 @@ use nix::{
     },
 };
 
-use crate::lab::{Lab, Ns, container, left_out, network};
+use crate::lab::{Ns, blue, blue_alone, container, left_out, port};
 
 /// A packet that must arrive.
 const ARRIVE: Duration = Duration::from_secs(5);
-
-fn port(proto: Proto, host_ip: Option<&str>, host_port: u16, target: std::net::SocketAddr) -> PublishedPort {
-    let host_ip = host_ip.map(|ip| ip.parse().expect("address"));
-    PublishedPort { proto, host_ip, host_port, target: target.ip(), target_port: target.port(), draining: false }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_published_on_loopback_is_for_the_host_alone() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(1);
+    let (lab, mut state) = blue_alone().await;
     let (host, client) = (&lab.hosts[0], lab.machine(100));
-    let mut state = network("blue", 57, host.index, 1, false);
-    host.overlay.ensure_network(&state).await.expect("network");
     let web = container(host, &mut state, 7).await;
     let published = BTreeSet::from([
         port(Proto::Tcp, Some("127.0.0.1"), 8080, web.addr4(80)),
@@ -70,7 +63,7 @@ async fn publishing_53_does_not_take_what_is_for_other_machines() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(1);
+    let (lab, mut state) = blue_alone().await;
     let (host, client) = (&lab.hosts[0], lab.machine(100));
     // A machine behind the host, which routes for its neighbours.
     let behind = Ns::new();
@@ -80,8 +73,6 @@ async fn publishing_53_does_not_take_what_is_for_other_machines() {
     ));
     behind.sh("ip addr add 10.98.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.98.0.1");
     client.sh("ip route add 10.98.0.0/24 via 10.99.0.1");
-    let mut state = network("blue", 57, host.index, 1, false);
-    host.overlay.ensure_network(&state).await.expect("network");
     let dns = container(host, &mut state, 7).await;
     let inside = container(host, &mut state, 8).await;
     let published = BTreeSet::from([port(Proto::Udp, None, 53, dns.addr4(53))]);
@@ -130,10 +121,8 @@ async fn a_rogue_router_advertisement_changes_nothing() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(2);
-    let mut states: Vec<_> = lab.hosts.iter().map(|host| network("blue", 57, host.index, 2, false)).collect();
-    for (host, state) in lab.hosts.iter().zip(&states) {
-        host.overlay.ensure_network(state).await.expect("network");
+    let (lab, mut states) = blue(2).await;
+    for host in &lab.hosts {
         host.overlay.ensure_host(&HostState { ipv6: true, ..HostState::default() }).await.expect("host");
     }
     let rogue = container(&lab.hosts[0], &mut states[0], 7).await;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use netlib::{Endpoint, EndpointId, HostConfig, HostIndex, NetworkState, Overlay, Peer};
+use netlib::{Endpoint, EndpointId, HostConfig, HostIndex, NetworkState, Overlay, Peer, Proto, PublishedPort};
 use nix::{
     mount::{MntFlags, umount2},
     sched::{CloneFlags, setns, unshare},
@@ -236,6 +236,28 @@ pub(crate) fn network(name: &str, vni: u32, here: HostIndex, hosts: u16, six: bo
         services: Default::default(),
         ingress: None,
     }
+}
+
+/// Some hosts with one network, `blue`, and that network as each of them sees it.
+pub(crate) async fn blue(hosts: u16) -> (Lab, Vec<NetworkState>) {
+    let lab = Lab::new(hosts);
+    let states: Vec<_> = lab.hosts.iter().map(|host| network("blue", 57, host.index, hosts, false)).collect();
+    for (host, state) in lab.hosts.iter().zip(&states) {
+        host.overlay.ensure_network(state).await.expect("network");
+    }
+    (lab, states)
+}
+
+/// One host with the network `blue`.
+pub(crate) async fn blue_alone() -> (Lab, NetworkState) {
+    let (lab, mut states) = blue(1).await;
+    (lab, states.remove(0))
+}
+
+/// A published port that leads to `target`.
+pub(crate) fn port(proto: Proto, host_ip: Option<&str>, host_port: u16, target: SocketAddr) -> PublishedPort {
+    let host_ip = host_ip.map(|ip| ip.parse().expect("address"));
+    PublishedPort { proto, host_ip, host_port, target: target.ip(), target_port: target.port(), draining: false }
 }
 
 /// A container, wired up as the engine does it from the answer to Join.

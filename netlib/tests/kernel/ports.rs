@@ -10,7 +10,7 @@ use std::{
 use netlib::{HostState, NetworkState, Proto, PublishedPort};
 
 use crate::{
-    lab::{Lab, container, left_out, network},
+    lab::{Lab, blue_alone, container, left_out, network, port},
     services::WAIT,
 };
 
@@ -28,20 +28,12 @@ async fn a_published_port_is_reached_from_everywhere_with_the_true_address() {
     let web = container(host, &mut blue, 7).await;
     let near = container(host, &mut blue, 8).await;
     let stranger = container(host, &mut red, 9).await;
-    let port = |proto, target: std::net::SocketAddr, host_ip: Option<&str>, host_port| PublishedPort {
-        proto,
-        host_ip: host_ip.map(|ip| ip.parse().expect("address")),
-        host_port,
-        target: target.ip(),
-        target_port: target.port(),
-        draining: false,
-    };
     let published = BTreeSet::from([
-        port(Proto::Tcp, web.addr4(80), None, 8080),
-        port(Proto::Tcp, web.addr6(80), None, 8080),
-        port(Proto::Tcp, web.addr4(80), Some("10.99.0.1"), 8081),
-        port(Proto::Tcp, web.addr4(80), Some("10.99.0.77"), 8082),
-        port(Proto::Udp, web.addr4(53), None, 5353),
+        port(Proto::Tcp, None, 8080, web.addr4(80)),
+        port(Proto::Tcp, None, 8080, web.addr6(80)),
+        port(Proto::Tcp, Some("10.99.0.1"), 8081, web.addr4(80)),
+        port(Proto::Tcp, Some("10.99.0.77"), 8082, web.addr4(80)),
+        port(Proto::Udp, None, 5353, web.addr4(53)),
     ]);
     blue.published.clone_from(&published);
     let rules = HostState { published, ipv6: true, ..HostState::default() };
@@ -89,10 +81,8 @@ async fn docker_user_lets_our_uplinks_through() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(1);
+    let (lab, mut state) = blue_alone().await;
     let (host, outside) = (&lab.hosts[0], lab.machine(100));
-    let mut state = network("blue", 57, host.index, 1, false);
-    host.overlay.ensure_network(&state).await.expect("network");
     let rules = HostState::default();
     host.overlay.ensure_host(&rules).await.expect("host");
     let a = container(host, &mut state, 7).await;
@@ -116,22 +106,13 @@ async fn a_client_that_keeps_sending_reaches_the_next_container() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(1);
+    let (lab, mut state) = blue_alone().await;
     let (host, client) = (&lab.hosts[0], lab.machine(100));
-    let mut state = network("blue", 57, host.index, 1, false);
-    host.overlay.ensure_network(&state).await.expect("network");
     let asker = client.run(|| UdpSocket::bind("10.99.0.100:4000")).expect("bind");
     for nth in [7, 8] {
         let container = container(host, &mut state, nth).await;
-        let port = PublishedPort {
-            proto: Proto::Udp,
-            host_ip: None,
-            host_port: 5353,
-            target: container.addr4(0).ip(),
-            target_port: 53,
-            draining: false,
-        };
-        let rules = HostState { published: [port].into(), ..HostState::default() };
+        let published = port(Proto::Udp, None, 5353, container.addr4(53));
+        let rules = HostState { published: [published].into(), ..HostState::default() };
         host.overlay.ensure_host(&rules).await.expect("host");
         let server = container.ns.run(|| UdpSocket::bind("0.0.0.0:53")).expect("bind");
         server.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
@@ -149,23 +130,13 @@ async fn a_published_port_that_drains_keeps_what_is_open() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(1);
+    let (lab, mut state) = blue_alone().await;
     let (host, outside) = (&lab.hosts[0], lab.machine(100));
-    let mut state = network("blue", 57, host.index, 1, false);
-    host.overlay.ensure_network(&state).await.expect("network");
     let web = container(host, &mut state, 7).await;
     let near = container(host, &mut state, 8).await;
-    let mut port = PublishedPort {
-        proto: Proto::Tcp,
-        host_ip: None,
-        host_port: 8080,
-        target: web.addr4(0).ip(),
-        target_port: 80,
-        draining: false,
-    };
-    let mut set = async |state: &mut NetworkState, draining| {
-        port.draining = draining;
-        state.published = BTreeSet::from([port.clone()]);
+    let set = async |state: &mut NetworkState, draining| {
+        let port = port(Proto::Tcp, None, 8080, web.addr4(80));
+        state.published = BTreeSet::from([PublishedPort { draining, ..port }]);
         let rules = HostState { published: state.published.clone(), ..HostState::default() };
         host.overlay.ensure_network(state).await.expect("network");
         host.overlay.ensure_host(&rules).await.expect("host");

@@ -5,18 +5,14 @@ use std::time::Duration;
 use netlib::{HostState, Scope};
 use tokio::time::timeout;
 
-use crate::lab::{Lab, container, left_out, network, vtep};
+use crate::lab::{Lab, blue, container, left_out, network, vtep};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_deleted_comes_back() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(2);
-    let mut states: Vec<_> = lab.hosts.iter().map(|host| network("blue", 57, host.index, 2, false)).collect();
-    for (host, state) in lab.hosts.iter().zip(&states) {
-        host.overlay.ensure_network(state).await.expect("network");
-    }
+    let (lab, mut states) = blue(2).await;
     let a = container(&lab.hosts[0], &mut states[0], 7).await;
     let far = container(&lab.hosts[1], &mut states[1], 9).await;
     let host = &lab.hosts[0];

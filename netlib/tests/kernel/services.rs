@@ -10,7 +10,7 @@ use std::{
 
 use netlib::{NetworkState, Service};
 
-use crate::lab::{Container, Lab, Ns, container, left_out, network};
+use crate::lab::{Container, Lab, Ns, blue_alone, container, left_out, network};
 
 pub(crate) const WAIT: Duration = Duration::from_secs(5);
 /// Connections after which each of two backends was chosen, but for one time in 2^39.
@@ -163,10 +163,8 @@ async fn connections_end_with_their_backend_and_not_before() {
     if left_out() {
         return;
     }
-    let lab = Lab::new(1);
+    let (lab, mut state) = blue_alone().await;
     let host = &lab.hosts[0];
-    let mut state = network("blue", 57, host.index, 1, false);
-    host.overlay.ensure_network(&state).await.expect("network");
     let old = container(host, &mut state, 7).await;
     let new = container(host, &mut state, 8).await;
     let client = container(host, &mut state, 9).await;

@@ -9,17 +9,15 @@ use std::{
 use netlib::{HostState, NetworkState};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use crate::lab::{Container, Lab, container, left_out, network, vtep};
+use crate::lab::{Container, Lab, blue, container, left_out, vtep};
 
 /// More than fits into any buffer on the way.
 const BULK: usize = 4 << 20;
 
 /// Two hosts with a container each.
 async fn two() -> (Lab, Vec<NetworkState>, Container, Container) {
-    let lab = Lab::new(2);
-    let mut states: Vec<_> = lab.hosts.iter().map(|host| network("blue", 57, host.index, 2, false)).collect();
-    for (host, state) in lab.hosts.iter().zip(&states) {
-        host.overlay.ensure_network(state).await.expect("network");
+    let (lab, mut states) = blue(2).await;
+    for host in &lab.hosts {
         let others = lab.hosts.iter().map(|other| other.index).filter(|other| *other != host.index);
         let rules = HostState { vteps: others.map(|o| vtep(o, false)).collect(), ipv6: true, ..HostState::default() };
         host.overlay.ensure_host(&rules).await.expect("host");
