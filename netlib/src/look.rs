@@ -73,6 +73,23 @@ pub struct Counted {
     pub protocols: BTreeMap<String, u64>,
 }
 
+impl Counted {
+    /// Packets that the rules of a chain counted; 0 where there is none.
+    pub fn rule(&self, chain: &str) -> u64 {
+        self.rules.get(chain).copied().unwrap_or_default()
+    }
+
+    /// A protocol's counter; 0 where there is none.
+    pub fn protocol(&self, name: &str) -> u64 {
+        self.protocols.get(name).copied().unwrap_or_default()
+    }
+
+    /// A device's counters; zeroes where there is none.
+    pub fn device(&self, name: &str) -> Device {
+        self.devices.get(name).copied().unwrap_or_default()
+    }
+}
+
 /// Counters of a device (`/proc/net/dev`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Device {

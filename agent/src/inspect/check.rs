@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netlib::{Scope, look::Counted};
+use netlib::Scope;
 use skein_api::{CheckTarget, HostCheck, NetworkId, PairCheck, ProbeSockets, Protocol};
 use socket2::{Domain, Socket, Type};
 
@@ -55,9 +55,9 @@ async fn checksum_errors(netlib: &netlib::Overlay, networks: &BTreeSet<NetworkId
     let ids = networks.iter().filter_map(|n| netlib::NetworkId::try_from(n.as_str().to_owned()).ok());
     let mut sum = 0;
     for scope in std::iter::once(Scope::Host).chain(ids.map(Scope::Fabric)) {
-        let Counted { protocols, .. } = netlib.counted(&scope).await.unwrap_or_default();
+        let counted = netlib.counted(&scope).await.unwrap_or_default();
         let names = ["Udp.InCsumErrors", "Udp6InCsumErrors", "Tcp.InCsumErrors", "Ip6InHdrErrors", "Icmp.InCsumErrors"];
-        sum += names.iter().filter_map(|name| protocols.get(*name)).sum::<u64>();
+        sum += names.iter().map(|name| counted.protocol(name)).sum::<u64>();
     }
     sum
 }

@@ -76,8 +76,7 @@ impl<'a> Here<'a> {
     /// The device counters of the VXLAN device.
     async fn counted(&self) -> netlib::look::Device {
         let scope = self.fabric.scope.clone();
-        let counted = self.netlib.counted(&scope).await.unwrap_or_default();
-        counted.devices.get(names::VXLAN_IFNAME).copied().unwrap_or_default()
+        self.netlib.counted(&scope).await.unwrap_or_default().device(names::VXLAN_IFNAME)
     }
 
     /// The container of the other end, where that is on this host too.

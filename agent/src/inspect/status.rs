@@ -109,16 +109,17 @@ fn scope_status(
 
 /// What a fabric drops. Names say what it means; docs/networking.md lists them.
 fn fabric_drops(counted: &Counted) -> Vec<(&'static str, u64)> {
-    let protocol = |name: &str| counted.protocols.get(name).copied().unwrap_or_default();
-    let rule = |chain: &str| counted.rules.get(chain).copied().unwrap_or_default();
-    let vxlan = counted.devices.get(names::VXLAN_IFNAME).copied().unwrap_or_default();
+    let vxlan = counted.device(names::VXLAN_IFNAME);
     vec![
-        ("source address is not the container's (IPv4)", protocol("TcpExt.IPReversePathFilter")),
-        ("source address is not the container's (IPv6)", rule("spoof")),
-        ("VXLAN sent by a container", rule("inject")),
-        ("answered as unreachable: nobody has the address, or too large (IPv4)", protocol("Icmp.OutDestUnreachs")),
-        ("answered as unreachable: nobody has the address (IPv6)", protocol("Icmp6OutDestUnreachs")),
-        ("answered as too large (IPv6)", protocol("Icmp6OutPktTooBigs")),
+        ("source address is not the container's (IPv4)", counted.protocol("TcpExt.IPReversePathFilter")),
+        ("source address is not the container's (IPv6)", counted.rule("spoof")),
+        ("VXLAN sent by a container", counted.rule("inject")),
+        (
+            "answered as unreachable: nobody has the address, or too large (IPv4)",
+            counted.protocol("Icmp.OutDestUnreachs"),
+        ),
+        ("answered as unreachable: nobody has the address (IPv6)", counted.protocol("Icmp6OutDestUnreachs")),
+        ("answered as too large (IPv6)", counted.protocol("Icmp6OutPktTooBigs")),
         ("no way to the other host", vxlan.tx_errors),
         ("without a forwarding entry, the host's own multicast among them", vxlan.tx_dropped),
         ("dropped by the VXLAN device, receiving", vxlan.rx_dropped),
@@ -128,14 +129,12 @@ fn fabric_drops(counted: &Counted) -> Vec<(&'static str, u64)> {
 
 /// What the host's namespace drops of ours.
 fn host_drops(counted: &Counted) -> Vec<(&'static str, u64)> {
-    let protocol = |name: &str| counted.protocols.get(name).copied().unwrap_or_default();
-    let rule = |chain: &str| counted.rules.get(chain).copied().unwrap_or_default();
     vec![
-        ("VXLAN from an address that is no host of the cluster", rule("vxlan")),
-        ("VXLAN sent by a container of the engine's own networks", rule("inject")),
-        ("into a network without being asked for or published", rule("into")),
-        ("UDP with a wrong checksum (IPv4)", protocol("Udp.InCsumErrors")),
-        ("UDP with a wrong checksum (IPv6)", protocol("Udp6InCsumErrors")),
+        ("VXLAN from an address that is no host of the cluster", counted.rule("vxlan")),
+        ("VXLAN sent by a container of the engine's own networks", counted.rule("inject")),
+        ("into a network without being asked for or published", counted.rule("into")),
+        ("UDP with a wrong checksum (IPv4)", counted.protocol("Udp.InCsumErrors")),
+        ("UDP with a wrong checksum (IPv6)", counted.protocol("Udp6InCsumErrors")),
     ]
 }
 
