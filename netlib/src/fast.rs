@@ -16,7 +16,7 @@
 //!   of another host.
 //! * **Virtual addresses** are translated by connection tracking in the client's fabric, in both directions. Whoever
 //!   sends to an address of the network that no host owns is one of their clients: from that packet on, all its packets
-//!   go the routed way. It is remembered in the entry of the address itself, so a new container begins anew.
+//!   go the routed way. So is who sends to the host itself, where a port of every host may lead to another one. It is remembered in the entry of the address itself, so a new container begins anew.
 //! * **On one host** packets always go the routed way: published ports are translated there.
 //!
 //! Instructions are assembled here (RFC 9669), so that no compiler is needed where Skein is built or run. Pure: no system
