@@ -56,6 +56,11 @@ impl Out {
         self.line(&text)
     }
 
+    /// Writes a value as JSON, or what people read of it.
+    pub(crate) fn show(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+        if self.json { self.value(value) } else { self.text(&text()) }
+    }
+
     /// Writes a value as JSON on one line, for streams.
     pub(crate) fn value_line(&self, value: &impl Serialize) -> Result<(), Failure> {
         self.line(&serde_json::to_string(value).expect("the API's types have string keys only"))

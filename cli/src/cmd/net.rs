@@ -19,20 +19,12 @@ pub(super) async fn run(app: &App, command: NetCommand) -> Result<u8, Failure> {
         NetCommand::Status { node } => status(app, node.as_deref()).await,
         NetCommand::Check { node } => {
             let report = app.client("skein net check")?.net_check(node.as_deref()).await?;
-            if app.out.json {
-                app.out.value(&report)?
-            } else {
-                app.out.text(&check_text(&report))?
-            }
+            app.out.show(&report, || check_text(&report))?;
             Ok(if report.fine { 0 } else { code::FAILED })
         }
         NetCommand::Exposed { node } => {
             let answers = app.client("skein net exposed")?.net_exposed(node.as_deref()).await?;
-            if app.out.json {
-                app.out.value(&answers)?
-            } else {
-                app.out.text(&exposed_text(&answers))?
-            }
+            app.out.show(&answers, || exposed_text(&answers))?;
             Ok(0)
         }
         NetCommand::Path { from, to, port, proto } => {
@@ -47,21 +39,13 @@ pub(super) async fn run(app: &App, command: NetCommand) -> Result<u8, Failure> {
 
 async fn status(app: &App, node: Option<&str>) -> Result<u8, Failure> {
     let answers = app.client("skein net status")?.net_status(node).await?;
-    if app.out.json {
-        app.out.value(&answers)?;
-    } else {
-        app.out.text(&status_text(&answers))?;
-    }
+    app.out.show(&answers, || status_text(&answers))?;
     Ok(0)
 }
 
 /// Shows a path; 1 when it does not work.
 fn path(app: &App, report: &PathReport) -> Result<u8, Failure> {
-    if app.out.json {
-        app.out.value(report)?
-    } else {
-        app.out.text(&path_text(report))?
-    }
+    app.out.show(report, || path_text(report))?;
     Ok(if report.works { 0 } else { code::FAILED })
 }
 

@@ -328,10 +328,7 @@ async fn cert(app: &App, request: &CertRequest, dir: Option<&Path>) -> Result<()
 
 async fn explain(app: &App, name: &str, query: &skein_api::ExplainQuery) -> Result<(), Failure> {
     let explanation = app.client("skein explain")?.explain(name, query).await?;
-    if app.out.json {
-        return app.out.value(&explanation);
-    }
-    app.out.text(&explained(&explanation))
+    app.out.show(&explanation, || explained(&explanation))
 }
 
 /// An explanation for people: one sentence, then what each filter took away.

@@ -139,7 +139,7 @@ pub(super) async fn up(app: &App, args: UpArgs) -> Result<u8, Failure> {
 
 /// A plan is the data of a dry run.
 fn show_plan(app: &App, planned: &StackPlan, stack: &str) -> Result<(), Failure> {
-    if app.out.json { app.out.value(planned) } else { app.out.text(&plan::render(planned, stack, app.out.colour)) }
+    app.out.show(planned, || plan::render(planned, stack, app.out.colour))
 }
 
 /// Shows lines of tasks: bars on a terminal, plain lines elsewhere.

@@ -21,10 +21,7 @@ pub(super) async fn run(app: &App, question: WhatIfCommand) -> Result<(), Failur
         }
     };
     let answer = app.client("skein what-if")?.what_if(&question).await?;
-    if app.out.json {
-        return app.out.value(&answer);
-    }
-    app.out.text(&told(&answer))
+    app.out.show(&answer, || told(&answer))
 }
 
 /// An answer for people: one sentence, then tasks and nodes.
