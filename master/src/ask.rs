@@ -40,15 +40,34 @@ pub struct Asked {
     pub name: String,
 }
 
+impl Asked {
+    /// What it said, or why it said nothing.
+    pub fn answered<T>(self, answer: Result<T, ApiError>) -> HostAnswer<T> {
+        let (answer, error) = match answer {
+            Ok(answer) => (Some(answer), None),
+            Err(error) => (None, Some(error.message)),
+        };
+        let Self { node, name } = self;
+        HostAnswer { node, name, generation_sent: 0, generation_acked: 0, waiting: false, answer, error }
+    }
+
+    fn refused(&self, why: &str) -> ApiError {
+        ApiError::new("not_answered", format!("node {}: {why}", self.name))
+    }
+
+    fn read<T: DeserializeOwned>(&self, json: &[u8]) -> Result<T, ApiError> {
+        serde_json::from_slice(json).map_err(|e| self.refused(&format!("the answer cannot be read: {e}")))
+    }
+}
+
 impl Asker {
     /// Asks one agent.
     ///
     /// # Errors
     /// `node_unreachable`: no session, or no answer in time. `not_answered`: what the agent said instead.
     pub async fn ask<T: DeserializeOwned>(&self, asked: &Asked, question: &NetQuestion) -> Result<T, ApiError> {
-        let request = StreamRequest::Net { question: question.clone() };
-        let mut open = self.broker.open(&self.cluster, asked.node.clone(), &request).await?;
-        let refused = |why: String| ApiError::new("not_answered", format!("node {}: {why}", asked.name));
+        let mut open = self.stream(asked, question).await?;
+        let refused = |why: String| asked.refused(&why);
         let collect = async {
             let mut json = Vec::new();
             loop {
@@ -68,7 +87,7 @@ impl Asker {
             ApiError::new("node_unreachable", format!("node {} gave no answer within {seconds} s", asked.name))
         };
         let json = tokio::time::timeout(ANSWER_WITHIN, collect).await.map_err(late)??;
-        serde_json::from_slice(&json).map_err(|e| refused(format!("the answer cannot be read: {e}")))
+        asked.read(&json)
     }
 
     /// Asks one agent for something that lasts as long as the stream that comes with the answer. The answer is one frame.
@@ -80,9 +99,8 @@ impl Asker {
         asked: &Asked,
         question: &NetQuestion,
     ) -> Result<(T, AgentStream), ApiError> {
-        let request = StreamRequest::Net { question: question.clone() };
-        let mut open = self.broker.open(&self.cluster, asked.node.clone(), &request).await?;
-        let refused = |why: String| ApiError::new("not_answered", format!("node {}: {why}", asked.name));
+        let mut open = self.stream(asked, question).await?;
+        let refused = |why: String| asked.refused(&why);
         let first = tokio::time::timeout(ANSWER_WITHIN, open.frames.message()).await;
         let first = first.map_err(|_| refused("no answer in time".to_owned()))?;
         let json = match first.map_err(|status| refused(status.message().to_owned()))?.and_then(|frame| frame.body) {
@@ -90,8 +108,12 @@ impl Asker {
             Some(Body::Error(why)) => return Err(refused(why)),
             _ => return Err(refused("the answer broke off".to_owned())),
         };
-        let answer = serde_json::from_slice(&json).map_err(|e| refused(format!("the answer cannot be read: {e}")))?;
-        Ok((answer, open))
+        Ok((asked.read(&json)?, open))
+    }
+
+    async fn stream(&self, asked: &Asked, question: &NetQuestion) -> Result<AgentStream, ApiError> {
+        let request = StreamRequest::Net { question: question.clone() };
+        self.broker.open(&self.cluster, asked.node.clone(), &request).await
     }
 
     /// Asks several agents the same, beside each other. The answers come in the order of `asked`.
@@ -99,18 +121,12 @@ impl Asker {
         let one = |asked: Asked| async move {
             let node = asked.node.clone();
             let progress = self.cluster.query(move |core| core.dispatch_progress(&node)).await.unwrap_or_default();
-            let (answer, error) = match self.ask(&asked, question).await {
-                Ok(answer) => (Some(answer), None),
-                Err(error) => (None, Some(error.message)),
-            };
+            let answer = self.ask(&asked, question).await;
             HostAnswer {
-                node: asked.node,
-                name: asked.name,
                 generation_sent: progress.sent,
                 generation_acked: progress.acked,
                 waiting: progress.waiting,
-                answer,
-                error,
+                ..asked.answered(answer)
             }
         };
         stream::iter(asked).map(one).buffered(ASKED_MAX).collect().await

@@ -14,8 +14,8 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use master_core::Core;
 use skein_api::{
-    ApiError, CHECKED_MAX, CheckReport, CheckTarget, HostAnswer, HostCheck, NetQuestion, NetworkId, Node, NodeId,
-    NodeState, PLACES_MAX, ProbePlace,
+    ApiError, CHECKED_MAX, CheckReport, CheckTarget, HostCheck, NetQuestion, NetworkId, Node, NodeId, NodeState,
+    PLACES_MAX, ProbePlace,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -168,18 +168,14 @@ pub async fn checked(asker: &Asker, plan: Plan) -> CheckReport {
                 places.insert(host.node, found);
                 streams.push(stream);
             }
-            Err(error) => answers.push(silent(host, error)),
+            Err(error) => answers.push(host.answered(Err(error))),
         }
     }
     let send = |host: &Asked| {
         let (host, targets) = (host.clone(), plan.targets(&host.node, &places));
         async move {
-            match asker.ask::<HostCheck>(&host, &NetQuestion::Check { targets }).await {
-                Ok(check) => {
-                    HostAnswer { node: host.node, name: host.name, answer: Some(check), ..HostAnswer::default() }
-                }
-                Err(error) => silent(host, error),
-            }
+            let answer = asker.ask::<HostCheck>(&host, &NetQuestion::Check { targets }).await;
+            host.answered(answer)
         }
     };
     let senders: Vec<&Asked> = plan.hosts.iter().filter(|host| places.contains_key(&host.node)).collect();
@@ -188,10 +184,6 @@ pub async fn checked(asker: &Asker, plan: Plan) -> CheckReport {
     answers.sort_by(|a, b| a.name.cmp(&b.name));
     let unopened = plan.unopened(&places);
     summed(CheckReport { apart: plan.apart, unopened, hosts: answers, ..CheckReport::default() })
-}
-
-fn silent(host: Asked, error: ApiError) -> HostAnswer<HostCheck> {
-    HostAnswer { node: host.node, name: host.name, error: Some(error.message), ..HostAnswer::default() }
 }
 
 /// Adds the sentence.
@@ -301,7 +293,7 @@ fn due(core: &Core, settled: &BTreeSet<NodeId>) -> (BTreeSet<NodeId>, Vec<(NodeI
 
 #[cfg(test)]
 mod tests {
-    use skein_api::{PairCheck, ProbeSockets};
+    use skein_api::{HostAnswer, PairCheck, ProbeSockets};
 
     use super::*;
 
