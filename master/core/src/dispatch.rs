@@ -641,8 +641,10 @@ impl Core {
         host: &Node,
         container: &AttachedContainer,
     ) -> Option<EndpointAssignment> {
-        let v4 =
-            container.v4.filter(|v4| self.model.node_blocks(&network.id, &host.id).any(|b| b.block4.contains(v4)))?;
+        if !network.spec.attachable {
+            return None;
+        }
+        let v4 = container.v4.filter(|v4| self.model.giver(network, *v4) == Some(&host.id))?;
         let own6 = address6(network.subnet6, network.subnet4, v4);
         Some(EndpointAssignment {
             network: network.id.clone(),
@@ -658,7 +660,6 @@ impl Core {
             plain: true,
             draining: false,
         })
-        .filter(|_| network.spec.attachable)
     }
 }
 
