@@ -29,7 +29,7 @@ use crate::{
     command::{Context, Now},
     core::Core,
     meta,
-    model::{Change, Claimant, Key, Kind, Object, block_id},
+    model::{Change, Claimant, Key, Kind, Object, block_id, static_addresses},
     rng::Rng,
 };
 
@@ -47,6 +47,13 @@ pub(crate) struct Shortage {
     pub(crate) message: String,
     /// A block to freeze, so that there will be one.
     pub(crate) freeze: Option<Box<Block>>,
+}
+
+impl Shortage {
+    /// The block to freeze.
+    pub(crate) fn into_freeze(self) -> Option<Block> {
+        self.freeze.map(|block| *block)
+    }
 }
 
 impl From<String> for Shortage {
@@ -158,7 +165,7 @@ impl Core {
 
     /// A task whose container may still have an address that `task` shall have, in words.
     pub(crate) fn static_holder(&self, task: &Task) -> Option<String> {
-        crate::model::static_addresses(&task.spec).find_map(|(network, address)| {
+        static_addresses(&task.spec).find_map(|(network, address)| {
             let other = |claimant: &Claimant| match claimant {
                 Claimant::Task(id) if *id != task.id => Some(&self.model.tasks[id]),
                 _ => None,
@@ -240,7 +247,7 @@ impl Core {
             other => other,
         };
         if let Some(block) = asked.filter(|block| block.node != *node) {
-            let name = self.model.nodes.get(&block.node).map_or(block.node.short(), |n| &n.name);
+            let name = self.model.node_name(&block.node);
             let ticket = self.static_ticket(&network.id, address);
             let answer = self.model.nodes.get(&block.node).and_then(|n| n.description.frozen.get(&ticket));
             match answer {
@@ -284,9 +291,7 @@ impl Core {
             return Ok(None);
         }
         if let Some(index) = self.free_block(network) {
-            let (block4, node, meta) = (network.block4(index), node.clone(), meta::created(ctx));
-            let network = network.id.clone();
-            return Ok(Some(Block { network, index, node, meta, block4, frozen: None, borrowed: false }));
+            return Ok(Some(whole(network, node, index, ctx)));
         }
         if owned > 0 && owned >= tasks {
             return Ok(None);
@@ -334,7 +339,7 @@ impl Core {
         for network in networks.iter().filter_map(|id| self.model.networks.get(id)).cloned().collect::<Vec<_>>() {
             let ctx = Context { seed: rng.next_u64(), ..meta::internal("allocator", "plain containers", now, 0) };
             let grown = self.ensure_block(&network, node, self.without_block(&network, node, None), &ctx);
-            if let Some(block) = grown.unwrap_or_else(|shortage| shortage.freeze.map(|block| *block)) {
+            if let Some(block) = grown.unwrap_or_else(Shortage::into_freeze) {
                 self.stage(Change::Upsert(Object::Block(block)));
             }
         }
@@ -394,7 +399,6 @@ impl Core {
 
     /// Nothing is left to give at once: which block to freeze, or why there is none.
     fn shortage(&self, network: &Network, ctx: &Context) -> Shortage {
-        let name = |node: &NodeId| self.model.nodes.get(node).map_or(node.short().to_owned(), |n| n.name.clone());
         let able = |block: &&Block| {
             let node = self.model.nodes.get(&block.node);
             node.is_some_and(|n| n.description.freezes) && self.is_ready(&block.node)
@@ -404,7 +408,7 @@ impl Core {
             block.frozen.is_some_and(|ticket| !answered(ticket))
         });
         let waits = |block: &Block| {
-            let (host, block4, network) = (name(&block.node), block.block4, &network.spec.name);
+            let (host, block4, network) = (self.model.node_name(&block.node), block.block4, &network.spec.name);
             format!("network {network} has no free address: waits for host {host} to say what it can spare of {block4}")
         };
         if let Some(block) = asked {
@@ -499,7 +503,7 @@ impl Core {
         let mut usage = NetworkUsage { addresses, overlaps, ..NetworkUsage::default() };
         for node in self.model.members(&network.id) {
             let blocks = self.model.node_blocks(&network.id, node);
-            let name = self.model.nodes.get(node).map_or(node.short().to_owned(), |n| n.name.clone());
+            let name = self.model.node_name(node).to_owned();
             let owned = blocks.map(|b| self.room(network, b) as u32).sum();
             let used = self.model.node_tasks(node).filter(|t| keeps_addresses(t));
             let used = used.filter(|t| t.spec.attachment(&network.id).is_some()).count() + self.plain(network, node);
@@ -547,6 +551,13 @@ impl Core {
     }
 }
 
+/// The block at a position of the subnet, as a node's.
+pub(crate) fn whole(network: &Network, node: &NodeId, index: u32, ctx: &Context) -> Block {
+    let (block4, node, meta) = (network.block4(index), node.clone(), meta::created(ctx));
+    Block { network: network.id.clone(), index, node, meta, block4, frozen: None, borrowed: false }
+}
+
+/// One address, as a node's.
 fn single(network: &Network, node: &NodeId, address: Ipv4Addr, borrowed: bool, ctx: &Context) -> Block {
     let (index, block4) = (network.single_index(address), Ipv4Net::from(address));
     let (network, node) = (network.id.clone(), node.clone());

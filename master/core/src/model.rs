@@ -659,6 +659,11 @@ impl Model {
         self.volumes.get(self.volume_names.get(name)?)
     }
 
+    /// What to call a node in words: its name, or the beginning of its id when it is gone.
+    pub fn node_name<'a>(&'a self, id: &'a NodeId) -> &'a str {
+        self.nodes.get(id).map_or(id.short(), |node| &node.name)
+    }
+
     /// A node by name.
     pub fn node_named(&self, name: &str) -> Option<&Node> {
         self.nodes.get(self.hosts.names.get(name)?)

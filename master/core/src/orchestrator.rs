@@ -327,10 +327,7 @@ impl Core {
         let ctx = meta::internal("orchestrator", if attempt == 0 { "service" } else { "restart policy" }, now, 0);
         let (number, node, suffix) = match slot {
             Slot::Number(n) => (*n, None, n.to_string()),
-            Slot::Node(node) => {
-                let name = self.model.nodes.get(node).map_or(node.short(), |n| &n.name);
-                (0, Some(node.clone()), name.to_owned())
-            }
+            Slot::Node(node) => (0, Some(node.clone()), self.model.node_name(node).to_owned()),
         };
         let task = Task {
             id: TaskId::new(rng.id()),
@@ -464,9 +461,7 @@ impl Core {
         }
         for (network, node) in missing {
             let ctx = Context { seed: rng.next_u64(), ..ctx.clone() };
-            let grown = self
-                .ensure_block(&network, &node, 1, &ctx)
-                .unwrap_or_else(|shortage| shortage.freeze.map(|block| *block));
+            let grown = self.ensure_block(&network, &node, 1, &ctx).unwrap_or_else(Shortage::into_freeze);
             if let Some(block) = grown {
                 self.stage(Change::Upsert(Object::Block(block)));
             }

@@ -96,7 +96,7 @@ impl Core {
 
     /// `waits for room on h1, stops log.1 and log.2`; with other verbs for a plan that nobody follows yet.
     fn words_of(&self, hold: &Hold, [waits, stops]: [&str; 2]) -> String {
-        let node = self.model.nodes.get(&hold.node).map_or(hold.node.short(), |node| &node.name);
+        let node = self.model.node_name(&hold.node);
         let names: Vec<&str> =
             hold.victims.iter().filter_map(|id| Some(self.model.tasks.get(id)?.name.as_str())).collect();
         match names.is_empty() {

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use skein_api::{Block, NetworkId, NodeId, Task, TaskAddress, TaskId, TaskReport, TaskState, TaskStatus, address6};
 
 use crate::{
+    addresses::whole,
     command::{Context, Decision, Reply},
     core::Core,
     lookup::not_found,
@@ -146,7 +147,7 @@ impl Core {
         }
         let Some(index) = network.block_index(v4) else { return Claim::Absurd };
         let words = |owner: String| {
-            let name = self.model.nodes.get(node).map_or(node.as_str(), |n| &n.name);
+            let name = self.model.node_name(node);
             let network = &network.spec.name;
             format!(
                 "address {v4} of network {network} on {name} is {owner} too: a backup was restored that is older than it"
@@ -155,10 +156,7 @@ impl Core {
         let place = (network.id.clone(), index);
         match self.model.giver(network, v4) {
             Some(giver) if giver == node => return Claim::Own,
-            Some(giver) => {
-                let owner = self.model.nodes.get(giver).map_or(giver.as_str(), |n| &n.name);
-                return Claim::Taken(words(format!("one of {owner}'s")));
-            }
+            Some(giver) => return Claim::Taken(words(format!("one of {}'s", self.model.node_name(giver)))),
             None if regained.contains_key(&place) => return Claim::Own,
             None if self.vip_blocks(network).contains(&index) => {
                 return Claim::Taken(words("for virtual addresses".to_owned()));
@@ -172,8 +170,6 @@ impl Core {
         if blocks > self.model.node_tasks(node).filter(there).count() {
             return Claim::Absurd;
         }
-        let block4 = network.block4(index);
-        let (node, meta) = (node.clone(), meta::created(ctx));
-        Claim::Lost(Block { network: place.0, index, node, meta, block4, frozen: None, borrowed: false })
+        Claim::Lost(whole(network, node, index, ctx))
     }
 }

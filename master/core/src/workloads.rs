@@ -451,7 +451,7 @@ impl Core {
             plan.warnings.push(format!("volume {name} stays: {user} uses it"));
             return;
         }
-        let node = self.model.nodes.get(&volume.node).map_or(volume.node.short(), |n| &n.name);
+        let node = self.model.node_name(&volume.node);
         plan.warnings.push(format!(
             "volume {name} is forgotten, its data stays on node {node}; to delete it, there: docker volume rm {name}"
         ));
