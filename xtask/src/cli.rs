@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{bench, demo, fuzz, lab, setup, sim, test, tidy, ui};
@@ -61,6 +62,15 @@ pub fn main() -> ExitCode {
         ui::error(&error);
         ExitCode::FAILURE
     })
+}
+
+/// Where cargo puts what it builds: this program is in a profile's folder of it.
+///
+/// # Errors
+/// When this program is not found.
+pub fn target_dir() -> Result<PathBuf> {
+    let me = std::env::current_exe().context("failed to find this program")?;
+    Ok(me.ancestors().nth(2).context("failed to find the folder of what is built")?.to_path_buf())
 }
 
 /// The root of the repository that this program was built from.

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::cli::repository_root;
+use crate::cli::{repository_root, target_dir};
 use crate::{test, ui};
 
 /// Worlds of the short form, 200 to 1,000 hosts each, about a second of a core for each.
@@ -61,7 +61,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
 pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     let build = ["build", "--quiet", "--profile", "sim", "--package", "skein-sim", "--features", "mutants"];
     test::must(test::cargo(root, &build))?;
-    Ok(root.join("target/sim/skein-sim"))
+    Ok(target_dir()?.join("sim/skein-sim"))
 }
 
 fn worlds_pass(program: &Path, args: &[&str]) -> anyhow::Result<()> {

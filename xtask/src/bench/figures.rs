@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::{cli::repository_root, test};
+use crate::{
+    cli::{repository_root, target_dir},
+    test,
+};
 
 /// One figure.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,7 +31,7 @@ pub(super) struct Figure {
 pub(super) fn program(package: &str) -> Result<PathBuf> {
     let root = repository_root();
     test::must(test::cargo(&root, &["build", "--quiet", "--release", "--package", package]))?;
-    Ok(root.join("target/release").join(package))
+    Ok(target_dir()?.join("release").join(package))
 }
 
 /// Builds an example of a package that measures, for speed.
@@ -38,7 +41,7 @@ pub(super) fn program(package: &str) -> Result<PathBuf> {
 pub(super) fn example(package: &str, name: &str) -> Result<PathBuf> {
     let root = repository_root();
     test::must(test::cargo(&root, &["build", "--quiet", "--release", "--package", package, "--example", name]))?;
-    Ok(root.join("target/release/examples").join(name))
+    Ok(target_dir()?.join("release/examples").join(name))
 }
 
 /// Reads what such a program said.

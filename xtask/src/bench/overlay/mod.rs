@@ -21,7 +21,10 @@ use super::{
     Outcome, figures,
     rows::{Goal, Row},
 };
-use crate::{cli::repository_root, test, ui};
+use crate::{
+    cli::{repository_root, target_dir},
+    test, ui,
+};
 
 /// Name of the benchmark.
 const NAME: &str = "overlay";
@@ -87,7 +90,7 @@ fn go_on_as_release() -> Result<anyhow::Error> {
     let args: Vec<&str> = ["build", "--quiet", "--release"].into_iter().chain(chosen).collect();
     test::must(test::cargo(&root, &args))?;
     figures::example("netlib", "peers")?;
-    let program = root.join("target/release/xtask");
+    let program = target_dir()?.join("release/xtask");
     let error = Command::new(&program).args(std::env::args_os().skip(1)).arg("--built").exec();
     Ok(anyhow::Error::new(error).context(format!("failed to start {}", program.display())))
 }

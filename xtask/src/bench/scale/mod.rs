@@ -21,7 +21,10 @@ use super::{
     Outcome,
     rows::{Goal, Row, number},
 };
-use crate::{cli::repository_root, ui};
+use crate::{
+    cli::{repository_root, target_dir},
+    ui,
+};
 
 /// Name of the benchmark.
 const NAME: &str = "scale";
@@ -107,7 +110,7 @@ fn build() -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command.args(["build", "--release", "-p", "skein-master", "-p", "skein-fleet"]).current_dir(&root);
     ensure!(command.status().context("failed to start cargo")?.success(), "the programs do not build");
-    Ok(root.join("target/release"))
+    Ok(target_dir()?.join("release"))
 }
 
 struct Bench {
